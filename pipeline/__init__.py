@@ -1,0 +1,1 @@
+"""Turns one clip into TSF samples, and samples into shards. Knows nothing of Prefect, Ray or `model/`."""

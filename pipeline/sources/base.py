@@ -1,0 +1,225 @@
+"""What a dataset source is: a plan (cheap, lazy, no pixels) and an annotation on demand.
+
+A source is one file. `plan` walks the official layout and yields clips with pointers to their annotations, or
+rejected rows; `annotate` follows one pointer. All conversions (bases, box conventions, absent flags, RLE) are in the
+source, and nowhere after it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import ClassVar, Literal, Protocol
+
+from schemas.config import Config
+from schemas.records import Annotation, Clip, Planned, Quarantined, Reason, Referent, Rejected
+
+
+class Rules(Config):
+    """What is done to a source's clips (paper, Appendix A). Each source file states its own and where it comes from.
+
+    boxes: where the track comes from.
+        "tracked": detect in a key frame, track through the clip, compare with the annotation;
+        "annotation": keep the dataset's boxes;
+        "masks": boxes around the dataset's masks.
+    fill_gaps: longest run of frames without annotation, between two annotated ones, that the tracker bridges
+        (0 = none). Only for boxes that are not tracked anyway.
+    masks: "segment" makes masks from the track, "annotation" keeps the dataset's, "none" makes none.
+    boxes_from_masks: after segmenting, the track's boxes become those around the masks (A2D-Sentences).
+    min_iou: tracked frames below this IoU with the annotation are dropped; None keeps all. The paper gives no number.
+    max_kept_frames: keep at most so many frames of a track, annotated ones first, then evenly spaced; None keeps all.
+    """
+
+    boxes: Literal["tracked", "annotation", "masks"] = "tracked"
+    fill_gaps: int = 0
+    masks: Literal["segment", "annotation", "none"] = "segment"
+    boxes_from_masks: bool = False
+    min_iou: float | None = 0.5
+    max_kept_frames: int | None = None
+
+
+class SourceConfig(Config):
+    """Base of every source's config."""
+
+    rules: Rules = Rules()
+
+
+class Source(Protocol):
+    """A dataset. `name` is its key on the command line and in every row; `splits` are its official split names."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    licence: ClassVar[str]
+    expected: ClassVar[str]  # the tree under the data root, shown when it is not there
+    config: SourceConfig
+
+    def available(self, root: "DataRoot") -> list[str]:
+        """The splits whose annotations are under `root`, in official order."""
+        ...
+
+    def plan(self, root: "DataRoot", split: str) -> Iterator[Planned | Rejected]:
+        """Clips and rejected rows of one split, in the order of the annotation files, without loading them all."""
+        ...
+
+    def annotate(self, root: "DataRoot", clip: Clip, referent: Referent) -> Annotation:
+        """The annotation of one planned referent on the frames of its clip. Raises Quarantined if it is unusable."""
+        ...
+
+    def annotation_files(self, root: "DataRoot", split: str) -> list[str]:
+        """Relative paths of the files that decide the plan: when one changes, so does the plan."""
+        ...
+
+
+class DataRoot:
+    """A dataset's folder, and the only way to its files: nothing that an annotation names is opened outside it.
+
+    follow_links: allow symbolic links inside the root that lead out of it (your own, for a dataset spread over disks).
+    """
+
+    def __init__(self, path: str | os.PathLike, *, follow_links: bool = False):
+        self.path = Path(path).resolve()
+        self.follow_links = follow_links
+
+    def file(self, relative: str) -> Path:
+        """The absolute path of `relative`, which may come from an annotation. Raises Quarantined if it leaves the root."""
+        pure = PurePosixPath(relative)
+        if not relative or "\0" in relative or pure.is_absolute() or ".." in pure.parts:
+            raise Quarantined(Reason.UNSAFE_PATH, f"path {relative!r:.200} is not inside the data root")
+        path = self.path / pure
+        if not self.follow_links:
+            try:
+                inside = path.resolve().is_relative_to(self.path)
+            except (OSError, RuntimeError) as error:  # link loops, names too long
+                raise Quarantined(Reason.UNSAFE_PATH, f"path {relative!r:.200} cannot be resolved: {error}") from error
+            if not inside:
+                raise Quarantined(
+                    Reason.UNSAFE_PATH,
+                    f"{relative!r:.200} is a link that leaves the data root; if it is yours, use --follow-links",
+                )
+        return path
+
+    def has(self, relative: str) -> bool:
+        """Whether a file or folder of that name is inside the root."""
+        try:
+            return self.file(relative).exists()
+        except (Quarantined, OSError):
+            return False
+
+    def read_bytes(self, relative: str, offset: int = 0, size: int = -1) -> bytes:
+        """A byte range of a file. A file that is not there is quarantined as annotation_missing."""
+        try:
+            with self.file(relative).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+
+    def read_text(self, relative: str) -> str:
+        """A UTF-8 text file; bytes that are not UTF-8 become U+FFFD, so that one bad caption loses nothing else."""
+        return self.read_bytes(relative).decode("utf-8", "replace")
+
+    def read_json(self, relative: str, offset: int = 0, size: int = -1) -> object:
+        """JSON of a file or of a byte range of it."""
+        data = self.read_bytes(relative, offset, size)
+        try:
+            return json.loads(data.decode("utf-8", "replace"))
+        except (ValueError, RecursionError) as error:
+            raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not JSON: {error}") from error
+
+    def json_members(self, relative: str) -> Iterator[tuple[str, int, int]]:
+        """(key, offset, size in bytes) of each value of a file that is one JSON object, without keeping the values.
+
+        Datasets put whole splits into one object (MeViS masks, HC-STVG tubes); with the byte range a worker reads
+        only its own clip's part. One pass at the speed of the C parser.
+        """
+        return json_members(self.file(relative))
+
+
+def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, int]]:
+    """See `DataRoot.json_members`. Raises Quarantined(annotation_invalid) with the byte offset of what is not JSON."""
+    decoder = json.JSONDecoder()
+    with path.open("rb") as file:
+        base, text, done = 0, "", False  # latin-1 text, so that one character is one byte
+
+        def more() -> None:
+            nonlocal text, done
+            data = file.read(max(chunk, len(text)))  # doubling: one huge value costs linear time
+            text, done = text + data.decode("latin-1"), not data
+
+        def skip(position: int, expected: str) -> int:
+            """Past white space, to a character of `expected`; returns its position."""
+            while True:
+                while position < len(text) and text[position] in " \t\r\n\xef\xbb\xbf":
+                    position += 1
+                if position < len(text):
+                    if text[position] not in expected:
+                        raise _not_json(path, base + position, f"expected one of {expected!r}")
+                    return position
+                if done:
+                    raise _not_json(path, base + position, "the file ends early")
+                more()
+
+        def value(position: int) -> tuple[object, int]:
+            """Decode the value at `position`, reading on while it is incomplete."""
+            while True:
+                try:
+                    decoded, end = decoder.raw_decode(text, position)
+                    if end < len(text) or done:
+                        return decoded, end
+                except RecursionError as error:
+                    raise _not_json(path, base + position, "nested too deep") from error
+                except json.JSONDecodeError as error:
+                    if done:
+                        raise _not_json(path, base + error.pos, error.msg) from error
+                more()
+
+        position = skip(0, "{") + 1
+        position = skip(position, '"}')
+        while text[position] == '"':
+            key, position = value(position)
+            position = skip(position, ":") + 1
+            while position >= len(text) or text[position] in " \t\r\n":
+                if position < len(text):
+                    position += 1
+                elif done:
+                    raise _not_json(path, base + position, "the file ends early")
+                else:
+                    more()
+            start = position
+            _, position = value(position)
+            yield str(key).encode("latin-1").decode("utf-8", "replace"), base + start, position - start
+            position = skip(position, ",}")
+            if text[position] == "}":
+                return
+            position = skip(position + 1, '"')
+            if position > chunk:
+                base, text, position = base + position, text[position:], 0
+
+
+def _not_json(path: Path, offset: int, why: str) -> Quarantined:
+    return Quarantined(Reason.ANNOTATION_INVALID, f"{path.name}: not a JSON object: {why} at byte {offset}")
+
+
+def clip_key(*parts: object) -> str:
+    """A readable, stable id out of names: lower case, everything outside [a-z0-9_-] as `_`.
+
+    Two names that would collide ("A-1", "a-1", "a.1") get a suffix from a hash of the exact text.
+    """
+    exact = "-".join(str(p) for p in parts)
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in exact.lower())[:96]
+    if plain == exact:
+        return plain
+    return f"{plain}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
+
+
+@lru_cache(maxsize=4)
+def load_source(name: str, config_json: str = "") -> Source:
+    """The source called `name`; `config_json` overrides its defaults (the canonical JSON of its config)."""
+    from pipeline.sources import SOURCES
+
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
+    cls = SOURCES[name]
+    return cls(cls.Config.model_validate_json(config_json)) if config_json else cls()

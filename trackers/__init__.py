@@ -1,0 +1,1 @@
+"""Box trackers behind one protocol (`trackers.base.Tracker`)."""
