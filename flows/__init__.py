@@ -1,0 +1,1 @@
+"""The way in: command line, Prefect flows, executors. Imports everything, is imported by nothing."""

@@ -143,18 +143,20 @@ def rle_check(rle: object, size: tuple[int, int] | None = None) -> RLE:
 def _runs(counts: bytes) -> NDArray[np.int64]:
     """Run lengths of COCO's text form: 5 bits a character, bit 6 = more, sign-extended; from the third run on,
     differences to the run two before (https://github.com/cocodataset/cocoapi, maskApi.c, rleFrString)."""
+    if not counts:
+        return np.zeros(0, np.int64)
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if ((codes < 0) | (codes > 63)).any():
         raise ValueError("RLE: counts hold a character outside COCO's alphabet")
     last = (codes & 32) == 0
-    if codes.size and not last[-1]:
+    if not last[-1]:
         raise ValueError("RLE: counts end in the middle of a number")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
     place = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    if codes.size and place.max() > 6:
+    if place.max() > 6:
         raise ValueError("RLE: a run is longer than any mask")
-    values = np.add.reduceat((codes & 31) << (5 * place), starts) if codes.size else np.zeros(0, np.int64)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
     negative = (codes[ends] & 16) != 0
     values = values - np.where(negative, np.int64(1) << (5 * (place[ends] + 1)), 0)
     # run[i] = value[i] + run[i - 2] for i > 2, which is two interleaved running sums.

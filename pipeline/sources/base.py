@@ -8,12 +8,16 @@ source, and nowhere after it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.config import Config
+from schemas.geometry import RLE, rle_area, rle_check
 from schemas.records import Annotation, Clip, Planned, Quarantined, Reason, Referent, Rejected
 
 
@@ -53,7 +57,9 @@ class Source(Protocol):
     splits: ClassVar[tuple[str, ...]]
     licence: ClassVar[str]
     expected: ClassVar[str]  # the tree under the data root, shown when it is not there
-    config: SourceConfig
+
+    @property
+    def config(self) -> SourceConfig: ...
 
     def available(self, root: "DataRoot") -> list[str]:
         """The splits whose annotations are under `root`, in official order."""
@@ -68,7 +74,7 @@ class Source(Protocol):
         ...
 
     def annotation_files(self, root: "DataRoot", split: str) -> list[str]:
-        """Relative paths of the files that decide the plan: when one changes, so does the plan."""
+        """Relative paths of the existing files that decide the plan: if one changes, comes or goes, so may the plan."""
         ...
 
 
@@ -83,7 +89,7 @@ class DataRoot:
         self.follow_links = follow_links
 
     def file(self, relative: str) -> Path:
-        """The absolute path of `relative`, which may come from an annotation. Raises Quarantined if it leaves the root."""
+        """The absolute path of `relative`, which may come from an annotation. Quarantined if it leaves the root."""
         pure = PurePosixPath(relative)
         if not relative or "\0" in relative or pure.is_absolute() or ".." in pure.parts:
             raise Quarantined(Reason.UNSAFE_PATH, f"path {relative!r:.200} is not inside the data root")
@@ -106,6 +112,21 @@ class DataRoot:
             return self.file(relative).exists()
         except (Quarantined, OSError):
             return False
+
+    def listdir(self, relative: str) -> list[str]:
+        """Sorted names in a folder; none where there is no such folder."""
+        try:
+            return sorted(os.listdir(self.file(relative)))
+        except (Quarantined, OSError):
+            return []
+
+    def walk(self, *suffixes: str) -> Iterator[str]:
+        """Relative paths of all files with one of the suffixes (lower case, with dot), in sorted order."""
+        for folder, folders, names in os.walk(self.path, followlinks=self.follow_links):
+            folders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(suffixes):
+                    yield (Path(folder) / name).relative_to(self.path).as_posix()
 
     def read_bytes(self, relative: str, offset: int = 0, size: int = -1) -> bytes:
         """A byte range of a file. A file that is not there is quarantined as annotation_missing."""
@@ -178,7 +199,9 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
         position = skip(0, "{") + 1
         position = skip(position, '"}')
         while text[position] == '"':
-            key, position = value(position)
+            start = position
+            _, position = value(position)
+            key = json.loads(text[start:position].encode("latin-1").decode("utf-8", "replace"))
             position = skip(position, ":") + 1
             while position >= len(text) or text[position] in " \t\r\n":
                 if position < len(text):
@@ -189,7 +212,7 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
                     more()
             start = position
             _, position = value(position)
-            yield str(key).encode("latin-1").decode("utf-8", "replace"), base + start, position - start
+            yield key, base + start, position - start
             position = skip(position, ",}")
             if text[position] == "}":
                 return
@@ -208,10 +231,108 @@ def clip_key(*parts: object) -> str:
     Two names that would collide ("A-1", "a-1", "a.1") get a suffix from a hash of the exact text.
     """
     exact = "-".join(str(p) for p in parts)
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in exact.lower())[:96]
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in exact.lower())[:80]
     if plain == exact:
         return plain
     return f"{plain}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
+
+
+# --- what several sources need ---------------------------------------------------------------------------------------
+
+
+def locate(root: DataRoot, folders: Sequence[str], probes: Sequence[str]) -> str:
+    """Where the official tree begins: the first of `folders` ("" is the root itself, others end in a slash) that holds
+    one of `probes`, "" if none does. So a root given one folder too high or too low still works."""
+    return next((f for f in folders if any(root.has(f + probe) for probe in probes)), "")
+
+
+def first_of(root: DataRoot, candidates: Sequence[str]) -> str | None:
+    """The first of several official spellings of a path that exists."""
+    return next((c for c in candidates if root.has(c)), None)
+
+
+def need_split(source: Source, root: DataRoot, split: str) -> None:
+    """ValueError with the expected tree unless `split` can be planned from `root`."""
+    if split not in (found := source.available(root)):
+        has = f"found only {', '.join(found)}" if found else "found no annotations"
+        raise ValueError(f"{source.name}: no split {split!r} under {root.path}: {has}. Expected:\n{source.expected}")
+
+
+def clean(text: str) -> str:
+    """A caption with its white space normalised and nothing else changed."""
+    return " ".join(text.split())
+
+
+def malformed(message: str) -> Quarantined:
+    """For a row that cannot be read; `plan` turns it into a Rejected."""
+    return Quarantined(Reason.MALFORMED_ROW, message)
+
+
+def invalid(message: str) -> Quarantined:
+    """For an annotation that was planned and turns out to be unusable."""
+    return Quarantined(Reason.ANNOTATION_INVALID, message)
+
+
+def box_rows(rows: object, where: str) -> NDArray[np.float64]:
+    """Lists of four numbers (or of their texts) -> [N, 4], unconverted. Raises Quarantined(annotation_invalid)."""
+    try:
+        boxes_n4 = np.array(rows, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise invalid(f"{where}: boxes are not rows of four numbers: {error}") from error
+    if boxes_n4.ndim != 2 or boxes_n4.shape[1] != 4:
+        raise invalid(f"{where}: boxes are not rows of four numbers: shape {boxes_n4.shape}")
+    return boxes_n4
+
+
+def box_lines(text: str, where: str) -> NDArray[np.float64]:
+    """Lines `a,b,c,d` (commas or white space; blank lines skipped) -> [N, 4], unconverted."""
+    return box_rows([line.replace(",", " ").split() for line in text.split("\n") if line.strip()], where)
+
+
+def digits(data: bytes, where: str, highest: int = 1) -> NDArray[np.uint8]:
+    """Labels of one digit each, separated by commas or white space (LaSOT and GOT-10k flags) -> [N] uint8."""
+    codes = np.frombuffer(data, np.uint8)
+    label = (codes >= ord("0")) & (codes <= ord("0") + highest)
+    if not (label | np.isin(codes, np.frombuffer(b", \t\r\n", np.uint8))).all() or (label[1:] & label[:-1]).any():
+        raise invalid(f"{where}: expected labels 0..{highest} separated by commas or line ends")
+    return codes[label] - ord("0")
+
+
+def checked_mask(rle: object, where: str, size: tuple[int, int] | None = None) -> RLE | None:
+    """An annotation's RLE after `rle_check`, None if it has no foreground. Raises Quarantined(annotation_invalid)."""
+    try:
+        mask = rle_check(rle, size)
+    except ValueError as error:
+        raise invalid(f"{where}: {error}") from error
+    return mask if rle_area(mask) else None
+
+
+def with_target(annotation: Annotation, referent: Referent) -> Annotation:
+    """The annotation, or Quarantined(no_target) if it has a usable box in no frame of the clip."""
+    if not annotation.visible.any():
+        raise Quarantined(Reason.NO_TARGET, f"{referent.referent_id}: no usable box in any frame of the clip")
+    return annotation
+
+
+class LastJSON:
+    """The last JSON file that was read, and only that one: the referents of one video share a file of several MB."""
+
+    def __init__(self) -> None:
+        self._key: tuple = ()
+        self._value: object = None
+
+    def read(self, root: DataRoot, relative: str) -> object:
+        """As `DataRoot.read_json`."""
+        try:
+            stat = root.file(relative).stat()
+        except OSError as error:
+            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+        key = (root.path, relative, stat.st_size, stat.st_mtime_ns)
+        if key != self._key:
+            self._key, self._value = (), None  # dropped before the next one is read
+            self._value = root.read_json(relative)
+            self._key = key
+        return self._value
 
 
 @lru_cache(maxsize=4)
@@ -221,5 +342,5 @@ def load_source(name: str, config_json: str = "") -> Source:
 
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
-    cls = SOURCES[name]
+    cls: Any = SOURCES[name]
     return cls(cls.Config.model_validate_json(config_json)) if config_json else cls()

@@ -1,0 +1,54 @@
+# Every target sets up what it needs. PYTHON is any Python 3.11 or 3.12; uv comes from pip into the venv.
+PYTHON ?= python3
+DATA   ?=
+OUT    ?= outputs/tsf
+WORKERS ?= 2
+BIN    := .venv/bin
+UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
+
+.PHONY: help setup demo test check shards serve clean
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(BIN)/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.8
+	$(UV) setuptools
+
+# Three sizes of the same environment, each a stamp: what the lite preset needs, plus the tools of the tests, plus the
+# paper's models (7 GB with CUDA).
+.venv/.base: $(BIN)/uv pyproject.toml constraints.txt
+	@echo "installing the base (about 1.2 GB) into .venv ..."
+	$(UV) -e .
+	@touch $@
+.venv/.dev: .venv/.base
+	$(UV) -e '.[dev]'
+	@touch $@
+.venv/.full: .venv/.dev
+	@echo "installing torch and the models' packages (about 6 GB) into .venv ..."
+	SAM2_BUILD_CUDA=0 $(UV) -e '.[dev,full]'
+	@touch $@
+
+setup: .venv/.full ## everything: base, test tools, torch and the paper's models
+	@echo "ready: $(BIN)/sparrow --help"
+
+demo: .venv/.base ## the whole pipeline on a synthetic corpus: OUT=outputs/demo
+	$(BIN)/sparrow demo --out $(if $(filter file,$(origin OUT)),outputs/demo,$(OUT)) --workers $(WORKERS)
+
+check: .venv/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## lint, types and the whole test suite
+	$(BIN)/pytest
+
+shards: .venv/.base ## curate every source under DATA=... into OUT=...
+	@test -n "$(DATA)" || { echo "say where the datasets are: make shards DATA=/data OUT=outputs/tsf (folders $(DATA)/hcstvg, ...)"; exit 2; }
+	$(BIN)/sparrow shards --data-root $(DATA) --out $(OUT) --workers $(WORKERS)
+
+serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=... OUT=...
+	$(BIN)/python -m flows.serve $(if $(DATA),--data $(DATA)) --out $(OUT)
+
+clean: ## remove the environment and caches (never outputs)
+	rm -rf .venv .ruff_cache .mypy_cache .hypothesis .pytest_cache *.egg-info

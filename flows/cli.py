@@ -1,0 +1,325 @@
+"""`sparrow`: every verb of the project. Heavy imports are inside the verbs, so that `--help` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="sparrow",
+    help="Curate referring-video datasets into Target-Specific Feature (TSF) shards and manifests.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]
+Root = Annotated[Path, typer.Option("--data-root", help="The dataset's folder, official layout (docs/datasets/).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Workers = Annotated[int, typer.Option(help="Worker processes.", min=1)]
+Executor = Annotated[str, typer.Option(help="ray, or inline: everything in this process (debugging).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a config field, e.g. --set media.media=none.")]
+SourceSets = Annotated[
+    list[str] | None, typer.Option("--source-set", help="Replace a field of the source's config: rules.min_iou=0.4.")
+]
+Splits = Annotated[list[str] | None, typer.Option("--split", help="Only this split (repeatable). Default: all there.")]
+Corpus = Annotated[str, typer.Option(help="How much to take: all, or paper (the paper's counts).")]
+Limit = Annotated[int | None, typer.Option(help="At most N clips of each split: a deterministic sample.", min=1)]
+Links = Annotated[bool, typer.Option("--follow-links", help="Allow links that leave the data root.")]
+
+
+@app.command(epilog="Example: sparrow demo --out outputs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/demo"),
+    workers: Workers = 2,
+    scale: Annotated[int, typer.Option(help="Make the corpus N times larger.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic corpus.")] = 0,
+    executor: Executor = "ray",
+) -> None:
+    """Run the whole pipeline on a synthetic corpus: seven datasets, no weights, no GPU, about a minute."""
+    from flows.demo import run_demo
+    from flows.executors import make_executor
+    from flows.progress import Bars
+    from flows.show import show_run, show_scores
+
+    done = run_demo(out, make_executor(executor, workers), Bars(), scale=scale, seed=seed)
+    show_run(out, done.runs)
+    show_scores(done.scores)
+    _where(out, done.sheets)
+
+
+@app.command(epilog="Example: sparrow plan lasot --data-root /data/LaSOT")
+def plan(
+    source: Annotated[str, typer.Argument(help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.")],
+    data_root: Root,
+    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    split: Splits = None,
+    corpus: Corpus = "all",
+    limit: Limit = None,
+    sets: Sets = None,
+    source_sets: SourceSets = None,
+    workers: Workers = 2,
+    follow_links: Links = False,
+    as_json: Json = False,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
+    from flows.jobs import forecast, make_jobs, normal, totals
+    from flows.progress import Bars, Quiet
+    from pipeline.corpora import take
+    from pipeline.plan import build_plan, configured_source
+    from pipeline.presets import configure
+
+    config = configure(preset, sets)
+    if show_config:
+        own = configured_source(normal(source), take(corpus, normal(source))).config
+        print(json.dumps({"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")}, indent=2))
+        return
+    jobs = make_jobs(
+        source, data_root, "outputs", config, splits=split, corpus=corpus, limit=limit, follow_links=follow_links,
+        source_sets=source_sets,
+    )  # fmt: skip
+    rows = []
+    progress = Quiet() if as_json else Bars()
+    for job in jobs:
+        with progress.stage(f"plan {job.name}", unit="clips") as tick:
+            counts = build_plan(job, tick=tick.to, save=False)
+            tick.to(counts.clips)
+        rows.append(forecast(job, counts, workers))
+    if as_json:
+        print(json.dumps({"source": jobs[0].source, **totals(rows), "splits": rows}, indent=2))
+    else:
+        from flows.show import show_plan
+
+        show_plan(rows)
+
+
+@app.command(epilog="Example: sparrow curate hcstvg --data-root /data/HC-STVG --out outputs/tsf --preset lite --limit 20")
+def curate(
+    source: Annotated[str, typer.Argument(help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.")],
+    data_root: Root,
+    out: Annotated[Path, typer.Option(help="Output folder; may hold other sources already.")],
+    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    limit: Limit = None,
+    workers: Workers = 2,
+    executor: Executor = "ray",
+    split: Splits = None,
+    corpus: Corpus = "all",
+    sets: Sets = None,
+    source_sets: SourceSets = None,
+    follow_links: Links = False,
+    replan: Annotated[bool, typer.Option("--replan", help="Replace shards made with another plan or config.")] = False,
+    deadline: Annotated[float, typer.Option(help="Seconds that one clip may take.")] = 1800.0,
+) -> None:
+    """Curate one source into shards and manifests. Run it again to resume; finished work is skipped."""
+    from flows import driver
+    from flows.executors import make_executor
+    from flows.jobs import make_jobs
+    from flows.progress import Bars
+    from flows.show import show_run
+    from manifests.sheet import contact_sheet
+    from pipeline.presets import configure
+
+    jobs = make_jobs(
+        source, data_root, out, configure(preset, sets),
+        splits=split, corpus=corpus, limit=limit, follow_links=follow_links, source_sets=source_sets,
+    )  # fmt: skip
+    engine = make_executor(executor, workers, deadline)
+    try:
+        runs = driver.run(jobs, engine, Bars(), replan=replan)
+    finally:
+        engine.close()
+    sheet = out / "report" / f"{jobs[0].source}.png"
+    samples = contact_sheet(out, sheet, source=jobs[0].source)
+    show_run(out, runs)
+    _where(out, [sheet] if samples else [])
+    if not samples:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: sparrow shards --data-root /data --out outputs/tsf")
+def shards(
+    data_root: Annotated[Path, typer.Option("--data-root", help="Folder with one folder per source.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    corpus: Corpus = "all",
+    limit: Limit = None,
+    workers: Workers = 2,
+) -> None:
+    """Curate every source under a folder through the parent Prefect flow (DATA/hcstvg, DATA/lasot, ...)."""
+    import os
+
+    # The server of `make serve` if it is up, else a temporary one.
+    os.environ.update(_prefect_environment())
+    from flows.curate import shards as flow
+    from pipeline.presets import configure
+
+    flow(
+        data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers
+    )
+    _where(out, sorted((out / "report").glob("*.png")))
+
+
+def _prefect_environment() -> dict[str, str]:
+    from flows.serve import environment, is_up
+
+    return environment() if is_up() else environment() | {"PREFECT_API_URL": ""}
+
+
+@app.command(epilog="Example: sparrow status outputs/demo")
+def status(out: Out, as_json: Json = False) -> None:
+    """How far each source of an output is: planned, staged, committed, quarantined. Works beside a live run."""
+    from flows.show import show_status, status_rows
+
+    rows = status_rows(out)
+    print(json.dumps(rows, indent=2)) if as_json else show_status(rows)
+
+
+@app.command(epilog="Example: sparrow verify outputs/demo --deep")
+def verify(
+    out: Out,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read and decode every member of every shard.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that everything is there and whole. Exits 0 only if it is."""
+    from flows.progress import Bars, Quiet
+    from manifests.catalog import build_catalog
+    from manifests.verify import verify as check
+
+    progress = Quiet() if as_json else Bars()
+    total = len(list((out / "manifests" / "shards").glob("*.parquet")))
+    with progress.stage("verify", unit="shards", total=total) as tick:
+        report = check(out, deep=deep, tick=tick)
+    problems = report.problems or []
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        for problem in problems:
+            print(f"problem: {problem}")
+        word = "deep" if deep else "fast"
+        print(f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
+              f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)")  # fmt: skip
+    if problems or not report.shards:
+        raise typer.Exit(1)
+    build_catalog(out)
+
+
+@app.command(epilog='Example: sparrow sql outputs/demo "SELECT * FROM funnel"')
+def sql(
+    out: Out,
+    query: Annotated[str, typer.Argument(help="A query over the catalogue's views (README: six to start with).")],
+    as_json: Json = False,
+) -> None:
+    """Ask the manifests anything, in DuckDB's SQL."""
+    from flows.show import show_rows
+    from manifests.catalog import query as ask
+
+    rows = ask(out, query)
+    print(json.dumps(rows, indent=2, default=str)) if as_json else show_rows(rows)
+
+
+quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
+
+
+@quarantine.command("list", epilog="Example: sparrow quarantine list outputs/demo --where \"source = 'a2d'\"")
+def quarantine_list(
+    out: Out,
+    where: Annotated[str, typer.Option(help="SQL condition over the quarantine table.")] = "true",
+    as_json: Json = False,
+) -> None:
+    """All dropped clips and referents with stage, reason and message."""
+    from flows.show import show_rows
+    from manifests.catalog import query as ask
+
+    rows = ask(out, f"SELECT source, split, clip_id, referent_id, stage, reason, message, retryable FROM quarantine "
+                    f"WHERE {where} ORDER BY source, split, clip_id, referent_id")  # fmt: skip
+    print(json.dumps(rows, indent=2)) if as_json else show_rows(rows, empty="nothing is in quarantine")
+
+
+@quarantine.command("show", epilog="Example: sparrow quarantine show outputs/demo hcstvg-train-…")
+def quarantine_show(
+    out: Out, item: Annotated[str, typer.Argument(help="A clip_id or referent_id, or the start of one.")]
+) -> None:
+    """Everything about one dropped item."""
+    from manifests.catalog import connect
+
+    with connect(out) as connection:
+        cursor = connection.execute(
+            "SELECT * FROM quarantine WHERE starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)", [item]
+        )
+        names = [c[0] for c in cursor.description or []]
+        rows = cursor.fetchall()
+    if not rows:
+        raise ValueError(f"{item!r} is not in quarantine; `sparrow quarantine list {out}` shows what is")
+    for row in rows:
+        width = max(map(len, names))
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in zip(names, row, strict=True)), end="\n\n")
+
+
+@quarantine.command("retry", epilog='Example: sparrow quarantine retry outputs/demo --where "reason = \'media_missing\'"')
+def quarantine_retry(
+    out: Out,
+    where: Annotated[str, typer.Option(help="Which rows; default: those that a second run may cure.")] = "retryable",
+    workers: Workers = 2,
+    executor: Executor = "ray",
+) -> None:
+    """Curate the shards of dropped items again, with the config they were made with."""
+    from flows import driver
+    from flows.executors import make_executor
+    from flows.progress import Bars
+    from flows.show import show_run
+
+    engine = make_executor(executor, workers)
+    try:
+        runs = driver.retry(out, where, engine, Bars())
+    finally:
+        engine.close()
+    if not runs:
+        print("nothing to retry: no quarantine row matches")
+        return
+    show_run(out, runs)
+    _where(out, [])
+
+
+@app.command(epilog="Example: sparrow doctor")
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, what is missing, and the command that mends it."""
+    from flows.doctor import examine
+    from flows.show import show_doctor
+
+    checks = examine()
+    print(json.dumps(checks, indent=2)) if as_json else show_doctor(checks)
+    if any(check["state"] == "broken" for check in checks):
+        raise typer.Exit(1)
+
+
+def _where(out: Path, pictures: list[Path]) -> None:
+    print(f"\nshards and manifests: {out}\nask them:             sparrow sql {out} \"SELECT * FROM funnel\"")
+    for picture in pictures:
+        print(f"look at:              {picture}")
+
+
+def main() -> None:
+    """Run the app; what a user can mend is one clear message, not a traceback."""
+    import signal
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        print("\nstopped; finished clips are kept, run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

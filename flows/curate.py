@@ -1,0 +1,174 @@
+"""Prefect flows. Prefect owns schedules, parameters and what people see; the driver owns the work.
+
+`curate` is one flow with a deployment per source, `shards` the parent of all sources, and the demo is `curate/demo`.
+Tasks are coarse (plan, run, verify, report): tens per run, never one per clip. Nothing here is cached by Prefect:
+the manifest knows what is done.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from flows import driver
+from flows.executors import Executor, make_executor
+from flows.jobs import SOURCES, forecast, make_jobs
+from flows.progress import Quiet
+from manifests.catalog import query
+from manifests.sheet import contact_sheet
+from manifests.verify import verify as verify_output
+from pipeline.plan import Job
+from pipeline.presets import PRESETS, CurateConfig
+
+SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
+ExecutorName = Literal["ray", "inline"]
+LITE = PRESETS["lite"]
+
+
+class RunPage(Quiet):
+    """Progress on the run's page: an artifact with the share of clips done, and a log line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: Any = get_run_logger()
+        self.artifact = create_progress_artifact(progress=0.0, description="clips curated")
+
+    def on_change(self) -> None:
+        stage = self.stages.get("curate")
+        if stage and stage["total"]:
+            update_progress_artifact(self.artifact, progress=100.0 * stage["done"] / stage["total"])
+        for name, state in self.stages.items():
+            if "seconds" not in state or not state.get("told"):
+                state["told"] = "seconds" in state
+                self.log.info("%s: %s of %s %s %s", name, state["done"], state["total"] or "?", state["unit"], state["note"])
+
+
+@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+def plan_task(jobs: list[Job], replan: bool) -> list[dict]:
+    """Save the plans (or find them saved) and say what they hold."""
+    progress = RunPage()
+    return [forecast(job, driver.ensure_plan(job, progress, replan=replan)) for job in jobs]
+
+
+@task(name="run", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=5,
+      retry_condition_fn=lambda task, run, state: not isinstance(state.result(raise_on_failure=False), ValueError))  # fmt: skip
+def run_task(jobs: list[Job], executor: Executor, replan: bool) -> list[dict]:
+    """Curate and commit. Safe to retry: finished work is found finished."""
+    runs = driver.run(jobs, executor, RunPage(), replan=replan)
+    return [
+        {"job": r.job.name, "clips": r.clips_done, "resumed": r.clips_resumed, "shards": r.shards_done,
+         "up to date": r.shards_skipped, "seconds": (driver.now() - r.started).total_seconds()}
+        for r in runs
+    ]  # fmt: skip
+
+
+@task(name="verify", cache_policy=NO_CACHE, persist_result=False)
+def verify_task(out: Path) -> dict:
+    """The fast check of the whole output. Other sources may be running beside this one: only ours must be whole."""
+    return verify_output(out).as_dict()
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+def report_task(out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict) -> None:
+    """A contact sheet under `report/`, and counts, funnel and throughput as an artifact on the run's page."""
+    sheet = out / "report" / f"{source}.png"
+    shown = contact_sheet(out, sheet, source=source)
+    create_markdown_artifact(
+        key=f"summary-{source.replace('_', '-')}",
+        markdown=summary(out, source, planned, ran, checked, sheet if shown else None),
+        description=f"What became of {source}",
+    )
+
+
+def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict, sheet: Path | None) -> str:
+    """Markdown: plan, funnel, throughput, check."""
+    funnel = query(out, f"SELECT split, stage, reason, referents FROM funnel WHERE source = '{source}'")
+    stages = query(out, f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'")
+    lines = [f"# {source}", "", f"Output: `{out}`", "", "## Plan", *_markdown(planned, ("split", "clips", "referents", "qa", "shards", "quarantined"))]
+    lines += ["", "## Run", *_markdown(ran), "", "## Funnel (referents)", *_markdown(funnel), "", "## Time", *_markdown(stages)]
+    lines += ["", "## Check", f"{checked['shards']} shards, {checked['samples']} samples, {len(checked['problems'])} problems"]
+    return "\n".join([*lines, "", f"Contact sheet: `{sheet}`" if sheet else "No sample survived: see the funnel."])
+
+
+def _markdown(rows: list[dict], columns: tuple[str, ...] = ()) -> list[str]:
+    if not rows:
+        return ["none"]
+    names = columns or tuple(rows[0])
+    body = ["| " + " | ".join(f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names) + " |" for r in rows]
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *body]
+
+
+@flow(name="curate", log_prints=True, persist_result=False, validate_parameters=True)
+def curate(
+    source: SourceName,
+    data_root: str,
+    out: str,
+    config: CurateConfig = LITE,
+    splits: list[str] | None = None,
+    corpus: Literal["all", "paper"] = "all",
+    limit: int | None = None,
+    workers: int = 2,
+    executor: ExecutorName = "ray",
+    follow_links: bool = False,
+    replan: bool = False,
+) -> dict:
+    """Curate one source: official layout under `data_root` -> shards and manifests under `out`.
+
+    limit: at most so many clips per split (a deterministic sample). replan: replace shards of another config.
+    """
+    jobs = make_jobs(
+        source, data_root, out, config, splits=splits, corpus=corpus, limit=limit, follow_links=follow_links
+    )
+    return _stages(jobs, source, Path(jobs[0].out), make_executor(executor, workers), replan)
+
+
+def _stages(jobs: list[Job], source: str, out: Path, executor: Executor, replan: bool) -> dict:
+    planned = plan_task(jobs, replan)
+    try:
+        ran = run_task(jobs, executor, replan)
+    finally:
+        executor.close()
+    checked = verify_task(out)
+    report_task(out, source, planned, ran, checked)
+    return {"planned": planned, "ran": ran, "samples": checked["samples"], "problems": len(checked["problems"])}
+
+
+@flow(name="curate", log_prints=True, persist_result=False)
+def demo(out: str = "outputs/demo", scale: int = 1, seed: int = 0, workers: int = 2, executor: ExecutorName = "ray") -> None:
+    """The demo as a deployment: synthetic corpus, all seven sources, scores against exact truth."""
+    from flows.demo import run_demo
+
+    done = run_demo(Path(out), make_executor(executor, workers), RunPage(), scale=scale, seed=seed)
+    text = "\n".join(["# SYNTHETIC corpus, scored against its exact truth", *_markdown(done.scores)])
+    create_markdown_artifact(key="summary-demo", markdown=text, description="Scores of the demo")
+
+
+@flow(name="shards", log_prints=True, persist_result=False)
+def shards(
+    data_root: str,
+    out: str,
+    config: CurateConfig = LITE,
+    corpus: Literal["all", "paper"] = "all",
+    limit: int | None = None,
+    workers: int = 2,
+    executor: ExecutorName = "ray",
+) -> dict:
+    """All sources that have a folder under `data_root` (named as the sources are), one after the other on one Ray."""
+    found = [s for s in SOURCES if (Path(data_root) / s).is_dir()]
+    if not found:
+        raise ValueError(f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name")
+    get_run_logger().info("sources: %s", ", ".join(found))
+    engine = make_executor(executor, workers)
+    try:
+        engine.open()  # one Ray for all sources: the sub-flows join it
+        return {
+            s: curate(source=s, data_root=f"{data_root}/{s}", out=out, config=config, corpus=corpus, limit=limit,
+                      workers=workers, executor=executor)
+            for s in found
+        }  # fmt: skip
+    finally:
+        engine.close()
+

@@ -1,0 +1,294 @@
+"""The driver: plan, find what is left to do, feed the executor, commit shards, index. What Prefect and the CLI call.
+
+Idempotence lives here and in the manifest, nowhere else: a committed shard with the right hash is done, a staged clip
+is done, everything else is work. Killing the driver at any moment loses at most the clips in flight.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flows.executors import Executor, Outcome, Task
+from flows.progress import Progress
+from manifests.catalog import build_catalog, query
+from pipeline.curate import ClipResult, curate_clip
+from pipeline.plan import Counts, Job, ShardPlan, build_plan, plan_identity, read_plan, read_plan_header
+from pipeline.presets import CurateConfig, Stages, build_stages
+from pipeline.sample import CODE_VERSION, quarantine_row
+from pipeline.shards import (
+    changed_clips,
+    commit_shard,
+    committed,
+    is_staged,
+    job_record,
+    part_path,
+    stage_clip,
+    staged_path,
+    sweep,
+    withdraw,
+)
+from schemas import tables
+from schemas.records import Planned, Quarantined, Reason
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class PlanConflict(ValueError):
+    """The output already holds another plan of the same source and split."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What happened to one job."""
+
+    job: Job
+    counts: Counts
+    started: datetime = field(default_factory=lambda: now())
+    shards_done: int = 0
+    shards_skipped: int = 0
+    clips_done: int = 0
+    clips_resumed: int = 0
+
+
+# --- the work, in whatever process it runs -------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _stages(config: CurateConfig) -> Stages:
+    return build_stages(config)
+
+
+def work(payload: tuple[str, Job, Any, ShardPlan | None]) -> dict:
+    """One clip or one commit; returns a few numbers. BLAS gets one thread, so that every process computes alike."""
+    from threadpoolctl import threadpool_limits
+
+    kind, job, item, shard = payload
+    stages = _stages(job.config)
+    with threadpool_limits(1):
+        if kind == "commit":
+            assert shard is not None
+            return commit_shard(job, shard, stages.encoder.dim)
+        planned, path = item
+        result = curate_clip(planned, job, job.load(), stages)
+    size = stage_clip(Path(path), result)
+    seconds = sum(row["seconds"] for row in result.timings)
+    return {"samples": len(result.samples), "quarantined": len(result.quarantine), "bytes": size, "seconds": seconds}
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts:
+    """The saved plan's counts, planning first if there is none. PlanConflict if the saved one would be another.
+
+    replan: plan again in any case; shards whose rows come out the same keep their hash, and stay.
+    """
+    identity = plan_identity(job)
+    if job.plan_path.exists() and not replan:
+        saved, saved_identity, counts = read_plan_header(job.plan_path)
+        if saved_identity == identity:
+            return counts
+        if committed(Path(job.out), saved):
+            raise PlanConflict(
+                f"{job.out} holds another plan of {job.name} ({_difference(saved, job)}) with committed shards. "
+                "Choose another --out, or pass --replan to replace those shards"
+            )
+    with progress.stage(f"plan {job.name}", unit="clips") as tick:
+        counts = build_plan(job, tick=tick.to)
+    return counts
+
+
+def _difference(saved: Job, job: Job) -> str:
+    old, new = saved.model_dump(mode="json"), job.model_dump(mode="json")
+    changed = [f"{k} {old['take'][k]} -> {v}" for k, v in new["take"].items() if old["take"][k] != v]
+    changed += [f"shard {k} {old['config']['shard'][k]} -> {v}" for k, v in new["config"]["shard"].items()
+                if old["config"]["shard"][k] != v]  # fmt: skip
+    return ", ".join(changed) or "the annotations have changed"
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool = False) -> list[Run]:
+    """Curate all jobs into their outputs. Finished work is skipped; what fails on its own is in quarantine."""
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(locked(Path(job.out), job.name))
+        runs = {job.name: Run(job, ensure_plan(job, progress, replan=replan)) for job in jobs}
+        for entry in runs.values():
+            prepare(entry, replan)
+        _execute(runs, executor, progress)
+        for entry in runs.values():
+            record_run(entry, executor)
+        with progress.stage("index", unit="catalogs") as tick:
+            for out in sorted({job.out for job in jobs}):
+                build_catalog(Path(out))
+                tick(1)
+    return list(runs.values())
+
+
+def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> None:
+    left: dict[str, set[str]] = {}  # shard -> clips that are not staged yet
+    shards: dict[str, ShardPlan] = {}
+    total = sum(r.counts.clips for r in runs.values())
+    with (
+        progress.stage("curate", unit="clips", total=total) as clips,
+        progress.stage("commit", unit="shards", total=sum(r.counts.shards for r in runs.values())) as commits,
+    ):
+
+        def commit(job: Job, shard: ShardPlan) -> Task:
+            return Task(f"commit {shard.name}", ("commit", job, None, shard))
+
+        def tasks() -> Iterator[Task]:
+            for entry in runs.values():
+                for shard in pending(entry, clips, commits):
+                    job, out = entry.job, Path(entry.job.out)
+                    todo = [p for p in shard.clips if not is_staged(staged_path(out, shard, p.clip.clip_id))]
+                    entry.clips_resumed += len(shard.clips) - len(todo)
+                    clips(len(shard.clips) - len(todo))
+                    if not todo:
+                        yield commit(job, shard)
+                    shards[shard.name], left[shard.name] = shard, {p.clip.clip_id for p in todo}
+                    for planned in todo:
+                        path = str(staged_path(out, shard, planned.clip.clip_id))
+                        yield Task(planned.clip.clip_id, ("clip", job, (planned, path), None))
+
+        def done(outcome: Outcome) -> list[Task]:
+            kind, job, item, shard = outcome.task.payload
+            entry = runs[job.name]
+            if kind == "commit":
+                if outcome.kind != "ok":
+                    raise RuntimeError(f"{outcome.task.label}: {outcome.message}")
+                entry.shards_done += 1
+                commits(1, note=shard.name)
+                return []
+            planned, path = item
+            if outcome.kind != "ok":
+                give_up(job, planned, Path(path), outcome)
+            entry.clips_done += 1
+            clips(1, note=planned.clip.clip_id)
+            name = Path(path).parent.name.rsplit("-", 1)[0]
+            left[name].discard(planned.clip.clip_id)
+            if left[name]:
+                return []
+            del left[name]
+            return [commit(job, shards.pop(name))]
+
+        executor.run(work, tasks(), done)
+
+
+def prepare(entry: Run, replan: bool) -> None:
+    """Refuse to replace committed shards of another config unasked; then sweep what no plan wants."""
+    job, out = entry.job, Path(entry.job.out)
+    have = committed(out, job)
+    wanted = {shard.name: shard.hash for shard in read_plan(job, _stages(job.config).digest)}
+    other = [name for name, hash_ in have.items() if wanted.get(name) != hash_]
+    if other and not replan:
+        raise PlanConflict(
+            f"{out} holds {len(other)} shards of {job.name} that were made with another config or code version. "
+            "Choose another --out, or pass --replan to replace them"
+        )
+    for name in other:
+        withdraw(out, name)
+    sweep(out, job, {f"{name}-{hash_}" for name, hash_ in wanted.items()})
+
+
+def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
+    """Shards that are not committed, or whose source files have changed since they were."""
+    job = entry.job
+    have = committed(Path(job.out), job)
+    for shard in read_plan(job, _stages(job.config).digest):
+        if have.get(shard.name) == shard.hash and not changed_clips(job, shard):
+            entry.shards_skipped += 1
+            clips(len(shard.clips))
+            commits(1)
+        else:
+            yield shard
+
+
+def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list[Run]:
+    """Withdraw the shards of the quarantine rows that match `where` (SQL), plan again and curate them.
+
+    Planning again finds media that have appeared since; only the withdrawn shards, and those whose plan has changed,
+    are work.
+    """
+    matching = query(out, f"SELECT DISTINCT shard, source, split FROM quarantine WHERE {where}")
+    plans = {f"{r['source']}-{r['split']}": out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching}
+    jobs = [read_plan_header(path)[0].model_copy(update={"out": str(out.resolve())}) for path in plans.values()]
+    for row in matching:
+        withdraw(out, row["shard"])
+    return run(jobs, executor, progress, replan=True) if jobs else []
+
+
+def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
+    """A clip that killed its worker again and again, or overran its deadline, is staged as quarantine rows."""
+    reason = Reason.WORKER_DIED if outcome.kind == "died" else Reason.DEADLINE
+    problem = Quarantined(reason, f"{planned.clip.clip_id}: {outcome.message}", stage="worker")
+    rows = [
+        quarantine_row(job, problem, planned.clip.clip_id, r.referent_id, outcome.task.attempt)
+        for r in planned.referents
+    ]
+    stage_clip(path, ClipResult(quarantine=rows))
+
+
+def record_run(entry: Run, executor: Executor) -> None:
+    """One row of `runs`: who, when, with what, how much."""
+    job, run_id = entry.job, uuid.uuid4().hex[:12]
+    packages = ("numpy", "opencv-contrib-python-headless", "scikit-learn", "pyarrow", "ray", "prefect")
+    row = {
+        "run_id": run_id, "source": job.source, "split": job.split, "started": entry.started,
+        "ended": now(), "status": "completed", "executor": executor.name, "workers": executor.workers,
+        "host": socket.gethostname(), "shards_done": entry.shards_done, "shards_skipped": entry.shards_skipped,
+        "clips_done": entry.clips_done, "clips_resumed": entry.clips_resumed, "config": job_record(job),
+        "config_hash": job.config.digest(), "code_version": CODE_VERSION, "synthetic": job.synthetic,
+        "versions": json.dumps({"python": platform.python_version()} | {p: version(p) for p in packages}),
+    }  # fmt: skip
+    path = part_path(Path(job.out), "runs", f"{job.name}-{run_id}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    tables.write(temporary, "runs", [row])
+    os.replace(temporary, path)
+
+
+@contextmanager
+def locked(out: Path, name: str) -> Iterator[None]:
+    """One run per output, source and split. The kernel drops the lock with its holder, so it is never stale."""
+    path = out / ".lock" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise PlanConflict(f"{out}: {name} is being curated by {file.read() or 'another run'}; wait for it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def staged_clips(out: Path) -> dict[str, int]:
+    """Staged, uncommitted clips per shard name: what `sparrow status` shows of a live or interrupted run."""
+    folder = out / ".staging"
+    found: dict[str, int] = {}
+    for place in sorted(folder.iterdir()) if folder.exists() else []:
+        found[place.name.rsplit("-", 1)[0]] = sum(1 for f in place.iterdir() if f.suffix == ".clip")
+    return found
+
+

@@ -1,0 +1,126 @@
+"""From what a user asks for (a source, a folder, a preset) to jobs, and what a plan promises before it runs."""
+
+from collections import Counter
+from pathlib import Path
+
+from pipeline.corpora import PAPER_COUNTS, Take, take
+from pipeline.plan import Counts, Job, configured_source, plan_items
+from pipeline.presets import CurateConfig
+from pipeline.presets import override as overridden
+from pipeline.sources.base import DataRoot
+from schemas.records import Media, Planned, Quarantined
+
+SECONDS_PER_FRAME = 0.05
+"""Of the lite preset, one referent, 640x360, one core: decode, CSRT, GrabCut, encode (docs/performance.md)."""
+
+SOURCES = ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
+
+
+def normal(source: str) -> str:
+    """`vid-sentence`, `VID_Sentence` -> `vid_sentence`. ValueError lists the sources."""
+    name = source.lower().replace("-", "_")
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
+    return name
+
+
+def make_jobs(
+    source: str,
+    data_root: str | Path,
+    out: str | Path,
+    config: CurateConfig,
+    *,
+    splits: list[str] | None = None,
+    corpus: str = "all",
+    limit: int | None = None,
+    follow_links: bool = False,
+    synthetic: bool = False,
+    source_sets: list[str] | None = None,
+    override: Take | None = None,
+) -> list[Job]:
+    """One job per split. limit: at most so many clips of each split, a deterministic sample. source_sets:
+    `field=value` overrides of the source's own config (its rules, spans, segments).
+
+    ValueError says what was expected under `data_root` and what is there, or which splits there are.
+    """
+    name = normal(source)
+    wanted = override or take(corpus, name)
+    if limit is not None:
+        capped = limit if wanted.max_clips is None else min(limit, wanted.max_clips)
+        wanted = wanted.model_copy(update={"max_clips": capped})
+    if source_sets:
+        full = overridden(configured_source(name, wanted).config.model_dump(mode="json"), source_sets)
+        wanted = wanted.model_copy(update={"source": full})
+    reader = configured_source(name, wanted)
+    root = DataRoot(data_root, follow_links=follow_links)
+    available = reader.available(root)
+    if not available:
+        raise ValueError(_not_there(name, root, reader.expected))
+    chosen = splits or (list(wanted.splits) if wanted.splits else available)
+    unknown = [s for s in chosen if s not in available]
+    if unknown and splits:
+        raise ValueError(f"{name} has no split {', '.join(unknown)} under {root.path}: it has {', '.join(available)}")
+    return [
+        Job(
+            source=name, split=split, data_root=str(root.path), out=str(Path(out).resolve()), config=config,
+            take=wanted, follow_links=follow_links, synthetic=synthetic,
+        )
+        for split in chosen
+        if split in available
+    ]  # fmt: skip
+
+
+def _not_there(name: str, root: DataRoot, expected: str) -> str:
+    if not root.path.is_dir():
+        return f"the data root {root.path} does not exist"
+    found = sorted(p.name for p in root.path.iterdir())
+    listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") or "nothing"
+    return f"no {name} annotations under {root.path}.\nfound: {listing}\nexpected:\n{expected.strip()}"
+
+
+def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
+    """What a run of this plan will do: counts, size, time, and what it will skip and why.
+
+    A clip whose media are not on disk will be quarantined. Where no media are there at all (annotations only),
+    `media` is "none" and those clips are not counted as quarantined: the plan is then about the annotations.
+    """
+    skip: Counter[str] = Counter()
+    present = missing = frames = 0
+    for item in plan_items(job):
+        if not isinstance(item, Planned):
+            skip[str(item.reason)] += 1
+            continue
+        frames += len(item.clip) * len(item.referents)
+        if _has_media(job.root, item.clip.media):
+            present += 1
+            skip["annotation_missing"] += len(item.clip) == 0
+        else:
+            missing += 1
+    if present:
+        skip["media_missing"] += missing
+    media = "all" if not missing else "some" if present else "none"
+    paper = PAPER_COUNTS.get(job.source)
+    return {
+        "source": job.source, "split": job.split,
+        "videos": counts.videos, "clips": counts.clips, "referents": counts.referents, "qa": counts.qa,
+        "frames": counts.frames, "shards": counts.shards, "quarantined": sum(skip.values()),
+        "skip": {reason: n for reason, n in sorted(skip.items()) if n}, "media": media,
+        "bytes": counts.bytes, "seconds": round(frames * SECONDS_PER_FRAME / workers, 1),
+        "paper_clips": paper.clips if paper else None, "paper_qa": paper.qa if paper else None,
+    }  # fmt: skip
+
+
+def _has_media(root: DataRoot, media: Media) -> bool:
+    if media.kind == "video":
+        return root.has(media.path)
+    try:
+        folder = root.file(media.path)
+        return folder.is_dir() and next(folder.iterdir(), None) is not None
+    except (Quarantined, OSError):
+        return False
+
+
+def totals(rows: list[dict]) -> dict:
+    """Sums over splits of the numbers that add up."""
+    keys = ("videos", "clips", "referents", "qa", "frames", "shards", "quarantined", "bytes", "seconds")
+    return {key: sum(row[key] for row in rows) for key in keys}

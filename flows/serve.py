@@ -1,0 +1,131 @@
+"""`make serve`: a local Prefect server with a work pool, a worker and every deployment. Ctrl-C stops all of it.
+
+    python -m flows.serve --data /data --out outputs/tsf
+
+Then, in another terminal: `prefect deployment run curate/hcstvg`. The server is found through `prefect.toml`.
+Without --data the deployments point at the demo's synthetic corpus, which is rendered first if it is not there.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+HOST = "127.0.0.1"
+PORT = 4200
+REPO = Path(__file__).resolve().parents[1]
+
+
+def environment(port: int = PORT) -> dict[str, str]:
+    """Prefect's settings for this project: its own home, loopback, no analytics, no prompts."""
+    return {
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(REPO / ".prefect")),
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def is_up(port: int = PORT) -> bool:
+    """Whether a Prefect server answers on the port."""
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/api/health", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+class Serve:
+    """The processes of `make serve`, as a context manager: server, pool, deployments, worker; all gone at exit."""
+
+    def __init__(self, data: Path, out: Path, *, port: int = PORT, log: Path | None = None):
+        self.port, self.log = port, log
+        self.env = os.environ | environment(port) | {"SPARROW_DATA": str(data.resolve()), "SPARROW_OUT": str(out.resolve()), "SPARROW_REPO": str(REPO)}
+        self.processes: list[subprocess.Popen] = []
+
+    def prefect(self, *words: str) -> None:
+        """A prefect command that ends. RuntimeError with its output if it fails."""
+        done = subprocess.run([*self._command(), *words], env=self.env, cwd=REPO, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "prefect"]
+
+    def _spawn(self, *words: str) -> subprocess.Popen:
+        output = self.log.open("ab") if self.log else None
+        process = subprocess.Popen(
+            [*self._command(), *words], env=self.env, cwd=REPO, stdout=output, stderr=output, start_new_session=True
+        )
+        self.processes.append(process)
+        return process
+
+    def __enter__(self) -> "Serve":
+        if is_up(self.port):
+            raise RuntimeError(f"port {self.port} already has a Prefect server; stop it, or choose another with --port")
+        try:
+            server = self._spawn("server", "start", "--host", HOST, "--port", str(self.port))
+            deadline = time.monotonic() + 120
+            while not is_up(self.port):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; its log says why")
+                time.sleep(0.3)
+            self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
+            self.prefect("--no-prompt", "deploy", "--all")
+            self._spawn("worker", "start", "--pool", "local", "--type", "process")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in reversed(self.processes):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with one folder per source (default: the demo's corpus)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/tsf"), help="output of the deployments")
+    parser.add_argument("--port", type=int, default=PORT)
+    options = parser.parse_args()
+    if options.data is None:
+        from flows.progress import Bars
+        from pipeline.demo.corpus import write_corpus
+
+        options.data = Path("outputs/demo/corpus")
+        with Bars().stage("render corpus", unit="videos") as tick:
+            write_corpus(options.data, progress=lambda done, total, note: tick.to(done))
+    print("starting the Prefect server, about ten seconds ...", flush=True)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with Serve(options.data, options.out, port=options.port):
+        print(
+            f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"
+            "in another terminal, in this folder:  .venv/bin/prefect deployment run curate/hcstvg --watch\n"
+            "stop with Ctrl-C",
+            flush=True,
+        )
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("\nstopping", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Tables for people: what a plan promises, what a run did, how an output stands."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.driver import Run, staged_clips
+from flows.jobs import totals
+from manifests.catalog import query
+from pipeline.plan import read_plan_header
+from pipeline.shards import committed
+
+console = Console(soft_wrap=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[object]], *, caption: str = "") -> None:
+    """A table whose numbers are right-aligned."""
+    view = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=None,
+                 pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")  # fmt: skip
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(r[i], int | float) or r[i] in ("", None, "-") for r in rows)
+        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*[_cell(value) for value in row])
+    console.print()
+    console.print(view)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
+
+
+def show_rows(rows: list[dict], *, empty: str = "no rows") -> None:
+    if not rows:
+        print(empty)
+        return
+    table("", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def show_plan(rows: list[dict]) -> None:
+    """A plan per split, the sum, and the paper's counts beside it."""
+    columns = ["source", "split", "videos", "clips", "referents", "qa", "shards", "MB", "minutes", "will skip", "media"]
+
+    def line(row: dict, name: list[object]) -> list[object]:
+        skip = ", ".join(f"{n} {reason}" for reason, n in row.get("skip", {}).items()) or "nothing"
+        return [*name, row["videos"], row["clips"], row["referents"], row["qa"], row["shards"],
+                round(row["bytes"] / 1e6), row["seconds"] / 60, skip, row.get("media", "")]  # fmt: skip
+
+    body = [line(row, [row["source"], row["split"]]) for row in rows]
+    if len(rows) > 1:
+        body.append(line(totals(rows) | {"skip": {}}, ["all", ""]))
+    table("Plan", columns, body, caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)")
+    first = rows[0]
+    if first["paper_clips"] is not None:
+        console.print(f"paper's counts, inferred (docs/datasets): {first['paper_clips']:,} clips, {first['paper_qa']:,} QA")
+    if any(row["media"] == "none" for row in rows):
+        console.print("[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]")
+
+
+def show_run(out: Path, runs: list[Run]) -> None:
+    """What there is now, per source and split, and why the rest was dropped."""
+    rows = query(out, """
+        SELECT s.source, s.split, count(*) AS shards, sum(n_referents) AS planned, sum(n_samples) AS samples,
+               sum(n_qa) AS qa, sum(n_quarantined) AS quarantined, sum(bytes) / 1e6 AS mb,
+               any_value(r.frames) AS frames, any_value(r.kept) AS kept, any_value(r.iou) AS iou
+        FROM shards s LEFT JOIN (
+            SELECT source, split, sum(n_frames) AS frames, sum(n_kept) / sum(n_frames) AS kept, avg(mean_iou) AS iou
+            FROM referents GROUP BY ALL) r ON r.source = s.source AND r.split = s.split
+        GROUP BY ALL ORDER BY ALL""")  # fmt: skip
+    columns = ["source", "split", "shards", "referents", "samples", "qa", "quarantined", "MB", "frames", "kept share",
+               "IoU to annotation"]  # fmt: skip
+    table("Curated", columns, [list(row.values()) for row in rows],
+          caption="kept share is not accuracy; IoU compares tracked with annotated boxes, and is empty where boxes are the dataset's")  # fmt: skip
+    reasons = query(out, "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine GROUP BY ALL ORDER BY ALL")  # noqa: E501
+    if reasons:
+        table("Quarantine", ["source", "stage", "reason", "n", "for example"],
+              [[*list(r.values())[:4], r["example"][:90]] for r in reasons])  # fmt: skip
+    for run in runs:
+        parts = [f"{run.clips_done} clips curated"]
+        if run.clips_resumed:
+            parts.append(f"{run.clips_resumed} found finished")
+        if run.shards_skipped:
+            parts.append(f"{run.shards_skipped} shards up to date")
+        console.print(f"[dim]{run.job.name}: {', '.join(parts)}[/]")
+
+
+def show_scores(scores: list[dict]) -> None:
+    """The demo's scores against the exact truth of the synthetic corpus."""
+    if scores:
+        keys = list(scores[0])
+        table("SYNTHETIC corpus, scored against its exact truth", keys, [[row.get(k) for k in keys] for row in scores])
+
+
+def status_rows(out: Path) -> list[dict]:
+    """Per plan: clips and shards planned, staged, committed, quarantined."""
+    plans = sorted((out / "plan").glob("*.parquet"))
+    if not plans:
+        raise FileNotFoundError(f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?")
+    staged, rows = staged_clips(out), []
+    has_rows = any((out / "manifests" / "shards").glob("*.parquet"))
+    done = query(out, "SELECT source, split, sum(n_samples) AS samples, sum(n_quarantined) AS bad FROM shards GROUP BY ALL") if has_rows else []  # noqa: E501
+    sums = {(r["source"], r["split"]): r for r in done}
+    for path in plans:
+        job, _, counts = read_plan_header(path)
+        have = committed(out, job)
+        entry = sums.get((job.source, job.split), {"samples": 0, "bad": 0})
+        waiting = sum(n for name, n in staged.items() if name.rsplit("-", 1)[0] == job.name)
+        rows.append(
+            {
+                "source": job.source, "split": job.split, "clips": counts.clips, "referents": counts.referents,
+                "staged_clips": waiting, "shards": counts.shards, "committed": len(have),
+                "samples": int(entry["samples"]), "quarantined": int(entry["bad"]),
+                "state": "done" if len(have) == counts.shards else "unfinished",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def show_status(rows: list[dict]) -> None:
+    table("Status", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def show_doctor(checks: list[dict]) -> None:
+    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
+    table("Doctor", ["", "what", "found", "to mend it"], [[marks[c["state"]], c["what"], c["found"], c["fix"]] for c in checks])

@@ -1,0 +1,99 @@
+"""Agree: compare a track with what the dataset says, and decide which frames are kept.
+
+Paper, Appendix A: regenerated boxes are compared with the annotation, frames whose IoU falls below a threshold are
+discarded. Every frame that is not kept has a word for why.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.select import evenly_spaced
+from pipeline.sources.base import Rules
+from schemas.geometry import iou
+from schemas.records import Annotation, Track
+from trackers.base import Tracker
+
+DROPPED = ("", "no_box", "annotated_absent", "low_iou", "thinned")
+"""Why a frame is not kept; the first of these that applies. Empty for a kept frame."""
+
+ARRIVAL_IOU = 0.5
+"""A bridge over a gap must reach the known box behind it at least this well, or the tracker has lost the target."""
+
+_GIVEN = ("annotation", "mask")  # origins that are the dataset's own word
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """iou: [T] float32 with the annotated box, NaN where either has none. kept: [T]. dropped: [T] of DROPPED."""
+
+    iou: NDArray[np.float32]
+    kept: NDArray[np.bool_]
+    dropped: list[str]
+
+
+def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
+    """Keep or drop every frame of a track.
+
+    no_box: the track has no box here
+    annotated_absent: the dataset looked at this frame and says that the target is not there
+    low_iou: below `rules.min_iou`. A frame that the dataset does not know is kept: nothing speaks against it
+    thinned: more than `rules.max_kept_frames` are left; annotated frames stay first, then evenly spaced ones
+
+    Boxes that come from the dataset itself (origins "annotation" and "mask") are never dropped for disagreeing with it.
+    """
+    _same_length(track, annotation)
+    overlap = iou(track.boxes, annotation.boxes)
+    given = np.isin(track.origin, _GIVEN)
+    no_box = ~track.visible
+    annotated_absent = ~no_box & annotation.known & ~annotation.visible & ~given
+    low_iou = np.zeros_like(no_box)
+    if rules.min_iou is not None:
+        low_iou = ~given & (np.nan_to_num(overlap, nan=1.0) < rules.min_iou)
+    kept = ~(no_box | annotated_absent | low_iou)
+    thinned = kept & ~_thin(kept, annotation.visible, rules.max_kept_frames)
+
+    reasons = np.select([no_box, annotated_absent, low_iou, thinned], DROPPED[1:], default="")
+    return Agreement(overlap, kept & ~thinned, reasons.tolist())
+
+
+def _thin(kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
+    """At most `most` of the kept frames."""
+    if most is None or kept.sum() <= most:
+        return kept
+    thin = np.zeros_like(kept)
+    for frames in (np.flatnonzero(kept & annotated), np.flatnonzero(kept & ~annotated)):
+        thin[frames[evenly_spaced(frames.size, most - int(thin.sum()))]] = True
+    return thin
+
+
+def fill_gaps(
+    track: Track, annotation: Annotation, frames: NDArray[np.uint8], tracker: Tracker, max_gap: int
+) -> Track:
+    """Bridge short gaps of a track that is the dataset's own (MeViS) by tracking from the frame before each gap.
+
+    A gap is a run of at most `max_gap` frames without a box that the dataset does not know, between two frames with
+    one; what the dataset calls absent stays absent. A frame gets a box (origin "tracked") where the tracker keeps the
+    target, and none in the whole gap if it does not arrive at the box behind it (IoU below ARRIVAL_IOU).
+    frames: [T, H, W, 3] RGB. Returns a new track.
+    """
+    _same_length(track, annotation)
+    filled = Track(track.boxes.copy(), track.score.copy(), list(track.origin))
+    seen = np.flatnonzero(track.visible)
+    for before, after in zip(seen[:-1], seen[1:], strict=True):
+        gap = slice(before + 1, after)
+        if not 0 < after - before - 1 <= max_gap or annotation.known[gap].any():
+            continue
+        [bridge] = tracker.track(frames[before : after + 1], 0, track.boxes[before : before + 1])
+        if not iou(bridge.boxes[-1], track.boxes[after]) >= ARRIVAL_IOU:  # NaN: lost on the way
+            continue
+        filled.boxes[gap] = bridge.boxes[1:-1]
+        filled.score[gap] = bridge.score[1:-1]
+        filled.origin[gap] = ["tracked" if found else "none" for found in bridge.visible[1:-1]]
+    return filled
+
+
+def _same_length(track: Track, annotation: Annotation) -> None:
+    if len(track.boxes) != len(annotation.known):
+        raise ValueError(f"track has {len(track.boxes)} frames, its annotation {len(annotation.known)}")

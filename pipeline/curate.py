@@ -1,0 +1,210 @@
+"""The clip function: the paper's offline TSF pipeline, top to bottom (Sec. 3.2, Appendix A).
+
+    decode -> detect -> track -> agree -> segment -> crop + encode -> select -> ask -> sample
+
+`curate_clip` decodes a clip once and runs `curate_referent` for each of its referents. Whatever a clip or a referent
+cannot pass becomes a quarantine row with stage and reason; it never stops the others.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.agree import Agreement, agree, fill_gaps
+from pipeline.plan import Job
+from pipeline.presets import Stages
+from pipeline.questions import ask
+from pipeline.sample import TSF, clip_row, encode_media, make_sample, quarantine_row
+from pipeline.select import candidates, crop, select_representatives
+from pipeline.sources.base import Rules, Source
+from pipeline.video import Decoded, decode
+from schemas.geometry import rle_area, rle_box
+from schemas.records import Annotation, Clip, Detection, Planned, Quarantined, Reason, Referent, Sample, Segment, Track
+
+
+@dataclass(slots=True)
+class ClipResult:
+    """What became of one clip: samples in the order of its referents, rows, and one timing row per stage."""
+
+    samples: list[Sample] = field(default_factory=list)
+    clip_row: dict | None = None
+    quarantine: list[dict] = field(default_factory=list)
+    timings: list[dict] = field(default_factory=list)
+
+
+class Clock:
+    """Seconds, frames and bytes per stage of one clip."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list] = {}
+
+    @contextmanager
+    def __call__(self, stage: str, frames: int = 0) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            row = self.rows.setdefault(stage, [0.0, 0, 0])
+            row[0] += time.perf_counter() - start
+            row[1] += frames
+
+    def bytes(self, stage: str, count: int) -> None:
+        self.rows.setdefault(stage, [0.0, 0, 0])[2] += count
+
+
+def curate_clip(planned: Planned, job: Job, source: Source, stages: Stages) -> ClipResult:
+    """One clip with all its referents -> samples and rows. Never raises for what is wrong with the data."""
+    result, clock, clip = ClipResult(), Clock(), planned.clip
+    try:
+        if len(clip) == 0:  # the source could not know the span without a file that is missing: it will say which
+            source.annotate(job.root, clip, planned.referents[0])
+            raise Quarantined(Reason.ANNOTATION_INVALID, f"{clip.clip_id}: the clip has no frames")
+        with clock("decode", len(clip)):
+            decoded = decode(job.root, clip, job.config.decode)
+        clock.bytes("decode", decoded.fingerprint.size)
+        with clock("media", len(clip)):
+            media = encode_media(decoded, clip, job.config.media)
+        clock.bytes("media", sum(map(len, media.values())))
+        result.clip_row = clip_row(clip, decoded, job, stages)
+        for referent in planned.referents:
+            with quarantine(result, job, clip, referent):
+                sample = curate_referent(clip, referent, decoded, job, source, stages, clock)
+                sample.members |= media
+                result.samples.append(sample)
+    except Quarantined as problem:
+        result.samples.clear()
+        result.quarantine = [quarantine_row(job, problem, clip.clip_id, r.referent_id) for r in planned.referents]
+    except (MemoryError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        result.samples.clear()
+        result.quarantine = [quarantine_row(job, error, clip.clip_id, r.referent_id) for r in planned.referents]
+    result.timings = [
+        {"clip_id": clip.clip_id, "stage": stage, "seconds": seconds, "frames": frames, "bytes": size}
+        for stage, (seconds, frames, size) in clock.rows.items()
+    ]
+    return result
+
+
+def curate_referent(
+    clip: Clip, referent: Referent, decoded: Decoded, job: Job, source: Source, stages: Stages, clock: Clock
+) -> Sample:
+    """The paper's pipeline for one referring expression. Raises Quarantined with the stage that gave up."""
+    config, rules, frames = job.config, source.config.rules, decoded.frames
+    with clock("annotate", len(frames)):
+        annotation = _rescale(source.annotate(job.root, clip, referent), decoded)
+    with clock("detect", 1):
+        detection = stages.detector.detect(frames, referent.caption, annotation)
+    with clock("track", len(frames)):
+        track = make_track(frames, detection, annotation, rules, stages)
+    agreement = agree(track, annotation, rules)
+    if not agreement.kept.any():
+        raise Quarantined(Reason.DISAGREES, _why_dropped(agreement), stage="agree")
+    with clock("segment", int(agreement.kept.sum())):
+        segments = make_masks(frames, track, agreement, annotation, rules, stages)
+    if rules.boxes_from_masks:
+        track = boxes_from_masks(track, segments)
+    with clock("encode"):
+        chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
+        crops = [crop(frames[t], track.boxes[t], config.select.crop_margin) for t in chosen]
+        features = stages.encoder.encode(crops)
+    with clock("select"):
+        picks = select_representatives(
+            features, track.boxes[chosen], frames.shape[1:3],
+            k=config.select.k, spatial_weight=config.select.spatial_weight,
+        )  # fmt: skip
+    questions = config.questions.model_copy(update={"per_referent": job.questions_per_referent()})
+    qas = ask(referent.referent_id, referent.caption, questions)
+
+    padded = [int(picks[min(rank, len(picks) - 1)]) for rank in range(config.select.k)]
+    tsf = TSF(
+        frames=[int(chosen[i]) for i in padded],
+        repeated=[rank >= len(picks) for rank in range(config.select.k)],
+        crops=[crops[i] for i in padded],
+        features=features[padded].astype(np.float16),
+        n_candidates=len(chosen),
+    )
+    with clock("sample"):
+        return make_sample(
+            clip, referent, annotation, detection, track, agreement, segments, tsf, qas, rules, job, stages
+        )
+
+
+# --- track, masks --------------------------------------------------------------------------------------------------
+
+
+def make_track(
+    frames: NDArray[np.uint8], detection: Detection, annotation: Annotation, rules: Rules, stages: Stages
+) -> Track:
+    """One box per frame, by the source's rule: tracked from the key frame, or the dataset's own with gaps bridged."""
+    if rules.boxes == "tracked":
+        track = stages.tracker.track(frames, detection.frame, detection.box[None])[0]
+        track.origin[detection.frame] = "annotation" if detection.detector == "annotation" else "detected"
+        return track
+    origin = "mask" if rules.boxes == "masks" else "annotation"
+    visible = annotation.visible
+    given = Track(
+        annotation.boxes.copy(),
+        np.full(len(frames), np.nan, np.float32),
+        [origin if v else "none" for v in visible],
+    )
+    return fill_gaps(given, annotation, frames, stages.tracker, rules.fill_gaps) if rules.fill_gaps else given
+
+
+def make_masks(
+    frames: NDArray[np.uint8], track: Track, agreement: Agreement, annotation: Annotation, rules: Rules, stages: Stages
+) -> list[Segment | None]:
+    """A mask for each kept frame: the dataset's, or one made from the track's box."""
+    if rules.masks == "none":
+        return [None] * len(frames)
+    masks: list[Segment | None] = [None] * len(frames)
+    wanted = agreement.kept.copy()
+    if rules.masks == "annotation" and annotation.masks is not None:
+        for t in np.flatnonzero(wanted):
+            mask = annotation.masks[t]
+            if mask is not None:
+                masks[t], wanted[t] = Segment(mask, "annotation"), False
+    if wanted.any():
+        boxes = np.where(wanted[:, None], track.boxes, np.nan).astype(np.float32)
+        for t, segment in enumerate(stages.segmenter.segment(frames, boxes)):
+            masks[t] = segment if segment is not None else masks[t]
+    return masks
+
+
+def boxes_from_masks(track: Track, segments: list[Segment | None]) -> Track:
+    """The track with each box replaced by the one around its mask. A fallback mask says nothing new: its box stays."""
+    boxes, origin = track.boxes.copy(), list(track.origin)
+    for t, segment in enumerate(segments):
+        if segment is not None and not segment.origin.endswith("-fallback") and rle_area(segment.mask):
+            boxes[t], origin[t] = rle_box(segment.mask), "mask"
+    return Track(boxes, track.score, origin)
+
+
+def _rescale(annotation: Annotation, decoded: Decoded) -> Annotation:
+    """Boxes follow the frames that were resized (GOT-10k changes size inside a sequence); raw numbers stay raw."""
+    if (decoded.scale == 1).all():
+        return annotation
+    factors = np.tile(decoded.scale, 2)
+    masks = annotation.masks
+    if masks is not None and any(m is not None for m in masks):
+        raise Quarantined(Reason.FRAME_MISMATCH, "images of a clip with masks differ in size", stage="decode")
+    boxes = (annotation.boxes * factors).astype(np.float32)
+    return Annotation(boxes, annotation.known, masks, annotation.raw_boxes, annotation.raw_format)
+
+
+def _why_dropped(agreement: Agreement) -> str:
+    reasons = {r: agreement.dropped.count(r) for r in sorted(set(agreement.dropped)) if r}
+    return "no frame is left: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+
+
+@contextmanager
+def quarantine(result: ClipResult, job: Job, clip: Clip, referent: Referent) -> Iterator[None]:
+    """One referent's failure becomes one row. Errors of the machine (disk, interrupts) pass through."""
+    try:
+        yield
+    except Quarantined as problem:
+        result.quarantine.append(quarantine_row(job, problem, clip.clip_id, referent.referent_id))
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        result.quarantine.append(quarantine_row(job, error, clip.clip_id, referent.referent_id))

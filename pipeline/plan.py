@@ -1,0 +1,252 @@
+"""Plan: which referent goes into which shard, fixed before any work starts, and kept in one file.
+
+A plan depends on annotations and configs alone, never on workers, on what is on disk by chance, or on what has been
+done already. It is streamed: a source yields clips with pointers, rows go straight to Parquet. Rejected rows take part,
+so that every shard also owns the quarantine rows of its stretch of the annotation file.
+"""
+
+import hashlib
+import heapq
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.corpora import Take
+from pipeline.presets import CurateConfig
+from pipeline.sources.base import DataRoot, Source, SourceConfig, load_source
+from schemas import SCHEMA_VERSION
+from schemas.config import Config, canonical_json, digest
+from schemas.records import Clip, Media, Planned, Reason, Referent, Rejected
+
+BYTES_PER_PIXEL = 0.03
+"""Of the mp4 in a sample (h264, crf 20), for the estimate that closes shards; measured on real clips of 1280x720."""
+BYTES_PER_SAMPLE = 60_000
+"""Of everything else in a sample: four crops, masks, track."""
+
+_SCHEMA = pa.schema([("shard", pa.int32()), ("kind", pa.string()), ("record", pa.string())])
+
+
+class Job(Config):
+    """All that a worker needs to know to curate one split of one source into one output."""
+
+    source: str
+    split: str
+    data_root: str
+    out: str
+    config: CurateConfig
+    take: Take = Take()
+    follow_links: bool = False
+    synthetic: bool = False
+
+    @property
+    def name(self) -> str:
+        """`<source>-<split>`: what shards, parts and the plan are named by."""
+        return f"{self.source}-{self.split}"
+
+    @property
+    def root(self) -> DataRoot:
+        return DataRoot(self.data_root, follow_links=self.follow_links)
+
+    def load(self) -> Source:
+        return configured_source(self.source, self.take)
+
+    def questions_per_referent(self) -> int:
+        return self.config.questions.per_referent if self.take.qa is None else self.take.qa
+
+    @property
+    def plan_path(self) -> Path:
+        return Path(self.out) / "plan" / f"{self.name}.parquet"
+
+
+def configured_source(name: str, take: Take) -> Source:
+    """The source with the corpus's overrides of its config."""
+    return load_source(name, canonical_json(take.source) if take.source else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a plan holds. `bytes` is the estimate that closes shards."""
+
+    videos: int = 0
+    clips: int = 0
+    referents: int = 0
+    qa: int = 0
+    frames: int = 0
+    rejected: int = 0
+    shards: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard of a plan. `hash` covers its rows and every config: equal hash, equal bytes."""
+
+    name: str
+    index: int
+    hash: str
+    items: tuple[Planned | Rejected, ...]
+
+    @property
+    def clips(self) -> list[Planned]:
+        return [item for item in self.items if isinstance(item, Planned)]
+
+
+def plan_items(job: Job) -> Iterator[Planned | Rejected]:
+    """The source's plan for the job's split, after the corpus's caps. Two passes over the annotations if there are caps."""
+    source, root, take = job.load(), job.root, job.take
+    seen: set[bytes] = set()
+    chosen = _choose(source, root, job.split, take)
+    for item in source.plan(root, job.split):
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        key = hashlib.sha256(item.clip.clip_id.encode()).digest()[:12]
+        if key in seen:
+            message = f"{item.clip.clip_id} appears twice in the annotations; the first one is kept"
+            yield Rejected(job.source, job.split, item.clip.clip_id, Reason.DUPLICATE, message)
+            continue
+        seen.add(key)
+        referents = _few_objects(item.referents, take)
+        if chosen is not None:
+            referents = tuple(r for r in referents if r.referent_id in chosen)
+        if referents:
+            yield replace(item, referents=referents)
+
+
+def _few_objects(referents: tuple[Referent, ...], take: Take) -> tuple[Referent, ...]:
+    if take.max_objects is None:
+        return referents
+    return tuple(r for r in referents if len(r.object_ids) <= take.max_objects)
+
+
+def _choose(source: Source, root: DataRoot, split: str, take: Take) -> set[str] | None:
+    """Ids of the referents inside the caps: clips in the order of a seeded hash, then referents, one of each clip first."""
+    if take.max_clips is None and take.max_referents is None:
+        return None
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{take.seed} {name}".encode()).digest()
+
+    clips: list[tuple[bytes, tuple[str, ...]]] = []
+    for item in source.plan(root, split):
+        if isinstance(item, Planned) and (referents := _few_objects(item.referents, take)):
+            clips.append((rank(item.clip.clip_id), tuple(r.referent_id for r in referents)))
+    if take.max_clips is not None:
+        clips = heapq.nsmallest(take.max_clips, clips)
+    ranked = [
+        (place, rank(referent), referent)
+        for _, referents in clips
+        for place, referent in enumerate(sorted(referents, key=rank))
+    ]
+    if take.max_referents is not None:
+        ranked = heapq.nsmallest(take.max_referents, ranked)
+    return {referent for _, _, referent in ranked}
+
+
+def estimate_bytes(clip: Clip, referents: int, config: CurateConfig) -> int:
+    """Expected size of a clip's samples."""
+    pixels = (clip.height or 360) * (clip.width or 640) * len(clip)
+    media = {"mp4": BYTES_PER_PIXEL, "frames": 8 * BYTES_PER_PIXEL, "none": 0.0}[config.media.media]
+    return referents * int(pixels * media + BYTES_PER_SAMPLE)
+
+
+def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: bool = True) -> Counts:
+    """Plan a split and, with `save`, write it to `<out>/plan/` in one atomic step."""
+    limit, totals = job.config.shard, dict.fromkeys(Counts.__dataclass_fields__, 0)
+    shard = held = held_bytes = 0
+    videos: set[bytes] = set()
+    path = job.plan_path
+    rows: list[dict] = []
+    writer = None
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    if save:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = pq.ParquetWriter(temporary, _SCHEMA, compression="zstd")
+    try:
+        for n, item in enumerate(plan_items(job)):
+            if isinstance(item, Planned):
+                size = estimate_bytes(item.clip, len(item.referents), job.config)
+                if held and (held + len(item.referents) > limit.max_referents or held_bytes + size > limit.max_bytes):
+                    shard, held, held_bytes = shard + 1, 0, 0
+                held, held_bytes = held + len(item.referents), held_bytes + size
+                videos.add(hashlib.sha256(item.clip.video_id.encode()).digest()[:12])
+                totals["clips"] += 1
+                totals["referents"] += len(item.referents)
+                totals["frames"] += len(item.clip)
+                totals["bytes"] += size
+            else:
+                totals["rejected"] += 1
+            if writer:
+                kind = "clip" if isinstance(item, Planned) else "rejected"
+                rows.append({"shard": shard, "kind": kind, "record": canonical_json(asdict(item))})
+                if len(rows) >= 2048:
+                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+                    rows.clear()
+            if tick and n % 64 == 0:
+                tick(n)
+        totals["shards"] = shard + 1 if totals["clips"] or totals["rejected"] else 0
+        totals["videos"], totals["qa"] = len(videos), totals["referents"] * job.questions_per_referent()
+        counts = Counts(**totals)
+        if writer:
+            writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+            metadata = {
+                "job": job.model_dump_json(),
+                "identity": plan_identity(job),
+                "counts": canonical_json(asdict(counts)),
+            }
+            writer.add_key_value_metadata(metadata)
+            writer.close()
+            os.replace(temporary, path)
+    finally:
+        if writer and writer.is_open:
+            writer.close()
+        temporary.unlink(missing_ok=True)
+    return counts
+
+
+def plan_identity(job: Job) -> str:
+    """Changes exactly when the plan's rows would: annotation files (size, mtime), the source's config, the corpus, limits."""
+    source: Source = job.load()
+    files = []
+    for relative in source.annotation_files(job.root, job.split):
+        stat = job.root.file(relative).stat()
+        files.append([relative, stat.st_size, stat.st_mtime_ns])
+    config: SourceConfig = source.config
+    return digest(
+        [SCHEMA_VERSION, config.digest(), job.take.digest(), job.config.shard.digest(), job.config.media.media, files]
+    )
+
+
+def read_plan_header(path: Path) -> tuple[Job, str, Counts]:
+    """The job that a plan file was made for, its identity, and its counts."""
+    metadata = pq.read_metadata(path).metadata
+    counts = Counts(**json.loads(metadata[b"counts"]))
+    return Job.model_validate_json(metadata[b"job"]), metadata[b"identity"].decode(), counts
+
+
+def read_plan(job: Job, stages_digest: str) -> Iterator[ShardPlan]:
+    """The shards of a saved plan, one at a time, in order."""
+    base = [SCHEMA_VERSION, stages_digest, job.config.digest(), job.take.qa, job.load().config.digest()]
+    with pq.ParquetFile(job.plan_path) as file:
+        rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+        for index, group in groupby(rows, key=lambda row: row["shard"]):
+            records = [(row["kind"], row["record"]) for row in group]
+            items = tuple(_item(kind, record) for kind, record in records)
+            yield ShardPlan(f"{job.name}-{index:06d}", index, digest([base, records]), items)
+
+
+def _item(kind: str, record: str) -> Planned | Rejected:
+    fields = json.loads(record)
+    if kind == "rejected":
+        return Rejected(**{**fields, "reason": Reason(fields["reason"])})
+    clip = fields["clip"]
+    media = clip.pop("media")
+    names = media.pop("names")
+    referents = tuple(Referent(**{**r, "object_ids": tuple(r["object_ids"])}) for r in fields["referents"])
+    return Planned(Clip(media=Media(names=tuple(names) if names is not None else None, **media), **clip), referents)

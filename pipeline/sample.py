@@ -1,0 +1,243 @@
+"""Sample: what one referent becomes. Members of a shard, rows of the manifests, and the rows of what was dropped."""
+
+import io
+import tarfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.agree import Agreement
+from pipeline.plan import Job
+from pipeline.presets import MediaConfig, Stages
+from pipeline.sources.base import Rules
+from pipeline.video import Decoded, encode_jpeg, encode_mp4
+from schemas import SCHEMA_VERSION
+from schemas.config import canonical_json
+from schemas.geometry import is_box, rle_area
+from schemas.records import (
+    ORIGINS,
+    QA,
+    RETRYABLE,
+    Annotation,
+    Clip,
+    Detection,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+    Sample,
+    Segment,
+    Track,
+)
+
+CODE_VERSION = "0.1.0"
+"""Version of this function: raise it whenever samples would change, so that finished shards are known to be old."""
+
+TRACK_DTYPE = np.dtype(
+    [
+        ("frame", "<i4"), ("source_frame", "<i8"),
+        ("x1", "<f4"), ("y1", "<f4"), ("x2", "<f4"), ("y2", "<f4"),
+        ("score", "<f4"), ("iou", "<f4"), ("origin", "u1"), ("known", "?"), ("kept", "?"),
+    ]
+)  # fmt: skip
+"""Rows of the `.track.npy` member: one per frame of the clip; `origin` indexes `schemas.records.ORIGINS`."""
+
+
+@dataclass(slots=True)
+class TSF:
+    """The K representatives of a track, in time order; `repeated` marks padding where fewer than K frames were usable."""
+
+    frames: list[int]
+    repeated: list[bool]
+    crops: list[NDArray[np.uint8]]
+    features: NDArray[np.float16]
+    n_candidates: int
+
+
+# --- what goes into the shard --------------------------------------------------------------------------------------
+
+
+def encode_media(decoded: Decoded, clip: Clip, config: MediaConfig) -> dict[str, bytes]:
+    """The clip's pixels as one member: `.mp4`, `.frames.tar` (a tar of JPEGs named by frame), or nothing."""
+    if config.media == "none":
+        return {}
+    if config.media == "mp4":
+        fps = (decoded.fps or clip.fps or 25.0) / clip.step
+        return {"mp4": encode_mp4(decoded.frames, fps, gop=config.gop, crf=config.crf)}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for t, picture in enumerate(decoded.frames):
+            add_member(tar, f"{t:06d}.jpg", encode_jpeg(picture, config.jpeg_quality))
+    return {"frames.tar": buffer.getvalue()}
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A file with nothing of today in its header: mtime 0, uid/gid 0, mode 0444."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = len(data), 0, 0o444
+    tar.addfile(info, io.BytesIO(data))
+
+
+def npy(array: NDArray) -> bytes:
+    """`.npy` bytes, never pickled."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def make_sample(
+    clip: Clip, referent: Referent, annotation: Annotation, detection: Detection, track: Track, agreement: Agreement,
+    segments: list[Segment | None], tsf: TSF, qas: list[QA], rules: Rules, job: Job, stages: Stages,
+) -> Sample:  # fmt: skip
+    """The members and table rows of one referent."""
+    ids = {"referent_id": referent.referent_id, "clip_id": clip.clip_id}
+    place = {"source": clip.source, "split": clip.split}
+    source_frames = list(clip.source_frames)
+    made = {t: s for t, s in enumerate(segments) if s is not None}
+    comparable = agreement.iou[[o == "tracked" for o in track.origin]]
+    referent_row = {
+        **ids, **place, "video_id": clip.video_id,
+        "caption": referent.caption, "raw_caption": referent.raw_caption or referent.caption,
+        "category": referent.category, "object_ids": list(referent.object_ids), "n_objects": max(1, len(referent.object_ids)),
+        "n_frames": len(clip), "n_known": int(annotation.known.sum()), "n_visible": int(annotation.visible.sum()),
+        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()), "n_masks": len(made), "n_qa": len(qas),
+        "key_frame": detection.frame, "detector": detection.detector, "detector_score": detection.score,
+        "text_used": detection.text_used, "tracker": stages.tracker.name, "segmenter": stages.segmenter.name,
+        "encoder": stages.encoder.name, "box_rule": rules.boxes, "mask_rule": rules.masks,
+        "mean_iou": float(np.nanmean(comparable)) if np.isfinite(comparable).any() else None,
+        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in made.values()), "preset": job.config.preset,
+    }  # fmt: skip
+    track_rows = [
+        {
+            **ids, "frame": t, "source_frame": source_frames[t], **_box(track.boxes[t]),
+            "origin": track.origin[t], "score": float(track.score[t]), "known": bool(annotation.known[t]),
+            **_box(annotation.boxes[t], "ann_"),
+            **{f"raw_{i}": float(annotation.raw_boxes[t, i]) if annotation.raw_boxes is not None else None for i in range(4)},
+            "raw_format": annotation.raw_format, "iou": float(agreement.iou[t]),
+            "kept": bool(agreement.kept[t]), "dropped": agreement.dropped[t],
+        }
+        for t in range(len(clip))
+    ]  # fmt: skip
+    mask_rows = [
+        {
+            **ids, "frame": t, "source_frame": source_frames[t], "origin": s.origin, "area": rle_area(s.mask),
+            "height": s.mask["size"][0], "width": s.mask["size"][1], "counts": s.mask["counts"],
+        }
+        for t, s in made.items()
+    ]  # fmt: skip
+    tsf_rows = [
+        {
+            **ids, "rank": rank, "frame": t, "source_frame": source_frames[t], **_box(track.boxes[t]),
+            "crop_height": tsf.crops[rank].shape[0], "crop_width": tsf.crops[rank].shape[1],
+            "repeated": tsf.repeated[rank], "n_candidates": tsf.n_candidates, "encoder": stages.encoder.name,
+        }
+        for rank, t in enumerate(tsf.frames)
+    ]  # fmt: skip
+    feature_rows = [
+        {"referent_id": referent.referent_id, "rank": rank, "encoder": stages.encoder.name, "feature": feature.tolist()}
+        for rank, feature in enumerate(tsf.features)
+    ]
+    qa_rows = [
+        {
+            **ids,
+            **place,
+            "qa_id": q.qa_id,
+            "family": q.family,
+            "template": q.template,
+            "question": q.question,
+            "answer": q.answer,
+        }
+        for q in qas
+    ]
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "referent": {k: v for k, v in referent_row.items() if not isinstance(v, float) or np.isfinite(v)},
+        "clip": {
+            "start": clip.start,
+            "stop": clip.stop,
+            "step": clip.step,
+            "media_path": clip.media.path,
+            "licence": clip.licence,
+        },
+        "tsf": [{k: r[k] for k in ("rank", "frame", "x1", "y1", "x2", "y2", "repeated")} for r in tsf_rows],
+        "qa": [{k: r[k] for k in ("qa_id", "family", "question", "answer")} for r in qa_rows],
+        "provenance": {
+            "preset": job.config.preset,
+            "config": job.config.digest(),
+            "code": CODE_VERSION,
+            "stages": stages.versions,
+        },
+    }
+    members = {
+        "json": canonical_json(description).encode(),
+        "track.npy": npy(_track_array(track_rows)),
+        "tsf.npy": npy(tsf.features),
+        **{f"crop{rank}.jpg": encode_jpeg(picture, 95) for rank, picture in enumerate(tsf.crops)},
+        "masks.json": canonical_json({str(t): s.mask for t, s in made.items()}).encode(),
+    }
+    rows = {
+        "referents": [referent_row], "tracks": track_rows, "masks": mask_rows, "tsf": tsf_rows,
+        "tsf_features": feature_rows, "qa": qa_rows,
+    }  # fmt: skip
+    return Sample(referent.referent_id, members, rows)
+
+
+def _box(box: NDArray[np.float32], prefix: str = "") -> dict[str, float | None]:
+    values = [float(v) for v in box] if is_box(box) else [None] * 4
+    return dict(zip((f"{prefix}x1", f"{prefix}y1", f"{prefix}x2", f"{prefix}y2"), values, strict=True))
+
+
+def _track_array(rows: list[dict]) -> NDArray:
+    array = np.zeros(len(rows), TRACK_DTYPE)
+    for name in TRACK_DTYPE.names or ():
+        values = [row[name] for row in rows]
+        if name == "origin":
+            array[name] = [ORIGINS.index(v) for v in values]
+        else:
+            array[name] = [np.nan if v is None else v for v in values]
+    return array
+
+
+def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
+    height, width = decoded.frames.shape[1:3]
+    return {
+        "clip_id": clip.clip_id, "source": clip.source, "split": clip.split, "video_id": clip.video_id,
+        "media_kind": clip.media.kind, "media_path": clip.media.path, "start": clip.start, "stop": clip.stop,
+        "step": clip.step, "n_frames": len(clip), "fps": decoded.fps or clip.fps, "height": height, "width": width,
+        "n_resized": int((decoded.scale != 1).any(1).sum()), "source_bytes": decoded.fingerprint.size,
+        "source_mtime_ns": decoded.fingerprint.mtime_ns, "source_sha256": decoded.fingerprint.sha256,
+        "decoder": decoded.decoder, "media": job.config.media.media, "media_gop": job.config.media.gop,
+        "licence": clip.licence, "preset": job.config.preset, "config_hash": job.config.digest(),
+        "code_version": CODE_VERSION, "weights_hash": stages.digest,
+    }  # fmt: skip
+
+
+# --- what goes into quarantine --------------------------------------------------------------------------------------
+
+
+def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: str | None, attempt: int = 1) -> dict:
+    """The row of `manifests/quarantine` for an exception. `where` is the innermost line of code of an unexpected one."""
+    known = isinstance(error, Quarantined)
+    reason = error.reason if known else Reason.STAGE_ERROR
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return {
+        "source": job.source, "split": job.split, "clip_id": clip_id, "referent_id": referent_id,
+        "stage": error.stage if known else module.rsplit(".", 1)[-1] or "curate",
+        "reason": str(reason), "error_class": type(error).__name__,
+        "message": error.message if known else f"{type(error).__name__}: {error}"[:2000],
+        "where": "" if known or trace is None else f"{module}:{trace.tb_lineno}",
+        "attempt": attempt, "retryable": reason in RETRYABLE,
+    }  # fmt: skip
+
+
+def rejected_row(rejected: Rejected) -> dict:
+    """The quarantine row of what the plan could not read."""
+    return {
+        "source": rejected.source, "split": rejected.split, "clip_id": rejected.item, "referent_id": None,
+        "stage": "plan", "reason": str(rejected.reason), "error_class": "", "message": rejected.message,
+        "where": rejected.where, "attempt": 1, "retryable": rejected.reason in RETRYABLE,
+    }  # fmt: skip

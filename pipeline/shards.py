@@ -1,0 +1,270 @@
+"""Shards: finished clips are staged one by one, a full shard is committed in one step.
+
+    <out>/.staging/<shard>-<hash>/<clip_id>.clip     a finished clip, written atomically
+    <out>/<source>/<split>/shards/<shard>.tar        the samples, USTAR, the same bytes for the same plan
+    <out>/manifests/<table>/<shard>.parquet          its rows
+
+A shard is built in staging, synced, read back and hashed. Then the tar and the parts are renamed into place, and the
+part of the `shards` table LAST: that rename is the commit. A file that no row of `shards` names is garbage.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.curate import ClipResult
+from pipeline.plan import Job, ShardPlan
+from pipeline.sample import CODE_VERSION, add_member, rejected_row
+from pipeline.video import fingerprint
+from schemas import SCHEMA_VERSION, tables
+from schemas.config import canonical_json
+from schemas.records import Planned, Quarantined, Sample
+
+SHARD_TABLES = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
+"""Tables with one part per shard, beside `shards` itself."""
+
+
+def shard_path(out: Path, job: Job, name: str) -> Path:
+    return out / job.source / job.split / "shards" / f"{name}.tar"
+
+
+def part_path(out: Path, table: str, name: str) -> Path:
+    return out / "manifests" / table / f"{name}.parquet"
+
+
+# --- staging -------------------------------------------------------------------------------------------------------
+
+
+def staging(out: Path, shard: ShardPlan) -> Path:
+    """Where the finished clips of a shard wait. The hash keeps clips of another config out."""
+    return out / ".staging" / f"{shard.name}-{shard.hash}"
+
+
+def staged_path(out: Path, shard: ShardPlan, clip_id: str) -> Path:
+    return staging(out, shard) / f"{clip_id}.clip"
+
+
+def stage_clip(path: Path, result: ClipResult) -> int:
+    """Write a finished clip; returns its size. Layout: a line with the sha256 of the rest, a line of JSON, the members."""
+    samples = [
+        {"key": s.key, "rows": s.rows, "members": [[name, len(data)] for name, data in s.members.items()]}
+        for s in result.samples
+    ]
+    header = {"samples": samples, "clip": result.clip_row, "quarantine": result.quarantine, "timings": result.timings}
+    body = b"".join([_json(header), b"\n", *(data for s in result.samples for data in s.members.values())])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return len(body)
+
+
+def _json(value: object) -> bytes:
+    """Compact JSON; floats keep every bit, NaN included (rows have NaN where a table will have NULL)."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def load_staged(path: Path) -> ClipResult:
+    """A staged clip. ValueError if its bytes are not what was written."""
+    digest, _, body = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError(f"{path}: the staged clip is damaged; delete it and run again")
+    head, _, data = body.partition(b"\n")
+    header = json.loads(head)
+    samples, offset = [], 0
+    for s in header["samples"]:
+        members = {}
+        for name, size in s["members"]:
+            members[name] = data[offset : offset + size]
+            offset += size
+        samples.append(Sample(s["key"], members, s["rows"]))
+    return ClipResult(samples, header["clip"], header["quarantine"], header["timings"])
+
+
+def is_staged(path: Path) -> bool:
+    """Whether a whole staged clip is there; a damaged one is removed."""
+    if not path.exists():
+        return False
+    try:
+        load_staged(path)
+    except (ValueError, KeyError, OSError):
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+# --- commit --------------------------------------------------------------------------------------------------------
+
+
+def commit_shard(job: Job, shard: ShardPlan, dim: int) -> dict:
+    """Turn the staged clips of a shard into its tar and its parts; returns the row of `shards`.
+
+    Everything is ready and synced in staging before the first rename. A shard that is being replaced is withdrawn
+    first (its row of `shards` is removed), so that no reader ever sees an old row with new bytes.
+    """
+    out = Path(job.out)
+    stage = staging(out, shard)
+    stage.mkdir(parents=True, exist_ok=True)
+    rows, tar = _pack(job, shard, stage)
+    row = rows["shards"][0]
+    final = {tar: shard_path(out, job, shard.name)}
+    for table in (*SHARD_TABLES, "shards"):
+        for entry in rows[table]:
+            entry["shard"] = shard.name
+        part = stage / f"{table}.parquet"
+        tables.write(part, table, rows[table], dim=dim)
+        final[part] = part_path(out, table, shard.name)
+    for path in final:
+        _sync(path)
+    part_path(out, "shards", shard.name).unlink(missing_ok=True)
+    for source, target in final.items():  # the part of `shards` is the last one
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent.name == "shards" and target.suffix == ".parquet":
+            for folder in {path.parent for path in final.values()}:
+                _sync(folder)
+        os.replace(source, target)
+    _sync(part_path(out, "shards", shard.name).parent)
+    shutil.rmtree(stage)
+    return row
+
+
+def _pack(job: Job, shard: ShardPlan, stage: Path) -> tuple[dict[str, list[dict]], Path]:
+    """Write the tar from the staged clips, in planned order, and gather the rows of every table."""
+    rows: dict[str, list[dict]] = {table: [] for table in (*SHARD_TABLES, "shards")}
+    path = stage / "shard.tar"
+    n_samples = n_clips = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for item in shard.items:
+            if not isinstance(item, Planned):
+                rows["quarantine"].append(rejected_row(item))
+                continue
+            result = load_staged(stage / f"{item.clip.clip_id}.clip")
+            if result.samples and result.clip_row:
+                rows["clips"].append(result.clip_row)
+                n_clips += 1
+            rows["quarantine"] += result.quarantine
+            rows["timings"] += result.timings
+            for sample in result.samples:
+                n_samples += 1
+                for table, entries in sample.rows.items():
+                    rows[table] += entries
+                for name, data in sample.members.items():
+                    add_member(tar, f"{sample.key}.{name}", data)
+                    digest = hashlib.sha256(data).hexdigest()
+                    offset = tar.offset - tarfile.BLOCKSIZE * -(-len(data) // tarfile.BLOCKSIZE)
+                    rows["members"].append(
+                        {
+                            "key": sample.key, "referent_id": sample.key, "name": name,
+                            "offset": offset, "size": len(data), "sha256": digest,
+                        }
+                    )  # fmt: skip
+    check_members(path, rows["members"])
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    rows["shards"] = [
+        {
+            "path": str(shard_path(Path(), job, shard.name)), "source": job.source, "split": job.split,
+            "index": shard.index, "bytes": path.stat().st_size, "sha256": sha256, "n_clips": n_clips,
+            "n_referents": sum(len(p.referents) for p in shard.clips), "n_samples": n_samples,
+            "n_quarantined": len(rows["quarantine"]), "n_qa": len(rows["qa"]), "plan_hash": shard.hash,
+            "config_hash": job.config.digest(), "code_version": CODE_VERSION, "preset": job.config.preset,
+            "schema_version": SCHEMA_VERSION,
+        }
+    ]  # fmt: skip
+    return rows, path
+
+
+def check_members(path: Path, members: list[dict]) -> None:
+    """Read a tar back and compare each member's place, size and sha256. ValueError names the first that differs."""
+    with path.open("rb") as file:
+        for member in members:
+            file.seek(member["offset"])
+            data = file.read(member["size"])
+            if len(data) != member["size"] or hashlib.sha256(data).hexdigest() != member["sha256"]:
+                raise ValueError(f"{path}: member {member['key']}.{member['name']} does not read back as written")
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- what is there --------------------------------------------------------------------------------------------------
+
+
+def committed(out: Path, job: Job) -> dict[str, str]:
+    """Names of the committed shards of a split, each with the hash of the plan it was made from."""
+    folder = out / "manifests" / "shards"
+    found = {}
+    for path in sorted(folder.glob(f"{job.name}-[0-9]*.parquet")):
+        row = pq.read_table(path, columns=["plan_hash", "path", "shard"], partitioning=None).to_pylist()[0]
+        if row["shard"] == path.stem and (out / row["path"]).exists():
+            found[path.stem] = row["plan_hash"]
+    return found
+
+
+def changed_clips(job: Job, shard: ShardPlan) -> list[str]:
+    """Clips of a committed shard whose source files are no longer those that were curated (size or mtime)."""
+    part = part_path(Path(job.out), "clips", shard.name)
+    columns = ["clip_id", "source_bytes", "source_mtime_ns"]
+    known = {row["clip_id"]: row for row in pq.read_table(part, columns=columns, partitioning=None).to_pylist()}
+    changed = []
+    for planned in shard.clips:
+        row = known.get(planned.clip.clip_id)
+        if row is None:
+            continue
+        try:
+            now = fingerprint(job.root, planned.clip)
+        except Quarantined:
+            continue  # a source file that is gone does not undo what was made of it
+        if (now.size, now.mtime_ns) != (row["source_bytes"], row["source_mtime_ns"]):
+            changed.append(planned.clip.clip_id)
+    return changed
+
+
+def withdraw(out: Path, name: str) -> None:
+    """Take a shard's commit back: its `shards` row goes first, the rest is garbage from then on."""
+    part_path(out, "shards", name).unlink(missing_ok=True)
+
+
+def sweep(out: Path, job: Job, keep: set[str]) -> list[str]:
+    """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders.
+
+    keep: names of staging folders (`<shard>-<hash>`) that the current plan still wants. Returns what was removed.
+    """
+    live, removed = set(committed(out, job)), []
+    for path in _files_of(out, job):
+        if path.stem not in live:
+            path.unlink()
+            removed.append(str(path.relative_to(out)))
+    stage = out / ".staging"
+    for folder in sorted(stage.glob(f"{job.name}-[0-9]*")) if stage.exists() else []:
+        if folder.name not in keep:
+            shutil.rmtree(folder)
+            removed.append(str(folder.relative_to(out)))
+    return removed
+
+
+def _files_of(out: Path, job: Job) -> Iterator[Path]:
+    pattern = f"{job.name}-[0-9]*"
+    yield from sorted((out / job.source / job.split / "shards").glob(f"{pattern}.tar"))
+    for table in SHARD_TABLES:
+        yield from sorted((out / "manifests" / table).glob(f"{pattern}.parquet"))
+
+
+def job_record(job: Job) -> str:
+    """The job as canonical JSON, for the `runs` table."""
+    return canonical_json(job.model_dump(mode="json"))

@@ -1,0 +1,243 @@
+"""A2D-Sentences: short YouTube clips, 3 to 5 annotated frames each, sentences about several actors.
+
+- `a2d_annotation.txt` is a CSV with a header; copies with more than its three columns occur. Instance ids are integers
+  stored as text; the official file has one that is not, `1 (copy)`.
+- `videoset.csv` has no header (a reader that assumes one loses a video). Its height and width are those of the
+  original video: the clips are 320 pixels high.
+- Videos in `a2d_missed_videos.txt` are not part of the dataset.
+- `<vid>/<%05d>.h5` is named by the 1-based frame. Its masks are transposed, [N, W, H], and with a single instance the
+  N axis is gone from `reMask` and `reBBox`.
+- An instance that a frame does not list is not annotated there, which is not the same as absent.
+- Boxes are those around the masks; `reBBox` is kept as raw numbers only.
+- The clips folder is called clips320H or CLIPS320.
+"""
+
+import csv
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sources.base import (
+    DataRoot,
+    Rules,
+    SourceConfig,
+    clean,
+    clip_key,
+    first_of,
+    invalid,
+    locate,
+    malformed,
+    need_split,
+    with_target,
+)
+from schemas.geometry import MAX_PIXELS, RLE, absent, rle_area, rle_box, rle_encode
+from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+
+if TYPE_CHECKING:
+    import h5py
+
+_TABLE = "text_annotations/a2d_annotation.txt"
+_MISSED = "text_annotations/a2d_missed_videos.txt"
+_INSTANCES = "text_annotations/a2d_annotation_with_instances"
+_VIDEOSET = "Release/videoset.csv"
+
+
+class A2DConfig(SourceConfig):
+    """rules: re-tracked from the annotated boxes, up to 20 frames kept, boxes from the segmenter's masks (Appendix A;
+        its IoU threshold is not printed, 0.5 is ours).
+    min_frames: a clip spans its annotated frames, and is widened on both sides to so many frames where the video has
+        them ("extending trajectories to up to 20 frames where possible", Appendix A).
+    frame_tolerance: frames by which a video may differ from `total_frames` of videoset.csv; our choice.
+    """
+
+    rules: Rules = Rules(boxes="tracked", min_iou=0.5, masks="segment", boxes_from_masks=True, max_kept_frames=20)
+    min_frames: int = 20
+    frame_tolerance: int = 2
+
+
+class A2D:
+    """See `pipeline.sources.base.Source`. Without videoset.csv the subsets are unknown, and the only split is `all`."""
+
+    name: ClassVar[str] = "a2d"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test", "all")
+    licence: ClassVar[str] = "none stated; YouTube clips, academic use, do not redistribute frames"
+    expected: ClassVar[str] = """\
+<root>/                                     (or a2d_sentences/ below it)
+  text_annotations/a2d_annotation.txt
+  text_annotations/a2d_missed_videos.txt
+  text_annotations/a2d_annotation_with_instances/<vid>/<%05d>.h5
+  Release/videoset.csv
+  Release/clips320H/<vid>.mp4"""
+    Config = A2DConfig
+
+    def __init__(self, config: A2DConfig | None = None):
+        self.config = config or A2DConfig()
+
+    def available(self, root: DataRoot) -> list[str]:
+        base = _base(root)
+        if not root.has(base + _TABLE):
+            return []
+        return ["train", "test"] if root.has(base + _VIDEOSET) else ["all"]
+
+    def annotation_files(self, root: DataRoot, split: str) -> list[str]:
+        """The tables, and the h5 files, whose names give the spans."""
+        base = _base(root)
+        tables = [base + file for file in (_TABLE, _MISSED, _VIDEOSET) if root.has(base + file)]
+        folders = [f"{base}{_INSTANCES}/{video}" for video in root.listdir(base + _INSTANCES)]
+        return tables + [f"{folder}/{name}" for folder in folders for name in _annotated_frames(root, folder).values()]
+
+    def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
+        need_split(self, root, split)
+        base = _base(root)
+        videoset = _videoset(root, base) if split != "all" else {}
+        missed = set(root.read_text(base + _MISSED).split()) if root.has(base + _MISSED) else set()
+        clips = first_of(root, [f"{base}Release/{folder}" for folder in ("clips320H", "CLIPS320")])
+        for video, rows in _table(root, base).items():
+            # A video that videoset.csv does not name belongs to no subset; it is reported once, with train.
+            subset, frames = videoset.get(video, (split if split == "all" else "train", None))
+            if subset != split:
+                continue
+            referents: dict[str, Referent] = {}
+            clip = self._clip(root, base, split, video, frames, clips or f"{base}Release/clips320H")
+            for line, instance, query in rows:
+                try:
+                    if video in missed:
+                        raise Quarantined(Reason.KNOWN_BAD, f"{video} is listed in {_MISSED}")
+                    if split != "all" and video not in videoset:
+                        raise Quarantined(Reason.ANNOTATION_MISSING, f"{video} is not listed in {_VIDEOSET}")
+                    referent = self._referent(base, clip, instance, query)
+                    if referent.referent_id in referents:
+                        raise Quarantined(Reason.DUPLICATE, f"instance {instance} of {video} has a sentence already")
+                    referents[referent.referent_id] = referent
+                except Quarantined as problem:
+                    item, where = f"{video},{instance}", f"{base}{_TABLE}:{line}"
+                    yield Rejected(self.name, split, item, problem.reason, problem.message, where)
+            if referents:
+                yield Planned(clip, tuple(referents.values()))
+
+    def _clip(self, root: DataRoot, base: str, split: str, video: str, total: int | None, clips: str) -> Clip:
+        annotated = _annotated_frames(root, f"{base}{_INSTANCES}/{video}")
+        start, stop = _widen(annotated, self.config.min_frames, total) if annotated else (0, 0)
+        return Clip(
+            clip_id=clip_key(self.name, split, video, start, stop),
+            source=self.name,
+            split=split,
+            video_id=video,
+            media=Media("video", f"{clips}/{video}.mp4"),
+            start=start,
+            stop=stop,
+            frame_count=total,
+            frame_tolerance=self.config.frame_tolerance,
+            licence=self.licence,
+        )
+
+    def _referent(self, base: str, clip: Clip, instance: str, query: str) -> Referent:
+        if not instance.isdecimal():
+            raise malformed(f"instance id {instance!r:.40} is not an integer")
+        if not clean(query):
+            raise malformed("no sentence")
+        pointer = {"folder": f"{base}{_INSTANCES}/{clip.video_id}", "instance": int(instance)}
+        referent_id = clip_key(self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{int(instance)}")
+        return Referent(referent_id, clip.clip_id, clean(query), (instance,), "", query, pointer)
+
+    def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
+        """Masks and the boxes around them, on the frames that list the instance; nothing is known elsewhere."""
+        folder, instance = referent.pointer["folder"], referent.pointer["instance"]
+        annotated = _annotated_frames(root, folder)
+        if not annotated:
+            raise Quarantined(Reason.ANNOTATION_MISSING, f"{folder}: no annotated frames")
+        n = len(clip)
+        boxes, raw = absent(n), absent(n)
+        masks: list[RLE | None] = [None] * n
+        for source_frame, name in annotated.items():
+            t = source_frame - clip.start
+            found = _read_instance(root, f"{folder}/{name}", instance) if 0 <= t < n else None
+            if found is not None:
+                masks[t], raw[t] = found
+                boxes[t] = rle_box(found[0])
+        known = np.array([mask is not None for mask in masks])
+        return with_target(Annotation(boxes, known, masks, raw, "reBBox xyxy pixels 1-based"), referent)
+
+
+def _base(root: DataRoot) -> str:
+    return locate(root, ("", "a2d_sentences/", "A2D-Sentences/"), [_TABLE])
+
+
+def _table(root: DataRoot, base: str) -> dict[str, list[tuple[int, str, str]]]:
+    """Video -> (line, instance id, sentence) of its rows, in the order of the table: 6,655 short rows."""
+    videos: dict[str, list[tuple[int, str, str]]] = {}
+    for number, line in enumerate(root.read_text(base + _TABLE).split("\n"), start=1):
+        video, instance, query = (*_fields(line)[:3], "", "", "")[:3]
+        if video and (number > 1 or video != "video_id"):
+            videos.setdefault(video, []).append((number, instance, query))
+    return videos
+
+
+def _fields(line: str) -> list[str]:
+    """One line of a CSV on its own, so that an unclosed quote cannot swallow the lines after it."""
+    try:
+        return next(csv.reader([line.rstrip("\r")]), [])
+    except csv.Error:  # a field of more than 128 kB
+        return line.split(",", 3)
+
+
+def _videoset(root: DataRoot, base: str) -> dict[str, tuple[str, int | None]]:
+    """Video -> (subset, total frames)."""
+    videos = {}
+    for row in map(_fields, root.read_text(base + _VIDEOSET).split("\n")):
+        if len(row) >= 9 and row[8].strip() in ("0", "1"):
+            frames = row[6].strip()
+            subset = "test" if row[8].strip() == "1" else "train"
+            videos[row[0]] = subset, int(frames) if frames.isdecimal() and int(frames) else None
+    return videos
+
+
+def _annotated_frames(root: DataRoot, folder: str) -> dict[int, str]:
+    """0-based frame -> name of its h5 file, in order."""
+    stems = {name: name[:-3] for name in root.listdir(folder) if name.endswith(".h5")}
+    return dict(sorted((int(stem) - 1, name) for name, stem in stems.items() if stem.isdecimal() and int(stem)))
+
+
+def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[int, int]:
+    """(start, stop) from the first to the last annotated frame, at least `least` frames where the video has them.
+    Where its length is not known, nothing after the last annotated frame is assumed to exist."""
+    first, stop = min(annotated), max(annotated) + 1
+    end = stop if total is None else max(total, stop)
+    missing = max(least - (stop - first), 0)
+    start = min(max(first - missing // 2, 0), max(end - max(least, stop - first), 0))
+    return start, min(max(start + least, stop), end)
+
+
+def _read_instance(root: DataRoot, file: str, instance: int) -> tuple[RLE, NDArray[np.float32]] | None:
+    """(mask, raw reBBox) of one instance in one frame; None where the frame does not list it or its mask is empty."""
+    import h5py
+
+    try:
+        with h5py.File(root.file(file), "r") as frame:
+            ids = _dataset(frame, "instance")[...].reshape(-1)
+            if instance not in ids:
+                return None
+            index = int(np.flatnonzero(ids == instance)[0])
+            stored = _dataset(frame, "reMask")
+            if stored.ndim not in (2, 3) or int(np.prod(stored.shape[-2:], dtype=np.int64)) > MAX_PIXELS:
+                raise invalid(f"{file}: reMask has shape {stored.shape}")
+            if (1 if stored.ndim == 2 else stored.shape[0]) != len(ids):
+                raise invalid(f"{file}: reMask has shape {stored.shape} for {len(ids)} instances")
+            mask = (stored[...] if stored.ndim == 2 else stored[index]).T != 0
+            boxes = np.asarray(frame["reBBox"][...] if "reBBox" in frame else np.empty(0), np.float32).reshape(-1)
+    except OSError as error:
+        raise invalid(f"{file}: not a readable HDF5 file: {error}") from error
+    rle = rle_encode(mask)
+    raw = boxes.reshape(4, -1)[:, index] if boxes.size == 4 * len(ids) else absent(1)[0]
+    return (rle, raw) if rle_area(rle) else None
+
+
+def _dataset(frame: "h5py.File", name: str) -> "h5py.Dataset":
+    import h5py
+
+    # A link inside the file could name a file outside the data root.
+    if not isinstance(frame.get(name, getlink=True), h5py.HardLink) or not isinstance(frame[name], h5py.Dataset):
+        raise invalid(f"{frame.filename}: no dataset `{name}`")
+    return frame[name]

@@ -1,0 +1,163 @@
+"""MeViS: motion expressions about one or several objects, with dense masks.
+
+- `meta_expressions.json` holds the text and names masks by `anno_id`; an expression about several objects has several:
+  its mask is their union.
+- `mask_dict.json` (about 1 GB) has one RLE or null per frame for each anno_id, in the order of the sorted `frames`.
+  null, or an RLE without foreground, is an absent object.
+- `frames` are image names without extension; their numbers may have gaps.
+- Videos with fewer than two frames are skipped, as the official loader does.
+- White space and case of expressions vary; captions get their white space normalised, their case is left alone.
+- Split `valid` has no masks, so it is not curated.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.sources.base import (
+    DataRoot,
+    Rules,
+    SourceConfig,
+    checked_mask,
+    clean,
+    clip_key,
+    invalid,
+    locate,
+    malformed,
+    need_split,
+    with_target,
+)
+from schemas.geometry import RLE, absent, rle_box, rle_union
+from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+
+_META = "meta_expressions.json"
+_MASKS = "mask_dict.json"
+
+
+class MeViSConfig(SourceConfig):
+    """rules: boxes around the original masks, which are kept; the tracker only bridges frames that the dataset does not
+    know ("when annotations are sparse or missing in intermediate frames", Appendix A). 5 frames are our bound: a
+    second of a video annotated at 5 to 6 frames per second.
+    """
+
+    rules: Rules = Rules(boxes="masks", masks="annotation", fill_gaps=5, min_iou=None)
+
+
+class MeViS:
+    """See `pipeline.sources.base.Source`. One clip per video, with all its expressions."""
+
+    name: ClassVar[str] = "mevis"
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid_u")
+    licence: ClassVar[str] = "CC BY-NC-SA 4.0, non-commercial research"
+    expected: ClassVar[str] = """\
+<root>/                                     (or mevis/ below it)
+  {train,valid_u}/meta_expressions.json
+  {train,valid_u}/mask_dict.json
+  {train,valid_u}/JPEGImages/<video>/%05d.jpg"""
+    Config = MeViSConfig
+
+    def __init__(self, config: MeViSConfig | None = None):
+        self.config = config or MeViSConfig()
+
+    def available(self, root: DataRoot) -> list[str]:
+        return [split for split in self.splits if root.has(f"{_base(root)}{split}/{_META}")]
+
+    def annotation_files(self, root: DataRoot, split: str) -> list[str]:
+        return [file for name in (_META, _MASKS) if root.has(file := f"{_base(root)}{split}/{name}")]
+
+    def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
+        """The text file is small (a few MB) and read as a whole; of the masks only byte ranges are kept."""
+        need_split(self, root, split)
+        base = f"{_base(root)}{split}"
+        file, masks = f"{base}/{_META}", f"{base}/{_MASKS}"
+        meta = root.read_json(file)
+        videos = meta.get("videos") if isinstance(meta, dict) else None
+        if not isinstance(videos, dict):
+            raise invalid(f"{file}: expected an object `videos`")
+        ranges = {key: (offset, size) for key, offset, size in root.json_members(masks)} if root.has(masks) else {}
+        for video, row in videos.items():
+            try:
+                clip, expressions = self._clip(base, split, video, row)
+            except Quarantined as problem:
+                yield Rejected(self.name, split, video, problem.reason, problem.message, file)
+                continue
+            referents = []
+            for key, expression in expressions.items():
+                try:
+                    referents.append(self._referent(masks, ranges, clip, key, expression))
+                except Quarantined as problem:
+                    yield Rejected(self.name, split, f"{video}/{key}", problem.reason, problem.message, file)
+            if referents:
+                yield Planned(clip, tuple(referents))
+
+    def _clip(self, base: str, split: str, video: str, row: object) -> tuple[Clip, dict]:
+        frames = row.get("frames") if isinstance(row, dict) else None
+        expressions = row.get("expressions") if isinstance(row, dict) else None
+        if not isinstance(frames, list) or not all(isinstance(name, str) for name in frames):
+            raise malformed("`frames` is not a list of names")
+        if not isinstance(expressions, dict):
+            raise malformed("`expressions` is not an object")
+        if len(frames) < 2:
+            raise malformed(f"{len(frames)} frames; the official loader skips videos with fewer than 2")
+        names = tuple(f"{name}.jpg" for name in sorted(frames))
+        clip = Clip(
+            clip_id=clip_key(self.name, split, video, 0, len(names)),
+            source=self.name,
+            split=split,
+            video_id=video,
+            media=Media("frames", f"{base}/JPEGImages/{video}", names=names),
+            start=0,
+            stop=len(names),
+            frame_count=len(names),
+            licence=self.licence,
+        )
+        return clip, expressions
+
+    def _referent(self, masks: str, ranges: dict, clip: Clip, key: str, row: object) -> Referent:
+        text = row.get("exp") if isinstance(row, dict) else None
+        ids = row.get("anno_id") if isinstance(row, dict) else None
+        objects = row.get("obj_id", ids) if isinstance(row, dict) else None
+        if not isinstance(text, str) or not clean(text):
+            raise malformed("no expression")
+        if not isinstance(ids, list) or not ids or not all(type(i) in (int, str) for i in ids):
+            raise malformed("`anno_id` is not a list of mask ids")
+        pointer = {"file": masks, "anno_ids": [str(i) for i in ids], "ranges": [ranges.get(str(i)) for i in ids]}
+        object_ids = tuple(str(i) for i in (objects if isinstance(objects, list) else ids))
+        referent_id = clip_key(self.name, clip.split, clip.video_id, f"e{key}")
+        return Referent(referent_id, clip.clip_id, clean(text), object_ids, "", text, pointer)
+
+    def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
+        """The union of the objects' masks, and the box around it. Every frame is known."""
+        pointer, layers = referent.pointer, []
+        for anno_id, span in zip(pointer["anno_ids"], pointer["ranges"], strict=True):
+            where = f"{pointer['file']}: mask {anno_id}"
+            if span is None:
+                raise Quarantined(Reason.ANNOTATION_MISSING, f"{where} is not in the file")
+            layer = root.read_json(pointer["file"], *span)
+            if not isinstance(layer, list) or len(layer) != len(clip):
+                found = f"{len(layer)} masks" if isinstance(layer, list) else "no list"
+                raise Quarantined(Reason.FRAME_MISMATCH, f"{where}: {found} for {len(clip)} frames")
+            layers.append([_mask(rle, f"{where}, frame {t}") for t, rle in enumerate(layer)])
+        boxes = absent(len(clip))
+        masks: list[RLE | None] = []
+        for t, objects in enumerate(zip(*layers, strict=True)):
+            there = [mask for mask in objects if mask is not None]
+            if not there:
+                masks.append(None)
+                continue
+            try:
+                union = rle_union(there)
+            except ValueError as error:
+                raise invalid(f"{pointer['file']}: {referent.referent_id}, frame {t}: {error}") from error
+            masks.append(union)
+            boxes[t] = rle_box(union)
+        return with_target(Annotation(boxes, np.ones(len(clip), bool), masks), referent)
+
+
+def _base(root: DataRoot) -> str:
+    return locate(root, ("", "mevis/", "MeViS/", "MeViS_release/"), [f"{split}/{_META}" for split in MeViS.splits])
+
+
+def _mask(rle: object, where: str) -> RLE | None:
+    return None if rle is None else checked_mask(rle, where)

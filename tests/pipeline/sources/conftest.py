@@ -1,0 +1,78 @@
+"""Small data roots written by hand, and the real annotations where a machine has them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sources.base import DataRoot
+from schemas.geometry import RLE, rle_encode
+from schemas.records import Planned, Referent, Rejected
+
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Callable[..., DataRoot]:
+    """make_root({"a/b.txt": "text", "c.json": {...}, "d.bin": b""}) -> the root that holds these files."""
+
+    def make(files: dict[str, object], **options: bool) -> DataRoot:
+        for relative, content in files.items():
+            path = tmp_path / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return DataRoot(tmp_path, **options)
+
+    return make
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real sample data beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("real annotations are not on this machine (expected beside the repository, in shared/data)")
+    return SHARED
+
+
+@pytest.fixture
+def split_plan() -> Callable[..., tuple[list[Planned], list[Rejected]]]:
+    """(planned, rejected) of one split."""
+
+    def run(source, root: DataRoot, split: str) -> tuple[list[Planned], list[Rejected]]:
+        items = list(source.plan(root, split))
+        return [i for i in items if isinstance(i, Planned)], [i for i in items if isinstance(i, Rejected)]
+
+    return run
+
+
+@pytest.fixture
+def annotate_one() -> Callable:
+    """The annotation of the only referent of the only clip of a split."""
+
+    def run(source, root: DataRoot, split: str):
+        [item] = source.plan(root, split)
+        assert isinstance(item, Planned), item
+        [referent] = item.referents
+        assert isinstance(referent, Referent)
+        return source.annotate(root, item.clip, referent)
+
+    return run
+
+
+@pytest.fixture
+def square() -> Callable[..., RLE]:
+    """square(height, width, x1, y1, x2, y2): an RLE of one filled rectangle; without corners, an empty one."""
+
+    def make(height: int, width: int, *corners: int) -> RLE:
+        mask = np.zeros((height, width), bool)
+        if corners:
+            x1, y1, x2, y2 = corners
+            mask[y1:y2, x1:x2] = True
+        return rle_encode(mask)
+
+    return make

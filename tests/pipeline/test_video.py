@@ -1,0 +1,271 @@
+"""Decoding: the right pictures in the right order, and a stated reason when that cannot be."""
+
+import io
+import struct
+import sys
+import zlib
+from dataclasses import replace
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline import video
+from pipeline.sources.base import DataRoot
+from pipeline.video import DecodeConfig, decode, encode_jpeg, encode_mp4, fingerprint
+from schemas.records import Clip, Media, Quarantined, Reason
+
+N = 30
+
+
+def numbered(n: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """Frames that carry their index as eight black or white blocks along the top."""
+    frames = np.full((n, height, width, 3), 90, np.uint8)
+    for t in range(n):
+        for bit in range(8):
+            frames[t, : height // 2, bit * width // 8 : (bit + 1) * width // 8] = 255 * (t >> bit & 1)
+    return frames
+
+
+def number(frame: np.ndarray) -> int:
+    height, width = frame.shape[:2]
+    return sum(int(frame[height // 4, (2 * bit + 1) * width // 16].mean() > 128) << bit for bit in range(8))
+
+
+def clip_of(media: Media, start: int = 0, stop: int = N, **changes) -> Clip:
+    return replace(Clip("clip", "lasot", "train", "v", media, start, stop), **changes)
+
+
+VIDEO = Media("video", "v.mp4")
+FOLDER = Media("frames", "img", "%04d.jpg", 1)
+
+
+@pytest.fixture(scope="module")
+def mp4() -> bytes:
+    return encode_mp4(numbered(N), 25)
+
+
+@pytest.fixture
+def root(tmp_path, mp4) -> DataRoot:
+    (tmp_path / "v.mp4").write_bytes(mp4)
+    (tmp_path / "img").mkdir()
+    for t, frame in enumerate(numbered(5), start=1):
+        (tmp_path / "img" / f"{t:04d}.jpg").write_bytes(encode_jpeg(frame))
+    return DataRoot(tmp_path)
+
+
+@pytest.fixture
+def without_decord(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+
+
+def refused(root: DataRoot, clip: Clip, config: DecodeConfig | None = None) -> Quarantined:
+    with pytest.raises(Quarantined) as caught:
+        decode(root, clip, config or DecodeConfig())
+    return caught.value
+
+
+# --- video files ---
+
+
+def test_decord_gives_the_frames_that_were_written(root):
+    decoded = decode(root, clip_of(VIDEO, frame_count=N), DecodeConfig())
+    assert decoded.decoder == "decord"
+    assert decoded.frames.shape == (N, 64, 96, 3)
+    assert [number(f) for f in decoded.frames] == list(range(N))
+    assert decoded.fps == pytest.approx(25)
+    assert (decoded.scale == 1).all()
+
+
+@pytest.mark.parametrize(("start", "stop", "step"), [(0, N, 1), (7, 20, 1), (3, N, 4), (N - 1, N, 1)])
+def test_both_decoders_agree_frame_for_frame(root, monkeypatch, start, stop, step):
+    clip = clip_of(VIDEO, start, stop, step=step)
+    one = decode(root, clip, DecodeConfig())
+    monkeypatch.setitem(sys.modules, "decord", None)
+    two = decode(root, clip, DecodeConfig())
+    assert (one.decoder, two.decoder) == ("decord", "pyav")
+    assert [number(f) for f in one.frames] == list(clip.source_frames)
+    assert [number(f) for f in two.frames] == list(clip.source_frames)
+    assert np.abs(one.frames.astype(int) - two.frames).mean() < 2
+    assert two.fps == pytest.approx(one.fps)
+
+
+def test_what_decord_cannot_open_is_given_to_pyav(root, monkeypatch):
+    def gives_up(*_):
+        raise video._DecoderGaveUp("no")
+
+    monkeypatch.setattr(video, "_with_decord", gives_up)
+    assert decode(root, clip_of(VIDEO), DecodeConfig()).decoder == "pyav"
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.8])
+@pytest.mark.parametrize("index", ["at the end", "at the start"])
+def test_a_truncated_video_is_unreadable(root, mp4, index, share):
+    """With its index at the start a cut video still opens, and promises frames that are not there."""
+    path = root.path / "v.mp4"
+    if index == "at the start":
+        with av.open(path) as old, av.open(str(path) + ".mp4", "w", options={"movflags": "faststart"}) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+        mp4 = (root.path / "v.mp4.mp4").read_bytes()
+        assert mp4.find(b"moov") < mp4.find(b"mdat")
+        share = (share + 1) / 2
+    path.write_bytes(mp4[: int(len(mp4) * share)])
+    error = refused(root, clip_of(VIDEO))
+    assert error.reason in (Reason.MEDIA_UNREADABLE, Reason.FRAME_MISMATCH)
+    assert error.stage == "decode"
+    assert "v.mp4" in error.message
+
+
+def test_what_is_no_video_is_unreadable(root):
+    (root.path / "v.mp4").write_bytes(b"<html>404</html>" * 50)
+    error = refused(root, clip_of(VIDEO))
+    assert error.reason is Reason.MEDIA_UNREADABLE
+    assert "decord" in error.message
+    assert "pyav" in error.message
+
+
+def test_a_missing_file_is_missing(root):
+    assert refused(root, clip_of(Media("video", "w.mp4"))).reason is Reason.MEDIA_MISSING
+    assert refused(root, clip_of(replace(FOLDER, path="nowhere"), stop=3)).reason is Reason.MEDIA_MISSING
+
+
+def test_a_path_out_of_the_root_is_refused(root):
+    assert refused(root, clip_of(Media("video", "../v.mp4"))).reason is Reason.UNSAFE_PATH
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("count", [N - 2, N + 2])
+def test_another_number_of_frames_than_annotated_is_a_mismatch(root, request, decoder, count):
+    if decoder == "pyav":
+        request.getfixturevalue("without_decord")
+    error = refused(root, clip_of(VIDEO, 0, 5, frame_count=count))
+    assert error.reason is Reason.FRAME_MISMATCH
+    assert str(N) in error.message
+    assert str(count) in error.message
+    assert len(decode(root, clip_of(VIDEO, 0, 5, frame_count=count, frame_tolerance=2), DecodeConfig()).frames) == 5
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_a_clip_behind_the_end_is_a_mismatch(root, request, decoder):
+    if decoder == "pyav":
+        request.getfixturevalue("without_decord")
+    for start in (0, N, N + 5):
+        assert refused(root, clip_of(VIDEO, start, N + 6)).reason is Reason.FRAME_MISMATCH
+
+
+def test_a_clip_that_is_too_large_is_refused(root):
+    error = refused(root, clip_of(VIDEO), DecodeConfig(max_bytes=1000))
+    assert error.reason is Reason.TOO_LARGE
+
+
+def test_large_clips_live_in_a_file(root):
+    there = decode(root, clip_of(VIDEO), DecodeConfig(spill_bytes=1)).frames
+    assert isinstance(there, np.memmap)
+    assert np.array_equal(there, decode(root, clip_of(VIDEO), DecodeConfig()).frames)
+
+
+# --- folders of images ---
+
+
+def test_a_folder_is_read_in_order(root):
+    decoded = decode(root, clip_of(FOLDER, 1, 5, step=2), DecodeConfig())
+    assert [number(f) for f in decoded.frames] == [1, 3]
+    assert decoded.decoder == "opencv"
+
+
+def test_images_are_rgb(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    (tmp_path / "0.jpg").write_bytes(encode_jpeg(red))
+    decoded = decode(DataRoot(tmp_path), clip_of(Media("frames", ".", "%d.jpg"), 0, 1), DecodeConfig())
+    assert decoded.frames[0, 8, 8, 0] > 200
+    assert decoded.frames[0, 8, 8, 2] < 50
+
+
+def test_images_of_another_size_are_resized_to_the_first(root):
+    (root.path / "img" / "0003.jpg").write_bytes(encode_jpeg(numbered(3, 128, 96)[2]))
+    decoded = decode(root, clip_of(FOLDER, 0, 5), DecodeConfig())
+    assert decoded.frames.shape == (5, 64, 96, 3)
+    assert decoded.scale.tolist() == [[1, 1], [1, 1], [1, 0.5], [1, 1], [1, 1]]
+    assert [number(f) for f in decoded.frames] == list(range(5))
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9])
+def test_a_truncated_jpeg_is_unreadable(root, share):
+    path = root.path / "img" / "0002.jpg"
+    rng = np.random.default_rng(0)
+    whole = encode_jpeg(rng.integers(0, 255, (64, 96, 3), np.uint8))
+    path.write_bytes(whole[: int(len(whole) * share)])
+    error = refused(root, clip_of(FOLDER, 0, 5))
+    assert error.reason is Reason.MEDIA_UNREADABLE
+    assert "0002.jpg" in error.message
+
+
+def test_a_header_that_promises_too_much_is_refused_before_pixels_are_allocated(root):
+    """A PNG of a few bytes that says it is 60000 x 60000: 10 GiB if believed."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (root.path / "img" / "0001.jpg").write_bytes(bomb)
+    error = refused(root, clip_of(FOLDER, 0, 1))
+    assert error.reason in (Reason.TOO_LARGE, Reason.MEDIA_UNREADABLE)
+    assert "0001.jpg" in error.message
+
+
+def test_names_shorter_than_the_clip_are_a_mismatch(root):
+    media = Media("frames", "img", names=("0001.jpg", "0002.jpg"))
+    assert refused(root, clip_of(media, 0, 3)).reason is Reason.FRAME_MISMATCH
+
+
+# --- fingerprints ---
+
+
+def test_a_fingerprint_follows_the_content(root):
+    one = decode(root, clip_of(FOLDER, 0, 5), DecodeConfig()).fingerprint
+    assert one == decode(root, clip_of(FOLDER, 0, 5), DecodeConfig()).fingerprint
+    assert fingerprint(root, clip_of(FOLDER, 0, 5)).size == one.size
+    (root.path / "img" / "0004.jpg").write_bytes(encode_jpeg(numbered(9)[8]))
+    assert decode(root, clip_of(FOLDER, 0, 5), DecodeConfig()).fingerprint.sha256 != one.sha256
+
+
+# --- encoding ---
+
+
+@pytest.mark.parametrize(("n", "height", "width"), [(1, 64, 96), (13, 64, 96), (25, 63, 97), (5, 33, 64)])
+def test_mp4_twice_is_the_same_bytes_and_has_every_frame(tmp_path, n, height, width):
+    frames = numbered(n, height, width)
+    data = encode_mp4(frames, 30)
+    assert data == encode_mp4(frames, 30)
+    (tmp_path / "v.mp4").write_bytes(data)
+    decoded = decode(DataRoot(tmp_path), clip_of(VIDEO, 0, n, frame_count=n), DecodeConfig())
+    assert [number(f[:height, :width]) for f in decoded.frames] == list(range(n))
+    padded = decoded.frames.shape[1:3]
+    assert padded == (height + height % 2, width + width % 2)
+
+
+def test_mp4_can_be_sought_every_few_frames():
+    with av.open(io.BytesIO(encode_mp4(numbered(N), 30, gop=6))) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    assert len(keys) == N
+    assert [i for i, key in enumerate(keys) if key] == list(range(0, N, 6))
+
+
+@pytest.mark.parametrize("fps", [6, 23.976, 29.97, 30])
+def test_mp4_keeps_the_frame_rate(fps):
+    with av.open(io.BytesIO(encode_mp4(numbered(3), fps))) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
+
+
+def test_jpeg_there_and_back():
+    picture = numbered(6)[5]
+    back = cv2.cvtColor(cv2.imdecode(np.frombuffer(encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert number(back) == 5
+    assert encode_jpeg(picture) == encode_jpeg(picture)
