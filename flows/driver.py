@@ -108,6 +108,7 @@ def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts
             )
     with progress.stage(f"plan {job.name}", unit="clips") as tick:
         counts = build_plan(job, tick=tick.to)
+        tick.to(counts.clips)
     return counts
 
 

@@ -78,7 +78,7 @@ class Bars:
 
     @contextmanager
     def stage(self, name: str, *, unit: str, total: int | None = None) -> Iterator[Tick]:
-        if self._depth == 0:
+        if self._depth == 0 and self.console.is_terminal:
             self.bars.start()
         self._depth += 1
         bars, task = self.bars, self.bars.add_task(name, total=total, unit=unit, note="")
@@ -100,8 +100,5 @@ class Bars:
                 self.console.print(f"{name}: {done} {unit} in {seconds:.1f} s", highlight=False)
         finally:
             self._depth -= 1
-            if self._depth == 0:
+            if self._depth == 0 and self.console.is_terminal:
                 self.bars.stop()
-                for finished in list(bars.task_ids):
-                    if not self.console.is_terminal:
-                        bars.remove_task(finished)

@@ -111,9 +111,12 @@ def main() -> None:
     print("starting the Prefect server, about ten seconds ...", flush=True)
 
     def stop(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # stopping takes seconds; a second signal must not cut it short
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     with Serve(options.data, options.out, port=options.port):
         print(
             f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"

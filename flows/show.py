@@ -11,7 +11,9 @@ from manifests.catalog import query
 from pipeline.plan import read_plan_header
 from pipeline.shards import committed
 
-console = Console(soft_wrap=False)
+console = Console()
+if not console.is_terminal:
+    console = Console(width=160)  # a log or a pipe: the default of 80 would fold every cell
 
 
 def table(title: str, columns: list[str], rows: list[list[object]], *, caption: str = "") -> None:

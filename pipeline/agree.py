@@ -5,6 +5,7 @@ discarded. Every frame that is not kept has a word for why.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +69,7 @@ def _thin(kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | Non
     return thin
 
 
-def fill_gaps(
-    track: Track, annotation: Annotation, frames: NDArray[np.uint8], tracker: Tracker, max_gap: int
-) -> Track:
+def fill_gaps(track: Track, annotation: Annotation, frames: NDArray[np.uint8], tracker: Tracker, max_gap: int) -> Track:
     """Bridge short gaps of a track that is the dataset's own (MeViS) by tracking from the frame before each gap.
 
     A gap is a run of at most `max_gap` frames without a box that the dataset does not know, between two frames with
@@ -81,7 +80,7 @@ def fill_gaps(
     _same_length(track, annotation)
     filled = Track(track.boxes.copy(), track.score.copy(), list(track.origin))
     seen = np.flatnonzero(track.visible)
-    for before, after in zip(seen[:-1], seen[1:], strict=True):
+    for before, after in pairwise(seen.tolist()):
         gap = slice(before + 1, after)
         if not 0 < after - before - 1 <= max_gap or annotation.known[gap].any():
             continue

@@ -1,8 +1,9 @@
 """Corpora: how much to take of each source. `all` takes everything, `paper` aims at the paper's counts.
 
 The paper states totals only (30,646 clips, 45,231 QA; Appendix A). The split by source is an inference: two rows follow
-exactly from the raw files (A2D-Sentences, VID-Sentence), the rest agree with the sums of a sibling corpus, and the
-totals here stay 12 clips and 12 QA short. Nothing is forced: `sparrow plan` prints what was reached beside these.
+exactly from the raw files (A2D-Sentences, VID-Sentence), four are those of a sibling corpus that shares six of the seven
+sources, and Ref-SAV gets what is then missing to the totals. Nothing is forced: `sparrow plan --corpus paper` prints
+what was reached beside these, and a source with fewer clips stays short.
 """
 
 from schemas.config import Config

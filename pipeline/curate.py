@@ -106,11 +106,11 @@ def curate_referent(
         segments = make_masks(frames, track, agreement, annotation, rules, stages)
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
-    with clock("encode"):
-        chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
+    chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
+    with clock("encode", len(chosen)):
         crops = [crop(frames[t], track.boxes[t], config.select.crop_margin) for t in chosen]
         features = stages.encoder.encode(crops)
-    with clock("select"):
+    with clock("select", len(chosen)):
         picks = select_representatives(
             features, track.boxes[chosen], frames.shape[1:3],
             k=config.select.k, spatial_weight=config.select.spatial_weight,
@@ -126,7 +126,7 @@ def curate_referent(
         features=features[padded].astype(np.float16),
         n_candidates=len(chosen),
     )
-    with clock("sample"):
+    with clock("sample", len(frames)):
         return make_sample(
             clip, referent, annotation, detection, track, agreement, segments, tsf, qas, rules, job, stages
         )

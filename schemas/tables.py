@@ -58,7 +58,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "caption": _S,
         "raw_caption": _S,
         "category": _WORD,
-        "object_ids": pa.list_(_S),
+        "object_ids": pa.list_(pa.field("element", _S)),
         "n_objects": _I,
         "n_frames": _I,
         "n_known": _I,
@@ -198,7 +198,7 @@ def schema(table: str, *, dim: int | None = None) -> pa.Schema:
     if table == "tsf_features":
         if dim is None:
             raise ValueError("tsf_features needs dim, the length of the encoder's features")
-        columns = {"referent_id": _S, "rank": _I, "encoder": _WORD, "feature": pa.list_(pa.float16(), dim)}
+        columns = {"referent_id": _S, "rank": _I, "encoder": _WORD, "feature": pa.list_(pa.field("element", pa.float16()), dim)}
     else:
         columns = dict(_COLUMNS[table])
     if table != "runs":

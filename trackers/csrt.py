@@ -26,6 +26,7 @@ class CSRTConfig(Config):
 
     side: int = 320
     min_target: int = 24
+    template: int = 200
     lost_below: float = 1.75
     patience: int = 3
     found_above: float = 2.05
@@ -83,8 +84,8 @@ class CSRTTracker:
 def _reduced(frame: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """RGB -> BGR, which CSRT's colour names expect, at `scale`."""
     if scale < 1:
-        frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        frame = np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), np.uint8)
 
 
 class _Follow:
@@ -109,12 +110,16 @@ class _Follow:
         self.off = (box[:2] + box[2:]) / 2 - (x1 + w / 2, y1 + h / 2)
         self.stretch = (box[2:] - box[:2]) / (w, h)
         cv2.setRNGSeed(0)
-        self.csrt = cv2.TrackerCSRT.create()
+        parameters = cv2.TrackerCSRT.Params()
+        parameters.template_size = float(self.config.template)
+        self.csrt = cv2.TrackerCSRT.create(parameters)
         try:
             self.csrt.init(frame, (x1, y1, w, h))
         except cv2.error as error:
             raise Quarantined(
-                Reason.NO_TARGET, f"CSRT cannot start on a box of {w}x{h} pixels at ({x1}, {y1}): {error.err}", stage="track"
+                Reason.NO_TARGET,
+                f"CSRT cannot start on a box of {w}x{h} pixels at ({x1}, {y1}): {error.err}",
+                stage="track",
             ) from error
 
     def __call__(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float64] | None, float]:
@@ -137,14 +142,15 @@ class _Follow:
         return box, likeness
 
     def _update(self, frame: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """The box where CSRT believes the target to be; None if its template has shrunk to nothing."""
+        """The box where CSRT believes the target to be; None if that is outside the frame, or shrunk to nothing."""
         try:
             _, (x, y, w, h) = self.csrt.update(frame)
         except cv2.error:
             return None
         size = np.array((w, h)) * self.stretch
         centre = np.array((x + w / 2, y + h / 2)) + self.off
-        return np.concatenate([centre - size / 2, centre + size / 2])
+        box = np.concatenate([centre - size / 2, centre + size / 2])
+        return box if is_box(clip_boxes(box, *frame.shape[:2])) else None
 
     def _find(self, frame: NDArray[np.uint8]) -> tuple[float, NDArray[np.float64]]:
         """Likeness and box of the best place for the key box in the whole frame."""
@@ -164,11 +170,13 @@ class _Look:
     def __init__(self, crop: NDArray[np.uint8]):
         small = np.ascontiguousarray(cv2.resize(crop, (32, 32), interpolation=cv2.INTER_AREA))
         grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-        colour = cv2.calcHist([cv2.cvtColor(small, cv2.COLOR_BGR2HSV)], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256])
+        colour = cv2.calcHist(
+            [cv2.cvtColor(small, cv2.COLOR_BGR2HSV)], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256]
+        )
         self.parts = [
-            _unit(grey.astype(np.float32).ravel() - grey.mean()),
-            _unit(colour.ravel()),
-            _unit(np.asarray(_HOG.compute(grey)).ravel()),
+            _unit(np.asarray(grey, np.float32).ravel() - np.float32(grey.mean())),
+            _unit(np.asarray(colour, np.float32).ravel()),
+            _unit(np.asarray(_HOG.compute(grey), np.float32).ravel()),
         ]
 
     def likeness(self, other: "_Look") -> float:

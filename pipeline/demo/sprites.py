@@ -6,15 +6,17 @@ the original photograph, so that a cut-out is the same on every machine.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+Image = NDArray[Any]
+"""uint8 [H, W, 3] RGB, or [H, W] alpha; OpenCV's own types promise less."""
 
 _SKIMAGE = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "horse", "moon",
             "motorcycle_left", "hubble_deep_field", "rocket")  # fmt: skip
@@ -107,7 +109,7 @@ TINTS = {
     "coin": ("", "yellow"),
 }
 """Recolourings that still look natural; "" is the photograph's own colour."""
-_HUES = {"pink": 162, "blue": 108, "purple": 140, "green": 60, "yellow": 24}
+_HUES = {"pink": 162, "blue": 108, "purple": 140, "green": 64, "yellow": 26}
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def backgrounds_for(names: tuple[str, ...]) -> list[str]:
     return [b for b in BACKGROUNDS if not set(_SHOWS.get(b, ())) & set(names)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def photo(name: str) -> Image:
     """A bundled photograph, RGB. Raises FileNotFoundError naming the package if it is not in the installed wheel."""
     package, folder = ("skimage", "data") if name in _SKIMAGE else ("sklearn", "datasets/images")
@@ -154,7 +156,7 @@ def photo(name: str) -> Image:
     raise FileNotFoundError(f"{package} has no bundled photograph {name!r}: install the pinned version")
 
 
-@lru_cache(maxsize=None)
+@cache
 def cutout(name: str, tint: str = "") -> tuple[Image, Image]:
     """(RGB, alpha) of one thing, tight, at the photograph's own resolution; alpha has a soft edge of about a pixel."""
     kind = KINDS[name]
@@ -185,7 +187,9 @@ def cutout(name: str, tint: str = "") -> tuple[Image, Image]:
 def _furry(silhouette: Image) -> Image:
     """Fur for the horse, which is bundled as a black silhouette: the cat's, shaded as on a round body."""
     height, width = silhouette.shape
-    fur = cv2.resize(photo("chelsea")[150:215, 90:200], (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    fur = cv2.resize(photo("chelsea")[150:215, 90:200], (width, height), interpolation=cv2.INTER_CUBIC).astype(
+        np.float32
+    )
     depth = cv2.GaussianBlur(cv2.distanceTransform(silhouette, cv2.DIST_L2, 5), (0, 0), 3)
     shade = 0.45 + 0.75 * np.clip(depth / 40, 0, 1)
     shade *= np.linspace(1.1, 0.8, height, dtype=np.float32)[:, None]
@@ -205,26 +209,31 @@ def _tinted(picture: Image, tint: str) -> Image:
     else:
         weights = np.bincount(hue.ravel(), saturation.ravel().astype(np.float64), 180)
         hsv[..., 0] = (hue + _HUES[tint] - int(weights.argmax())) % 180
+        if tint == "green":  # as vivid as the original, it would look like neon
+            hsv[..., 1:] = hsv[..., 1:] * np.array([0.7, 0.85])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-_NAMES = ((7, "red"), (19, "orange"), (33, "yellow"), (85, "green"), (130, "blue"), (150, "purple"), (169, "pink"))
+_NAMES = ((3, "red"), (19, "orange"), (33, "yellow"), (85, "green"), (130, "blue"), (150, "purple"), (169, "pink"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def colour(name: str, tint: str = "") -> str:
     """The colour word of a cut-out: the name of its dominant hue, or of its brightness where it has none."""
     picture, alpha = cutout(name, tint)
     hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[alpha > 127].astype(np.int64)
     vivid = hsv[(hsv[:, 1] > 70) & (hsv[:, 2] > 60)]
-    if len(vivid) < 0.3 * len(hsv):
-        value = np.median(hsv[:, 2])
-        return "black" if value < 70 else "white" if value > 200 else "grey"
+    if len(vivid) < 0.25 * len(hsv):
+        if np.median(hsv[:, 2]) < 70:
+            return "black"
+        return "white" if np.percentile(hsv[:, 2], 75) > 190 else "grey"
     weights = np.bincount(vivid[:, 0], vivid[:, 1].astype(np.float64), 180)
-    padded = np.concatenate([weights[-6:], weights, weights[:6]])
-    hue = int(np.convolve(padded, np.ones(13), "valid").argmax())
+    hue = int(np.convolve(np.concatenate([weights[-2:], weights, weights[:2]]), np.ones(5), "valid").argmax())
     word = next((word for limit, word in _NAMES if hue <= limit), "red")
-    return "brown" if word in ("red", "orange") and np.median(vivid[:, 2]) < 140 else word
+    if word not in ("red", "orange"):
+        return word
+    brightness = np.median(vivid[:, 2])  # dark orange is brown; between red and orange the darker ones look red
+    return "brown" if brightness < 120 else "red" if hue <= 9 and brightness < 190 else word
 
 
 def backdrop(name: str, height: int, width: int, rng: np.random.Generator) -> Image:
@@ -232,7 +241,9 @@ def backdrop(name: str, height: int, width: int, rng: np.random.Generator) -> Im
     background = BACKGROUNDS[name]
     picture = photo(background.photo)
     scale = max(height / picture.shape[0], width / picture.shape[1]) * rng.uniform(1.0, 1.15)
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    picture = cv2.resize(
+        picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    )
     y = int(rng.integers(0, max(1, picture.shape[0] - height + 1)))
     x = int(rng.integers(0, max(1, picture.shape[1] - width + 1)))
     picture = picture[y : y + height, x : x + width]
@@ -242,10 +253,10 @@ def backdrop(name: str, height: int, width: int, rng: np.random.Generator) -> Im
 
 def occluder(kind: str, height: int, width: int, rng: np.random.Generator) -> tuple[Image, Image]:
     """(RGB, alpha) of height x width: a round "pillar" of wood or stone, or a leafy "hedge" with an uneven top."""
-    alpha = np.full((height, width), 255, np.uint8)
+    alpha: Image = np.full((height, width), 255, np.uint8)
     if kind == "pillar":
         wood = rng.random() < 0.5
-        source = photo("coffee")[:, 440:600] if wood else cv2.convertScaleAbs(photo("gravel")[:400, :200], beta=30)
+        source = photo("coffee")[:, 495:600] if wood else cv2.convertScaleAbs(photo("gravel")[:400, :200], beta=30)
         picture = cv2.resize(source, (width, height), interpolation=cv2.INTER_CUBIC)
         across = np.sin(np.pi * (0.06 + 0.88 * np.linspace(0, 1, width)))
         picture = np.clip(picture * (0.3 + 0.8 * across**0.8)[None, :, None], 0, 255).astype(np.uint8)
@@ -258,11 +269,10 @@ def occluder(kind: str, height: int, width: int, rng: np.random.Generator) -> tu
         light = np.linspace(1.15, 0.45, height)[:, None, None]
         picture = np.clip(picture * light * np.array([0.42, 0.72, 0.3]), 0, 255).astype(np.uint8)
         alpha[:] = 0
-        radius = max(4, width // 6)
-        for x in np.linspace(radius, width - radius, 7):
-            r = int(radius * rng.uniform(0.75, 1.0))
-            top = int(r + (0.25 * height) * rng.random())
-            cv2.circle(alpha, (int(x), top), r, 255, -1, cv2.LINE_AA)
-            cv2.rectangle(alpha, (int(x) - r, top), (int(x) + r, height), 255, -1)
-        alpha[:, :2] = alpha[:, -2:] = 0
+        x = np.arange(width)
+        bumps = sum(rng.uniform(0.4, 1) * np.sin(2 * np.pi * (f * x / width + rng.random())) for f in (2, 3, 5, 9))
+        dome = np.sqrt(np.clip(1 - (2 * (x + 0.5) / width - 1) ** 4, 0, 1))  # round shoulders
+        tops = np.round(height * (1 - dome * (0.9 + 0.025 * bumps))).astype(int)
+        alpha[np.arange(height)[:, None] >= tops] = 255
+        alpha = cv2.GaussianBlur(alpha, (3, 3), 0.8)
     return picture, alpha

@@ -41,7 +41,9 @@ def key_frame(annotation: Annotation) -> int:
     visible = np.flatnonzero(annotation.visible)
     if visible.size == 0:
         raise Quarantined(
-            Reason.NO_TARGET, f"none of {len(annotation.known)} frames has an annotated box to start from", stage="detect"
+            Reason.NO_TARGET,
+            f"none of {len(annotation.known)} frames has an annotated box to start from",
+            stage="detect",
         )
     quarter = visible.size // 4
     central = visible[quarter : visible.size - quarter]

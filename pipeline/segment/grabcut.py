@@ -55,8 +55,11 @@ class GrabCutSegmenter:
         labels[ys, xs] = cv2.GC_PR_FGD
         if (labels == cv2.GC_PR_FGD).all():
             return self._fallback(box, height, width)
-        cv2.setRNGSeed(0)  # GrabCut's colour models start from a random K-means: results must not depend on what ran before
-        cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), config.iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.setRNGSeed(
+            0
+        )  # GrabCut's colour models start from a random K-means: results must not depend on what ran before
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(small, labels, (0, 0, 0, 0), *models, config.iterations, cv2.GC_INIT_WITH_MASK)
         found = (labels & 1).astype(np.float32)
         if not config.smallest <= found[ys, xs].mean() <= config.largest:
             return self._fallback(box, height, width)

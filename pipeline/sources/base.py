@@ -8,6 +8,7 @@ source, and nowhere after it.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -145,7 +146,7 @@ class DataRoot:
         """JSON of a file or of a byte range of it."""
         data = self.read_bytes(relative, offset, size)
         try:
-            return json.loads(data.decode("utf-8", "replace"))
+            return _loads(data)
         except (ValueError, RecursionError) as error:
             raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not JSON: {error}") from error
 
@@ -156,6 +157,10 @@ class DataRoot:
         only its own clip's part. One pass at the speed of the C parser.
         """
         return json_members(self.file(relative))
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NUMBER = "0123456789.eE+-"  # what may continue a number that the end of a chunk cut
 
 
 def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, int]]:
@@ -187,7 +192,7 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
             while True:
                 try:
                     decoded, end = decoder.raw_decode(text, position)
-                    if end < len(text) or done:
+                    if done or text[end : end + 1] not in _NUMBER:  # "" and "." of "0." are in it: read on
                         return decoded, end
                 except RecursionError as error:
                     raise _not_json(path, base + position, "nested too deep") from error
@@ -201,7 +206,7 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
         while text[position] == '"':
             start = position
             _, position = value(position)
-            key = json.loads(text[start:position].encode("latin-1").decode("utf-8", "replace"))
+            key = str(_loads(text[start:position].encode("latin-1")))
             position = skip(position, ":") + 1
             while position >= len(text) or text[position] in " \t\r\n":
                 if position < len(text):
@@ -219,6 +224,14 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
             position = skip(position + 1, '"')
             if position > chunk:
                 base, text, position = base + position, text[position:], 0
+
+
+def _loads(data: bytes) -> object:
+    text = data.decode("utf-8", "replace")
+    value = json.loads(text)
+    if _SURROGATE.search(text):  # half of an escaped pair is a string that no file can hold
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def _not_json(path: Path, offset: int, why: str) -> Quarantined:

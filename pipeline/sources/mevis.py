@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pipeline.sources.base import (
     need_split,
     with_target,
 )
-from schemas.geometry import RLE, absent, rle_box, rle_union
+from schemas.geometry import RLE, absent, is_box, rle_box, rle_union
 from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
 
 _META = "meta_expressions.json"
@@ -37,10 +37,13 @@ _MASKS = "mask_dict.json"
 
 class MeViSConfig(SourceConfig):
     """rules: boxes around the original masks, which are kept; the tracker only bridges frames that the dataset does not
-    know ("when annotations are sparse or missing in intermediate frames", Appendix A). 5 frames are our bound: a
-    second of a video annotated at 5 to 6 frames per second.
+        know ("when annotations are sparse or missing in intermediate frames", Appendix A). 5 frames are our bound: a
+        second of a video annotated at 5 to 6 frames per second.
+    nulls: what a null mask says. "absent": the object is not there, which is the dataset's own meaning, and leaves
+        nothing to bridge in the official files. "missing": the frame was not annotated, so `rules.fill_gaps` applies.
     """
 
+    nulls: Literal["absent", "missing"] = "absent"
     rules: Rules = Rules(boxes="masks", masks="annotation", fill_gaps=5, min_iou=None)
 
 
@@ -128,7 +131,7 @@ class MeViS:
         return Referent(referent_id, clip.clip_id, clean(text), object_ids, "", text, pointer)
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
-        """The union of the objects' masks, and the box around it. Every frame is known."""
+        """The union of the objects' masks, and the box around it."""
         pointer, layers = referent.pointer, []
         for anno_id, span in zip(pointer["anno_ids"], pointer["ranges"], strict=True):
             where = f"{pointer['file']}: mask {anno_id}"
@@ -152,7 +155,8 @@ class MeViS:
                 raise invalid(f"{pointer['file']}: {referent.referent_id}, frame {t}: {error}") from error
             masks.append(union)
             boxes[t] = rle_box(union)
-        return with_target(Annotation(boxes, np.ones(len(clip), bool), masks), referent)
+        known = np.ones(len(clip), bool) if self.config.nulls == "absent" else is_box(boxes)
+        return with_target(Annotation(boxes, known, masks), referent)
 
 
 def _base(root: DataRoot) -> str:

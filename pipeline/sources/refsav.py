@@ -73,13 +73,13 @@ class RefSAV:
         return ["train"] if _text_file(root) else []
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
-        """The text file, and the videos and masklets it names: where they are and how long is part of the plan."""
+        """The text file, and the masklets it names, whose lengths decide the spans."""
         base, file = _base(root), _text_file(root) or ""
         files = [file]
         for _, offset, size in root.json_members(file):
             row = root.read_json(file, offset, size)
-            paths = [row.get(key) for key in _PATHS] if isinstance(row, dict) else []
-            files += [_find(root, base, path) for path in paths if isinstance(path, str) and path]
+            path = row.get("anno_path") if isinstance(row, dict) else None
+            files += [_find(root, base, path)] if isinstance(path, str) and path else []
         return [path for path in files if root.has(path)]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:

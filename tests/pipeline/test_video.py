@@ -266,6 +266,8 @@ def test_mp4_keeps_the_frame_rate(fps):
 
 def test_jpeg_there_and_back():
     picture = numbered(6)[5]
-    back = cv2.cvtColor(cv2.imdecode(np.frombuffer(encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    back = cv2.cvtColor(
+        cv2.imdecode(np.frombuffer(encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+    )
     assert number(back) == 5
     assert encode_jpeg(picture) == encode_jpeg(picture)

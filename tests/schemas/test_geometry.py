@@ -105,7 +105,9 @@ def test_iou_is_symmetric_bounded_and_one_for_itself(a, b):
     assert (g.iou(a, a)[g.is_box(a)] == 1).all()
 
 
-small = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 6)] * 2).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+small = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(1, 6)] * 2).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
 
 
 @given(st.tuples(small, small))

@@ -31,7 +31,7 @@ def make_root(tmp_path: Path) -> Callable[..., DataRoot]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real sample data beside the repository."""
     if not SHARED.is_dir():

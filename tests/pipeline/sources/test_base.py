@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_json_members_finds_what_json_loads_finds(tmp_path: Path, data, indent, 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"a"', '{"a":', '{"a":1', '{"a":1,', '{"a":1,}', '{"a" 1}', '{"a":tru}', '{"a":[1}', "nope"]
+    "text",
+    ["", "[]", "{", '{"a"', '{"a":', '{"a":1', '{"a":1,', '{"a":1,}', '{"a" 1}', '{"a":tru}', '{"a":[1}', "nope"],
 )
 def test_json_members_says_where_a_file_is_not_json(tmp_path: Path, text: str):
     path = tmp_path / "bad.json"
@@ -65,6 +67,12 @@ def test_json_members_does_not_overflow_the_stack_on_deep_nesting(tmp_path: Path
     path.write_text('{"a":' + "[" * 200_000)
     with pytest.raises(Quarantined, match="nested too deep"):
         list(json_members(path))
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark_and_whole_pairs_stay(make_root):
+    root = make_root({"a.json": r'{"k\ud800": "\ud83d\ude00 \udc00"}'})
+    assert root.read_json("a.json") == {"k?": "\U0001f600 ?"}
+    assert [key for key, _, _ in root.json_members("a.json")] == ["k?"]
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "a/../../b", "", "a\0b"])
@@ -155,8 +163,6 @@ def test_the_registry_has_the_seven_sources_in_the_order_of_the_paper():
 
 def test_importing_the_sources_loads_no_heavy_library():
     code = "import pipeline.sources, sys; print([m for m in ('cv2', 'h5py', 'torch', 'PIL') if m in sys.modules])"
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

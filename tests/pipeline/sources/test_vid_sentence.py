@@ -181,7 +181,7 @@ def test_real_sentence_counts_and_laziness(shared: Path):
     assert {split: count[Planned] for split, count in counts.items()} == {"train": 6582, "val": 536, "test": 536}
     assert not any(count[Rejected] for count in counts.values())
     assert len(ids) == 7654
-    assert peak < 12e6
+    assert peak < 8e6
 
 
 def test_real_tubes_annotate_without_error(shared: Path):

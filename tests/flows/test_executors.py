@@ -1,0 +1,98 @@
+"""Executors: every task once, follow-ups, deaths and deadlines given up after the cap, machine errors stop the run."""
+
+import os
+import time
+
+import pytest
+
+from flows.executors import Inline, Outcome, RayActors, RunFailed, Task, make_executor
+
+
+def collect(executor, work, tasks, follow=None):
+    outcomes: list[Outcome] = []
+
+    def done(outcome):
+        outcomes.append(outcome)
+        return follow(outcome) if follow else []
+
+    executor.run(work, iter(tasks), done)
+    return outcomes
+
+
+def square(n):
+    return n * n
+
+
+def one_follow_up(outcome):
+    return [Task("follow", 10)] if outcome.task.payload == 3 else []
+
+
+def test_inline_runs_all_and_follow_ups():
+    outcomes = collect(Inline(), square, [Task(str(n), n) for n in range(5)], one_follow_up)
+    assert sorted(o.value for o in outcomes) == [0, 1, 4, 9, 16, 100]
+
+
+def test_inline_errors_of_the_machine_stop_the_run():
+    with pytest.raises(ZeroDivisionError):
+        collect(Inline(), lambda n: 1 / n, [Task("zero", 0)])
+
+
+def test_unknown_executor_names_the_choices():
+    with pytest.raises(ValueError, match="choose inline or ray"):
+        make_executor("dask", 2)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    executor = RayActors(workers=2)
+    executor.open()
+    yield executor
+    executor.close()
+
+
+def test_ray_runs_all_on_two_processes(ray):
+    def work(n):
+        time.sleep(0.05)
+        return n * n, os.getpid()
+
+    outcomes = collect(RayActors(workers=2), work, [Task(str(n), n) for n in range(20)], one_follow_up)
+    assert sorted(o.value[0] for o in outcomes) == sorted([n * n for n in range(20)] + [100])
+    assert len({o.value[1] for o in outcomes}) == 2
+    assert os.getpid() not in {o.value[1] for o in outcomes}
+
+
+def test_ray_gives_up_a_task_that_kills_its_worker_and_finishes_the_rest(ray, tmp_path):
+    deaths = str(tmp_path / "deaths")
+
+    def work(n):
+        if n == 2:
+            with open(deaths, "a") as file:
+                file.write("x")
+            os._exit(1)
+        return n
+
+    outcomes = collect(RayActors(workers=2, attempts=3), work, [Task(str(n), n) for n in range(6)])
+    died = [o for o in outcomes if o.kind == "died"]
+    assert [(o.task.label, o.task.attempt) for o in died] == [("2", 3)]
+    assert open(deaths).read() == "xxx"
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 1, 3, 4, 5]
+
+
+def test_ray_stops_a_task_at_its_deadline_and_finishes_the_rest(ray):
+    def work(n):
+        time.sleep(60 if n == 1 else 0)
+        return n
+
+    start = time.monotonic()
+    outcomes = collect(RayActors(workers=2, deadline=8.0), work, [Task(str(n), n) for n in range(4)])
+    assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3]
+    assert time.monotonic() - start < 50
+
+
+def test_ray_errors_of_the_machine_stop_the_run_and_name_the_task(ray):
+    def work(n):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFailed, match=r"clip-7.*No space left"):
+        collect(RayActors(workers=1), work, [Task("clip-7", 7)])

@@ -1,0 +1,159 @@
+"""The clip function: every rule of the sources reaches the track, one bad referent loses nothing else."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.agree import agree
+from pipeline.curate import curate_clip, make_masks, make_track
+from pipeline.plan import plan_items
+from pipeline.presets import build_stages
+from pipeline.sample import TRACK_DTYPE
+from pipeline.sources.base import Rules
+from schemas.geometry import absent, from_xywh, rle_encode
+from schemas.records import ORIGINS, Annotation, Detection, Planned, Quarantined, Reason, Track
+from tests.made import moving_square
+
+
+@pytest.fixture
+def stages(tiny_job):
+    return build_stages(tiny_job.config)
+
+
+def planned(job, n: int) -> Planned:
+    return [item for item in plan_items(job) if isinstance(item, Planned)][n]
+
+
+@pytest.fixture
+def result(tiny_job, stages):
+    return curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), stages)
+
+
+def test_members_are_complete_and_readable_without_pickle(result):
+    (sample,) = result.samples
+    assert list(sample.members) == [
+        "json", "track.npy", "tsf.npy", "crop0.jpg", "crop1.jpg", "crop2.jpg", "crop3.jpg", "masks.json", "mp4",
+    ]  # fmt: skip
+    track = np.load(io.BytesIO(sample.members["track.npy"]), allow_pickle=False)
+    assert track.dtype == TRACK_DTYPE
+    assert len(track) == 20
+    features = np.load(io.BytesIO(sample.members["tsf.npy"]), allow_pickle=False)
+    assert features.dtype == np.float16
+    assert features.shape[0] == 4
+    info = json.loads(sample.members["json"])
+    assert info["referent"]["detector"] == "annotation"
+    assert info["referent"]["text_used"] is False
+    assert "detector_score" in info["referent"]
+    assert info["referent"]["detector_score"] is None
+    assert info["qa"][0]["answer"] == "The square number 0 moves to the right."
+
+
+def test_tracked_boxes_follow_the_target(result):
+    rows = [r for r in result.samples[0].rows["tracks"] if r["origin"] == "tracked"]
+    assert len(rows) == 19
+    assert np.mean([r["iou"] for r in rows]) > 0.7
+    assert sum(r["origin"] == "annotation" for r in result.samples[0].rows["tracks"]) == 1  # the key frame
+
+
+def test_representatives_are_kept_frames_in_time_order(result):
+    tsf = result.samples[0].rows["tsf"]
+    frames = [r["frame"] for r in tsf]
+    kept = {r["frame"] for r in result.samples[0].rows["tracks"] if r["kept"]}
+    assert frames == sorted(set(frames))
+    assert set(frames) <= kept
+    assert not any(r["repeated"] for r in tsf)
+
+
+def test_missing_media_is_a_quarantine_row(tiny_job, stages):
+    result = curate_clip(planned(tiny_job, 3), tiny_job, tiny_job.load(), stages)
+    assert not result.samples
+    (row,) = result.quarantine
+    assert (row["reason"], row["retryable"]) == (Reason.MEDIA_MISSING, True)
+    assert "3_video.mp4" in row["message"]
+
+
+def test_one_bad_referent_loses_nothing_else(tiny_job, stages):
+    item = planned(tiny_job, 0)
+    bad = replace(item.referents[0], referent_id="bad", pointer={"file": "anno_v2/gone.json", "offset": 0, "size": 9})
+    result = curate_clip(replace(item, referents=(bad, *item.referents)), tiny_job, tiny_job.load(), stages)
+    assert [s.key for s in result.samples] == [item.referents[0].referent_id]
+    assert [(r["referent_id"], r["reason"]) for r in result.quarantine] == [("bad", Reason.ANNOTATION_MISSING)]
+
+
+def test_an_unexpected_error_becomes_a_row_with_its_place(tiny_job, stages):
+    class Broken:
+        name, version, dim = "broken", "1", 3
+
+        def encode(self, crops):
+            return 1 / 0
+
+    result = curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Broken()))
+    (row,) = result.quarantine
+    assert (row["reason"], row["error_class"]) == (Reason.STAGE_ERROR, "ZeroDivisionError")
+    assert "test_curate:" in row["where"]
+
+
+def test_rules_annotation_boxes_are_kept_as_they_are(stages):
+    frames, boxes = moving_square(1, 12)
+    annotation = Annotation(from_xywh(boxes), np.ones(12, bool))
+    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages)
+    np.testing.assert_array_equal(track.boxes, annotation.boxes)
+    assert set(track.origin) == {"annotation"}
+
+
+def test_rules_gaps_are_bridged_by_the_tracker(stages):
+    frames, boxes = moving_square(1, 12)
+    exact = from_xywh(boxes)
+    given = exact.copy()
+    given[5:8] = absent(3)
+    annotation = Annotation(given, np.isfinite(given).all(1))
+    rules = Rules(boxes="masks", fill_gaps=5, masks="annotation")
+    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, rules, stages)
+    assert [track.origin[t] for t in (4, 5, 6, 7, 8)] == ["mask", "tracked", "tracked", "tracked", "mask"]
+    assert all(o in ORIGINS for o in track.origin)
+
+
+def test_rules_annotation_masks_win_and_the_rest_is_segmented(stages):
+    frames, boxes = moving_square(1, 6)
+    exact = from_xywh(boxes)
+    square = np.zeros((96, 160), bool)
+    square[20:52, 12:44] = True
+    annotation = Annotation(exact, np.ones(6, bool), [rle_encode(square)] + [None] * 5)
+    rules = Rules(boxes="annotation", masks="annotation")
+    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, rules, stages)
+    masks = make_masks(frames, track, agree(track, annotation, rules), annotation, rules, stages)
+    assert [m.origin.split("-")[0] for m in masks if m] == ["annotation"] + ["grabcut"] * 5
+
+
+def test_no_frame_left_is_disagreement_not_an_empty_sample(tiny_job, stages):
+    """A tracker that is wrong in every frame: all are below the IoU threshold, and the row says how many."""
+
+    class Drifts:
+        name, version = "drifts", "1"
+
+        def track(self, frames, key_frame, boxes):
+            n = len(frames)
+            return [Track(np.tile(np.float32([0, 0, 5, 5]), (n, 1)), np.ones(n, np.float32), ["tracked"] * n)]
+
+    class Detects:
+        name, version = "elsewhere", "1"
+
+        def detect(self, frames, caption, annotation):
+            return Detection(0, np.float32([0, 0, 5, 5]), "elsewhere", text_used=True, score=0.3)
+
+    wrong = replace(stages, tracker=Drifts(), detector=Detects())
+    result = curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), wrong)
+    assert not result.samples
+    (row,) = result.quarantine
+    assert (row["reason"], row["stage"]) == (Reason.DISAGREES, "agree")
+    assert "20 low_iou" in row["message"]
+
+
+def test_quarantined_keeps_its_fields_through_pickling_between_processes():
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(Quarantined(Reason.TOO_LARGE, "too big", stage="decode")))
+    assert (copy.reason, copy.message, copy.stage) == (Reason.TOO_LARGE, "too big", "decode")

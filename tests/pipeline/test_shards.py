@@ -1,0 +1,152 @@
+"""Shards: staged clips survive exactly, commits are atomic and reproducible, garbage is swept, nothing else is."""
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+
+from pipeline.curate import curate_clip
+from pipeline.plan import build_plan, read_plan
+from pipeline.presets import build_stages
+from pipeline.shards import (
+    SHARD_TABLES,
+    changed_clips,
+    commit_shard,
+    committed,
+    is_staged,
+    load_staged,
+    part_path,
+    shard_path,
+    stage_clip,
+    staged_path,
+    staging,
+    sweep,
+)
+from schemas.tables import schema
+
+
+@pytest.fixture
+def staged(tiny_job):
+    """The first shard of the tiny plan, its clips curated and staged."""
+    build_plan(tiny_job)
+    stages = build_stages(tiny_job.config)
+    shard = next(read_plan(tiny_job, stages.digest))
+    for planned in shard.clips:
+        result = curate_clip(planned, tiny_job, tiny_job.load(), stages)
+        stage_clip(staged_path(Path(tiny_job.out), shard, planned.clip.clip_id), result)
+    return tiny_job, shard, stages
+
+
+def test_a_staged_clip_reads_back_exactly(staged):
+    job, shard, stages = staged
+    planned = shard.clips[0]
+    again = load_staged(staged_path(Path(job.out), shard, planned.clip.clip_id))
+    fresh = curate_clip(planned, job, job.load(), stages)
+    assert again.samples[0].members == fresh.samples[0].members
+    assert again.clip_row == fresh.clip_row
+    for table, rows in fresh.samples[0].rows.items():
+        np.testing.assert_equal(again.samples[0].rows[table], rows)  # NaN equal to NaN
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:200] + b"X" + b[201:], lambda b: b""])
+def test_a_damaged_staged_clip_is_not_used(staged, damage):
+    job, shard, _ = staged
+    path = staged_path(Path(job.out), shard, shard.clips[0].clip.clip_id)
+    path.write_bytes(damage(path.read_bytes()))
+    assert not is_staged(path)
+    assert not path.exists()
+
+
+def test_tar_is_ustar_with_nothing_of_today(staged):
+    job, shard, stages = staged
+    row = commit_shard(job, shard, stages.encoder.dim)
+    path = Path(job.out) / row["path"]
+    assert path == shard_path(Path(job.out), job, shard.name)
+    assert path.read_bytes()[257:265] == b"ustar\x0000"
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o444)}
+    keys = [m.name.split(".", 1)[0] for m in members]
+    assert keys == [k for key in dict.fromkeys(keys) for k in [key] * keys.count(key)]  # contiguous
+
+
+def test_members_table_leads_to_the_bytes(staged):
+    job, shard, stages = staged
+    row = commit_shard(job, shard, stages.encoder.dim)
+    data = (Path(job.out) / row["path"]).read_bytes()
+    members = pq.read_table(part_path(Path(job.out), "members", shard.name), partitioning=None).to_pylist()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+    assert {f"{m['key']}.{m['name']}": data[m["offset"] : m["offset"] + m["size"]] for m in members} == files
+
+
+def test_plain_webdataset_reads_the_shard(staged):
+    job, shard, stages = staged
+    row = commit_shard(job, shard, stages.encoder.dim)
+    samples = list(wds.WebDataset(str(Path(job.out) / row["path"]), shardshuffle=False))
+    assert [s["__key__"] for s in samples] == [p.referents[0].referent_id for p in shard.clips]
+    features = np.load(io.BytesIO(samples[0]["tsf.npy"]), allow_pickle=False)
+    assert features.shape == (4, stages.encoder.dim)
+    assert samples[0]["mp4"][4:8] == b"ftyp"
+
+
+def test_every_part_has_its_schema_and_names_its_shard(staged):
+    job, shard, stages = staged
+    commit_shard(job, shard, stages.encoder.dim)
+    for table in (*SHARD_TABLES, "shards"):
+        part = pq.read_table(part_path(Path(job.out), table, shard.name), partitioning=None)
+        assert part.schema.equals(schema(table, dim=stages.encoder.dim), check_metadata=True), table
+        assert set(part["shard"].to_pylist()) <= {shard.name}
+
+
+def test_committing_twice_gives_the_same_bytes(staged, tmp_path):
+    job, shard, stages = staged
+    keep = tmp_path / "keep"
+    shutil.copytree(staging(Path(job.out), shard), keep)
+    first = commit_shard(job, shard, stages.encoder.dim)
+    before = {p: p.read_bytes() for p in Path(job.out).rglob(f"{shard.name}.*")}
+    shutil.copytree(keep, staging(Path(job.out), shard))
+    assert commit_shard(job, shard, stages.encoder.dim) == first
+    assert {p: p.read_bytes() for p in Path(job.out).rglob(f"{shard.name}.*")} == before
+
+
+def test_without_its_shards_row_a_shard_is_garbage_and_swept(staged):
+    job, shard, stages = staged
+    out = Path(job.out)
+    commit_shard(job, shard, stages.encoder.dim)
+    assert committed(out, job) == {shard.name: shard.hash}
+    assert sweep(out, job, set()) == []
+    part_path(out, "shards", shard.name).unlink()
+    assert committed(out, job) == {}
+    removed = sweep(out, job, set())
+    assert len(removed) == 1 + len(SHARD_TABLES)
+    assert not list(out.rglob(f"{shard.name}.*"))
+
+
+def test_sweep_leaves_other_sources_and_wanted_staging_alone(staged):
+    job, shard, _ = staged
+    out = Path(job.out)
+    other = part_path(out, "clips", "lasot-train-000000")
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"x")
+    assert sweep(out, job, {staging(out, shard).name}) == []
+    assert other.exists()
+    assert [Path(p).name for p in sweep(out, job, set())] == [staging(out, shard).name]
+
+
+def test_a_replaced_source_file_is_noticed(staged, tmp_path):
+    job, shard, stages = staged
+    commit_shard(job, shard, stages.encoder.dim)
+    assert changed_clips(job, shard) == []
+    copy = tmp_path / "data"
+    shutil.copytree(job.data_root, copy, copy_function=shutil.copy2)
+    moved = job.model_copy(update={"data_root": str(copy)})
+    assert changed_clips(moved, shard) == []
+    os.utime(copy / shard.clips[1].clip.media.path, ns=(1, 1))
+    assert changed_clips(moved, shard) == [shard.clips[1].clip.clip_id]
