@@ -164,12 +164,13 @@ def sure(claim: str, thing: SceneObject, scene: Scene, span: slice) -> bool:
     first, last = int(seen[0]), int(seen[-1])
     x = thing.centre[span, 0][first : last + 1] / scene.size[1]
     world = thing.world_x[span][first : last + 1] / scene.size[1]
-    growth = thing.full[span][last] / thing.full[span][first]
     if claim in ("left", "right"):
         sign = -1 if claim == "left" else 1
         way, back = sign * (x[-1] - x[0]), _rise(-sign * x)
         return way > 0.12 and back < 0.2 * way and sign * (world[-1] - world[0]) > 0.06
     if claim in ("closer", "away"):
+        clear = np.flatnonzero(thing.masks[span].sum((1, 2)) > 0.9 * thing.full[span])  # where its size can be seen
+        growth = thing.full[span][clear[-1]] / thing.full[span][clear[0]] if clear.size else 1.0
         return growth > 1.5 if claim == "closer" else growth < 1 / 1.5
     if claim in ("starts_left", "starts_right"):
         return first == 0 and (x[0] < 0.4 if claim == "starts_left" else x[0] > 0.6)

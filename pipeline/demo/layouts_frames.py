@@ -36,7 +36,8 @@ def write_vid_sentence_video(root: Path, spec: Spec, scene: Scene) -> Part:
     _write_images(folder, scene, "%06d.JPEG", 0)
     if "truncated_image" in spec.faults:
         image = folder / f"{len(scene) // 2:06d}.JPEG"
-        write_bytes(image, image.read_bytes()[:2000])
+        data = image.read_bytes()
+        write_bytes(image, data[: len(data) // 3])
     described = [(i, say(scene, (i,), spec)) for i in range(len(scene.objects) if "two_tracks" in spec.faults else 1)]
     tracks = [{"id": str(i), "track": _vid_track(scene.objects[i], scene.size)} for i, _ in described]
     write_json(

@@ -92,7 +92,7 @@ def _occluder(rng: np.random.Generator, width: float) -> Occluder:
         return Occluder(
             "pillar", rng.uniform(0.46, 0.54), float(np.clip(width * rng.uniform(0.7, 1.1), 0.08, 0.3)), 1.2
         )
-    return Occluder("hedge", rng.uniform(0.46, 0.54), width * rng.uniform(1.4, 1.8), rng.uniform(0.55, 0.7))
+    return Occluder("hedge", rng.uniform(0.46, 0.54), width * rng.uniform(1.4, 1.8), rng.uniform(0.66, 0.8))
 
 
 def _lanes(count: int, rng: np.random.Generator) -> list[float]:

@@ -223,7 +223,7 @@ def colour(name: str, tint: str = "") -> str:
     picture, alpha = cutout(name, tint)
     hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[alpha > 127].astype(np.int64)
     vivid = hsv[(hsv[:, 1] > 70) & (hsv[:, 2] > 60)]
-    if len(vivid) < 0.25 * len(hsv):
+    if len(vivid) < 0.2 * len(hsv):
         if np.median(hsv[:, 2]) < 70:
             return "black"
         return "white" if np.percentile(hsv[:, 2], 75) > 190 else "grey"

@@ -1,0 +1,82 @@
+"""The catalogue: committed rows only, from anywhere, and answers to what people ask."""
+
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from flows import driver
+from flows.executors import Inline
+from flows.jobs import make_jobs
+from flows.progress import Quiet
+from manifests.catalog import ANSWERS, build_catalog, connect, query
+from manifests.sheet import contact_sheet, fetch
+from pipeline.presets import ShardConfig, configure
+from schemas.tables import TABLES
+
+
+@pytest.fixture(scope="module")
+def out(tiny_root, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("it's a catalog") / "out"  # a quote in the path must not matter
+    config = configure("lite").model_copy(update={"shard": ShardConfig(max_referents=2)})
+    driver.run(make_jobs("hcstvg", tiny_root, out, config), Inline(), Quiet())
+    return out
+
+
+@pytest.mark.parametrize("view", [*TABLES, *ANSWERS])
+def test_every_view_answers_and_has_rows(out, view):
+    rows = query(out, f"SELECT * FROM {view} LIMIT 3")
+    assert rows or view == "drops"  # nothing was dropped inside these tracks
+
+
+def test_catalog_duckdb_opens_from_anywhere(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect(str(out / "catalog.duckdb"), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM referents").fetchone() == (5,)
+
+
+def test_catalog_sql_runs_inside_the_folder(out, monkeypatch):
+    monkeypatch.chdir(out)
+    with duckdb.connect() as connection:
+        connection.execute((out / "catalog.sql").read_text())
+        assert connection.execute("SELECT count(*) FROM tracks").fetchone() == (100,)
+
+
+def test_rows_of_an_uncommitted_shard_are_not_shown(out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    (copy / "manifests" / "shards" / "hcstvg-train-000000.parquet").unlink()
+    assert query(copy, "SELECT count(*) AS n FROM referents") == [{"n": 3}]
+    assert query(copy, "SELECT count(DISTINCT shard) AS n FROM members") == [{"n": 2}]
+
+
+def test_a_moved_output_is_found_again(out, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    build_catalog(moved)
+    with duckdb.connect(str(moved / "catalog.duckdb"), read_only=True) as connection:
+        (path,) = connection.execute("SELECT any_value(path) FROM shards").fetchone()
+    assert (moved / path).exists()
+
+
+def test_features_come_back_as_they_were_stored(out):
+    (row,) = query(out, "SELECT referent_id, list(feature ORDER BY rank) AS f FROM tsf_features GROUP BY 1 LIMIT 1")
+    import io
+
+    import numpy as np
+
+    stored = np.load(io.BytesIO(fetch(out, row["referent_id"])["tsf.npy"]), allow_pickle=False)
+    np.testing.assert_array_equal(np.array(row["f"], np.float16), stored)
+
+
+def test_no_output_is_a_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no committed shards"):
+        connect(tmp_path)
+
+
+def test_contact_sheet_shows_every_source_and_says_when_there_is_nothing(out, tmp_path):
+    assert contact_sheet(out, tmp_path / "sheet.png", rows=3) == 3
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    assert contact_sheet(out, tmp_path / "none.png", source="lasot") == 0
+    assert not (tmp_path / "none.png").exists()
