@@ -97,7 +97,9 @@ def plan(
         show_plan(rows)
 
 
-@app.command(epilog="Example: sparrow curate hcstvg --data-root /data/HC-STVG --out outputs/tsf --preset lite --limit 20")
+@app.command(
+    epilog="Example: sparrow curate hcstvg --data-root /data/HC-STVG --out outputs/tsf --preset lite --limit 20"
+)
 def curate(
     source: Annotated[str, typer.Argument(help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.")],
     data_root: Root,
@@ -157,9 +159,7 @@ def shards(
     from flows.curate import shards as flow
     from pipeline.presets import configure
 
-    flow(
-        data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers
-    )
+    flow(data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers)
     _where(out, sorted((out / "report").glob("*.png")))
 
 
@@ -245,22 +245,21 @@ def quarantine_show(
     out: Out, item: Annotated[str, typer.Argument(help="A clip_id or referent_id, or the start of one.")]
 ) -> None:
     """Everything about one dropped item."""
-    from manifests.catalog import connect
+    from manifests.catalog import connect, rows_of
 
+    find = "SELECT * FROM quarantine WHERE starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)"
     with connect(out) as connection:
-        cursor = connection.execute(
-            "SELECT * FROM quarantine WHERE starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)", [item]
-        )
-        names = [c[0] for c in cursor.description or []]
-        rows = cursor.fetchall()
+        rows = rows_of(connection, find, [item])
     if not rows:
         raise ValueError(f"{item!r} is not in quarantine; `sparrow quarantine list {out}` shows what is")
+    width = max(map(len, rows[0]))
     for row in rows:
-        width = max(map(len, names))
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in zip(names, row, strict=True)), end="\n\n")
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
 
 
-@quarantine.command("retry", epilog='Example: sparrow quarantine retry outputs/demo --where "reason = \'media_missing\'"')
+@quarantine.command(
+    "retry", epilog="Example: sparrow quarantine retry outputs/demo --where \"reason = 'media_missing'\""
+)
 def quarantine_retry(
     out: Out,
     where: Annotated[str, typer.Option(help="Which rows; default: those that a second run may cure.")] = "retryable",
@@ -298,7 +297,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _where(out: Path, pictures: list[Path]) -> None:
-    print(f"\nshards and manifests: {out}\nask them:             sparrow sql {out} \"SELECT * FROM funnel\"")
+    print(f'\nshards and manifests: {out}\nask them:             sparrow sql {out} "SELECT * FROM funnel"')
     for picture in pictures:
         print(f"look at:              {picture}")
 

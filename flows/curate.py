@@ -43,7 +43,9 @@ class RunPage(Quiet):
         for name, state in self.stages.items():
             if "seconds" not in state or not state.get("told"):
                 state["told"] = "seconds" in state
-                self.log.info("%s: %s of %s %s %s", name, state["done"], state["total"] or "?", state["unit"], state["note"])
+                self.log.info(
+                    "%s: %s of %s %s %s", name, state["done"], state["total"] or "?", state["unit"], state["note"]
+                )
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
@@ -86,10 +88,33 @@ def report_task(out: Path, source: str, planned: list[dict], ran: list[dict], ch
 def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict, sheet: Path | None) -> str:
     """Markdown: plan, funnel, throughput, check."""
     funnel = query(out, f"SELECT split, stage, reason, referents FROM funnel WHERE source = '{source}'")
-    stages = query(out, f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'")
-    lines = [f"# {source}", "", f"Output: `{out}`", "", "## Plan", *_markdown(planned, ("split", "clips", "referents", "qa", "shards", "quarantined"))]
-    lines += ["", "## Run", *_markdown(ran), "", "## Funnel (referents)", *_markdown(funnel), "", "## Time", *_markdown(stages)]
-    lines += ["", "## Check", f"{checked['shards']} shards, {checked['samples']} samples, {len(checked['problems'])} problems"]
+    stages = query(
+        out, f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'"
+    )
+    lines = [
+        f"# {source}",
+        "",
+        f"Output: `{out}`",
+        "",
+        "## Plan",
+        *_markdown(planned, ("split", "clips", "referents", "qa", "shards", "quarantined")),
+    ]
+    lines += [
+        "",
+        "## Run",
+        *_markdown(ran),
+        "",
+        "## Funnel (referents)",
+        *_markdown(funnel),
+        "",
+        "## Time",
+        *_markdown(stages),
+    ]
+    lines += [
+        "",
+        "## Check",
+        f"{checked['shards']} shards, {checked['samples']} samples, {len(checked['problems'])} problems",
+    ]
     return "\n".join([*lines, "", f"Contact sheet: `{sheet}`" if sheet else "No sample survived: see the funnel."])
 
 
@@ -97,7 +122,9 @@ def _markdown(rows: list[dict], columns: tuple[str, ...] = ()) -> list[str]:
     if not rows:
         return ["none"]
     names = columns or tuple(rows[0])
-    body = ["| " + " | ".join(f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names) + " |" for r in rows]
+    body = [
+        "| " + " | ".join(f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names) + " |" for r in rows
+    ]
     return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *body]
 
 
@@ -137,7 +164,9 @@ def _stages(jobs: list[Job], source: str, out: Path, executor: Executor, replan:
 
 
 @flow(name="curate", log_prints=True, persist_result=False)
-def demo(out: str = "outputs/demo", scale: int = 1, seed: int = 0, workers: int = 2, executor: ExecutorName = "ray") -> None:
+def demo(
+    out: str = "outputs/demo", scale: int = 1, seed: int = 0, workers: int = 2, executor: ExecutorName = "ray"
+) -> None:
     """The demo as a deployment: synthetic corpus, all seven sources, scores against exact truth."""
     from flows.demo import run_demo
 
@@ -159,7 +188,9 @@ def shards(
     """All sources that have a folder under `data_root` (named as the sources are), one after the other on one Ray."""
     found = [s for s in SOURCES if (Path(data_root) / s).is_dir()]
     if not found:
-        raise ValueError(f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name")
+        raise ValueError(
+            f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name"
+        )
     get_run_logger().info("sources: %s", ", ".join(found))
     engine = make_executor(executor, workers)
     try:
@@ -171,4 +202,3 @@ def shards(
         }  # fmt: skip
     finally:
         engine.close()
-

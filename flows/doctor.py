@@ -6,7 +6,21 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-CORE = ("numpy", "pyarrow", "duckdb", "cv2", "sklearn", "skimage", "decord", "av", "h5py", "pycocotools", "webdataset", "ray", "prefect")
+CORE = (
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "cv2",
+    "sklearn",
+    "skimage",
+    "decord",
+    "av",
+    "h5py",
+    "pycocotools",
+    "webdataset",
+    "ray",
+    "prefect",
+)
 FULL = ("torch", "torchvision", "transformers", "groundingdino", "sam2", "open_clip", "peft", "timm")
 PACKAGES = {
     "cv2": "opencv-contrib-python-headless", "sklearn": "scikit-learn", "skimage": "scikit-image",
@@ -74,7 +88,9 @@ def _cores() -> dict[str, str]:
 
 def _disk() -> dict[str, str]:
     free = shutil.disk_usage(".").free / 1e9
-    return _check("ok" if free > 5 else "absent", "free disk here", f"{free:.0f} GB", "the demo needs 1 GB, make setup 7 GB")
+    return _check(
+        "ok" if free > 5 else "absent", "free disk here", f"{free:.0f} GB", "the demo needs 1 GB, make setup 7 GB"
+    )
 
 
 def _gpu() -> dict[str, str]:

@@ -274,7 +274,9 @@ def locked(out: Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise PlanConflict(f"{out}: {name} is being curated by {file.read() or 'another run'}; wait for it") from error
+            raise PlanConflict(
+                f"{out}: {name} is being curated by {file.read() or 'another run'}; wait for it"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -291,5 +293,3 @@ def staged_clips(out: Path) -> dict[str, int]:
     for place in sorted(folder.iterdir()) if folder.exists() else []:
         found[place.name.rsplit("-", 1)[0]] = sum(1 for f in place.iterdir() if f.suffix == ".clip")
     return found
-
-

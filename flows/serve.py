@@ -46,7 +46,11 @@ class Serve:
 
     def __init__(self, data: Path, out: Path, *, port: int = PORT, log: Path | None = None):
         self.port, self.log = port, log
-        self.env = os.environ | environment(port) | {"SPARROW_DATA": str(data.resolve()), "SPARROW_OUT": str(out.resolve()), "SPARROW_REPO": str(REPO)}
+        self.env = (
+            os.environ
+            | environment(port)
+            | {"SPARROW_DATA": str(data.resolve()), "SPARROW_OUT": str(out.resolve()), "SPARROW_REPO": str(REPO)}
+        )
         self.processes: list[subprocess.Popen] = []
 
     def prefect(self, *words: str) -> None:
@@ -96,7 +100,9 @@ class Serve:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder with one folder per source (default: the demo's corpus)")
     parser.add_argument("--out", type=Path, default=Path("outputs/tsf"), help="output of the deployments")
     parser.add_argument("--port", type=int, default=PORT)

@@ -60,10 +60,14 @@ def show_plan(rows: list[dict]) -> None:
     body = [line(row, [row["source"], row["split"]]) for row in rows]
     if len(rows) > 1:
         body.append(line(totals(rows) | {"skip": {}}, ["all", ""]))
-    table("Plan", columns, body, caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)")
+    table(
+        "Plan", columns, body, caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)"
+    )
     first = rows[0]
     if first["paper_clips"] is not None:
-        console.print(f"paper's counts, inferred (docs/datasets): {first['paper_clips']:,} clips, {first['paper_qa']:,} QA")
+        console.print(
+            f"paper's counts, inferred (docs/datasets): {first['paper_clips']:,} clips, {first['paper_qa']:,} QA"
+        )
     if any(row["media"] == "none" for row in rows):
         console.print("[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]")
 
@@ -82,7 +86,10 @@ def show_run(out: Path, runs: list[Run]) -> None:
                "IoU to annotation"]  # fmt: skip
     table("Curated", columns, [list(row.values()) for row in rows],
           caption="kept share is not accuracy; IoU compares tracked with annotated boxes, and is empty where boxes are the dataset's")  # fmt: skip
-    reasons = query(out, "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine GROUP BY ALL ORDER BY ALL")  # noqa: E501
+    reasons = query(
+        out,
+        "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine GROUP BY ALL ORDER BY ALL",
+    )  # noqa: E501
     if reasons:
         table("Quarantine", ["source", "stage", "reason", "n", "for example"],
               [[*list(r.values())[:4], r["example"][:90]] for r in reasons])  # fmt: skip
@@ -97,9 +104,15 @@ def show_run(out: Path, runs: list[Run]) -> None:
 
 def show_scores(scores: list[dict]) -> None:
     """The demo's scores against the exact truth of the synthetic corpus."""
-    if scores:
-        keys = list(scores[0])
-        table("SYNTHETIC corpus, scored against its exact truth", keys, [[row.get(k) for k in keys] for row in scores])
+    columns = {
+        "source": "source", "boxes": "box_rule", "referents": "n_referents", "frames": "n_frames",
+        "mean IoU": "iou", "success@0.5": "success", "J of masks": "mask_j", "masks": "n_masks",
+        "absent frames": "n_absent", "of them with a box": "absent_with_box",
+    }  # fmt: skip
+    table("Scores against the exact truth of the SYNTHETIC corpus", list(columns),
+          [[row.get(key) for key in columns.values()] for row in scores],
+          caption="IoU of all boxes before any is dropped, key frames left out, a missing box counts 0; J over kept frames. "
+                  "Rows with annotation or mask boxes repeat what the dataset says. More in report/score.json")  # fmt: skip
 
 
 def status_rows(out: Path) -> list[dict]:
@@ -109,7 +122,13 @@ def status_rows(out: Path) -> list[dict]:
         raise FileNotFoundError(f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?")
     staged, rows = staged_clips(out), []
     has_rows = any((out / "manifests" / "shards").glob("*.parquet"))
-    done = query(out, "SELECT source, split, sum(n_samples) AS samples, sum(n_quarantined) AS bad FROM shards GROUP BY ALL") if has_rows else []  # noqa: E501
+    done = (
+        query(
+            out, "SELECT source, split, sum(n_samples) AS samples, sum(n_quarantined) AS bad FROM shards GROUP BY ALL"
+        )
+        if has_rows
+        else []
+    )  # noqa: E501
     sums = {(r["source"], r["split"]): r for r in done}
     for path in plans:
         job, _, counts = read_plan_header(path)
@@ -133,4 +152,8 @@ def show_status(rows: list[dict]) -> None:
 
 def show_doctor(checks: list[dict]) -> None:
     marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
-    table("Doctor", ["", "what", "found", "to mend it"], [[marks[c["state"]], c["what"], c["found"], c["fix"]] for c in checks])
+    table(
+        "Doctor",
+        ["", "what", "found", "to mend it"],
+        [[marks[c["state"]], c["what"], c["found"], c["fix"]] for c in checks],
+    )

@@ -81,8 +81,13 @@ def connect(out: Path) -> duckdb.DuckDBPyConnection:
 
 
 def query(out: Path, sql: str) -> list[dict]:
-    """Rows of a query over the catalogue."""
+    """Rows of one query over the catalogue."""
     with connect(out) as connection:
-        result = connection.execute(sql)
-        names = [column[0] for column in result.description or []]
-        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        return rows_of(connection, sql)
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, sql: str, parameters: list | None = None) -> list[dict]:
+    """Rows of a query over an open catalogue. Values that come from data go into `parameters`, never into `sql`."""
+    result = connection.execute(sql, parameters)
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

@@ -9,16 +9,24 @@ from pathlib import Path
 
 import av
 import cv2
+import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from manifests.catalog import query
+from manifests.catalog import connect, rows_of
 from schemas.geometry import rle_decode
+from schemas.records import ORIGINS
 
 FRAME = (240, 135)  # width, height of one frame on the sheet
 CROP, GAP, TEXT = 135, 6, 40
-COLOURS = {"tracked": "#ff8c1a", "annotation": "#35c46a", "detected": "#35c46a", "mask": "#3fa7ff", "interpolated": "#c98bff"}
+COLOURS = {
+    "tracked": "#ff8c1a",
+    "annotation": "#35c46a",
+    "detected": "#35c46a",
+    "mask": "#3fa7ff",
+    "interpolated": "#c98bff",
+}
 INK, PAPER, FAINT = "#1d2330", "#ffffff", "#6c7686"
 
 
@@ -27,19 +35,24 @@ def contact_sheet(out: Path, path: Path, *, source: str | None = None, rows: int
 
     Clips are picked by quantiles of their IoU, so that the sheet has the worst as well as the best.
     """
-    where = f"WHERE source = '{source}'" if source else ""
-    found = query(out, f"SELECT referent_id, source, mean_iou FROM referents {where} ORDER BY source, mean_iou NULLS LAST, 1")
-    if not found:
-        return 0
-    picked = _spread(found, rows)
+    with connect(out) as catalogue:
+        found = rows_of(
+            catalogue,
+            "SELECT referent_id, source, mean_iou FROM referents WHERE source = coalesce($1, source) "
+            "ORDER BY source, mean_iou NULLS LAST, 1",
+            [source],
+        )
+        if not found:
+            return 0
+        picked = [(row["referent_id"], fetch(catalogue, out, row["referent_id"])) for row in _spread(found, rows)]
     width = GAP + frames * (FRAME[0] + GAP) + 4 * (CROP + GAP) + GAP
     row_height = TEXT + FRAME[1] + 2 * GAP
     sheet = Image.new("RGB", (width, 52 + row_height * len(picked)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP + 2, 8), f"{source or 'all sources'}: {len(picked)} of {len(found)} samples", INK, _font(20))
     _legend(draw, width)
-    for i, row in enumerate(picked):
-        _row(sheet, draw, 44 + i * row_height, out, row["referent_id"], frames)
+    for i, (_, members) in enumerate(picked):
+        _row(sheet, draw, 44 + i * row_height, members, frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
     return len(picked)
@@ -54,7 +67,8 @@ def _spread(found: list[dict], n: int) -> list[dict]:
     picked = []
     for source, entries in by_source.items():
         take = min(share[source], len(entries))
-        picked += [entries[round(i * (len(entries) - 1) / max(1, take - 1))] for i in range(take)]
+        places = np.linspace(0, len(entries) - 1, take) if take > 1 else [(len(entries) - 1) / 2]  # or the median
+        picked += [entries[int(place)] for place in places]
     return picked[: max(n, len(by_source))]
 
 
@@ -67,24 +81,22 @@ def _legend(draw: ImageDraw.ImageDraw, width: int) -> None:
     draw.text((x, 10), "dashed: dropped frame", FAINT, _font(14))
 
 
-def fetch(out: Path, referent_id: str) -> dict[str, bytes]:
+def fetch(catalogue: duckdb.DuckDBPyConnection, out: Path, referent_id: str) -> dict[str, bytes]:
     """All members of one sample, by one range read each: file extension -> bytes."""
-    place = query(out, f"""SELECT s.path, m.name, m."offset", m.size FROM members m JOIN shards s ON s.shard = m.shard
-                           WHERE m.key = '{referent_id}' ORDER BY m."offset" """)
+    places = """SELECT s.path, m.name, m."offset", m.size FROM members m JOIN shards s ON s.shard = m.shard
+                WHERE m.key = $1 ORDER BY m."offset" """
     members = {}
-    for row in place:
+    for row in rows_of(catalogue, places, [referent_id]):
         with (out / row["path"]).open("rb") as file:
             file.seek(row["offset"])
             members[row["name"]] = file.read(row["size"])
     return members
 
 
-def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, out: Path, referent_id: str, frames: int) -> None:
-    members = fetch(out, referent_id)
+def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[str, bytes], frames: int) -> None:
     info = json.loads(members["json"])["referent"]
     track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
-    origins = {r["frame"]: r["origin"] for r in query(out, f"SELECT frame, origin FROM tracks WHERE referent_id = '{referent_id}'")}
     iou = info.get("mean_iou")
     facts = [
         f"{info['source']}/{info['split']}", f"{info['n_kept']}/{info['n_frames']} frames kept",
@@ -99,7 +111,7 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, out: Path, ref
     pictures = _decode(members, shown)
     y = top + TEXT
     for i, t in enumerate(shown):
-        tile = _tile(pictures.get(t), track[t], masks.get(t), origins.get(t, "none"), t, t in chosen)
+        tile = _tile(pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen)
         sheet.paste(tile, (GAP + i * (FRAME[0] + GAP), y))
     x = GAP + frames * (FRAME[0] + GAP)
     for rank in range(4):
@@ -137,7 +149,9 @@ def _decode(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[n
     return pictures
 
 
-def _tile(picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, origin: str, t: int, chosen: bool) -> Image.Image:
+def _tile(
+    picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, origin: str, t: int, chosen: bool
+) -> Image.Image:
     """One frame with its mask tinted, its outline, its box, and the frame number."""
     if picture is None:
         tile = Image.new("RGB", FRAME, "#dde1e8")
@@ -160,7 +174,12 @@ def _tile(picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, or
     tile.paste(Image.fromarray(small), (left, upper))
     draw = ImageDraw.Draw(tile)
     if np.isfinite(row["x1"]):
-        box = [left + row["x1"] * scale, upper + row["y1"] * scale, left + row["x2"] * scale - 1, upper + row["y2"] * scale - 1]
+        box = [
+            left + row["x1"] * scale,
+            upper + row["y1"] * scale,
+            left + row["x2"] * scale - 1,
+            upper + row["y2"] * scale - 1,
+        ]
         _rectangle(draw, box, colour, dashed=not row["kept"])
     label = f"{t}" + (" TSF" if chosen else "")
     draw.rectangle((0, 0, 8 + 7 * len(label), 15), fill="#10131a")

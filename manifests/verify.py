@@ -100,7 +100,9 @@ def _load_parts(out: Path, name: str, problems: list[Problem]) -> dict[str, list
             return None
         written = (data.schema.metadata or {}).get(b"schema_version", b"none").decode()
         if written != str(SCHEMA_VERSION):
-            problems.append(Problem(name, f"manifests/{table}", f"schema version {written}, this code reads {SCHEMA_VERSION}"))
+            problems.append(
+                Problem(name, f"manifests/{table}", f"schema version {written}, this code reads {SCHEMA_VERSION}")
+            )
             return None
         dim = data.schema.field("feature").type.list_size if table == "tsf_features" else None
         if not data.schema.equals(schema(table, dim=dim)):
@@ -133,8 +135,15 @@ def _check_tables(name: str, row: dict, rows: dict[str, list[dict]]) -> Iterator
                 yield Problem(name, f"manifests/{table}", f"{column} {key} appears {n} times")
     for referent in rows["referents"]:
         if referent["clip_id"] not in clips:
-            yield Problem(name, "manifests/referents", f"{referent['referent_id']}: its clip {referent['clip_id']} is not in clips")
-    per = {t: Counter(r["referent_id"] for r in rows[t]) for t in ("tracks", "masks", "tsf", "tsf_features", "qa", "members")}
+            yield Problem(
+                name,
+                "manifests/referents",
+                f"{referent['referent_id']}: its clip {referent['clip_id']} is not in clips",
+            )
+    per = {
+        t: Counter(r["referent_id"] for r in rows[t])
+        for t in ("tracks", "masks", "tsf", "tsf_features", "qa", "members")
+    }
     for table, counter in per.items():
         for orphan in sorted(counter.keys() - referents.keys()):
             yield Problem(name, f"manifests/{table}", f"{orphan}: rows without a referent")
@@ -213,10 +222,14 @@ def _check_frames(name: str, rows: dict[str, list[dict]], sizes: dict[str, tuple
                 continue
             height, width = sizes.get(r["clip_id"], (0, 0))
             if not (0 <= r["x1"] < r["x2"] <= width + 0.01 and 0 <= r["y1"] < r["y2"] <= height + 0.01):
-                yield Problem(name, f"manifests/{table}", f"{r['referent_id']} frame {r['frame']}: box outside {width}x{height}")
+                yield Problem(
+                    name, f"manifests/{table}", f"{r['referent_id']} frame {r['frame']}: box outside {width}x{height}"
+                )
     for r in rows["tsf"]:
         if (r["referent_id"], r["frame"]) not in kept:
-            yield Problem(name, "manifests/tsf", f"{r['referent_id']}: frame {r['frame']} is not a kept frame of its track")
+            yield Problem(
+                name, "manifests/tsf", f"{r['referent_id']}: frame {r['frame']} is not a kept frame of its track"
+            )
 
 
 def _check_numbering(names: list[str]) -> Iterator[Problem]:
@@ -232,6 +245,10 @@ def _check_numbering(names: list[str]) -> Iterator[Problem]:
 
 def _garbage(out: Path, names: set[str]) -> Iterator[Problem]:
     tars = [p for p in out.glob("*/*/shards/*.tar") if p.stem not in names]
-    parts = [p for t in PER_SHARD if t != "shards" for p in (out / "manifests" / t).glob("*.parquet") if p.stem not in names]
+    parts = [
+        p for t in PER_SHARD if t != "shards" for p in (out / "manifests" / t).glob("*.parquet") if p.stem not in names
+    ]
     for path in sorted(tars + parts):
-        yield Problem(path.stem, str(path.relative_to(out)), "is not committed: no row of shards names it (run again to sweep)")
+        yield Problem(
+            path.stem, str(path.relative_to(out)), "is not committed: no row of shards names it (run again to sweep)"
+        )

@@ -18,7 +18,7 @@ from pipeline.agree import Agreement, agree, fill_gaps
 from pipeline.plan import Job
 from pipeline.presets import Stages
 from pipeline.questions import ask
-from pipeline.sample import TSF, clip_row, encode_media, make_sample, quarantine_row
+from pipeline.sample import TSF, Curated, clip_row, encode_media, make_sample, quarantine_row
 from pipeline.select import candidates, crop, select_representatives
 from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode
@@ -104,6 +104,7 @@ def curate_referent(
         raise Quarantined(Reason.DISAGREES, _why_dropped(agreement), stage="agree")
     with clock("segment", int(agreement.kept.sum())):
         segments = make_masks(frames, track, agreement, annotation, rules, stages)
+    mean_iou = tracked_iou(track, agreement)  # of the tracker, before its boxes give way to those around masks
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
     chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
@@ -127,9 +128,8 @@ def curate_referent(
         n_candidates=len(chosen),
     )
     with clock("sample", len(frames)):
-        return make_sample(
-            clip, referent, annotation, detection, track, agreement, segments, tsf, qas, rules, job, stages
-        )
+        made = Curated(annotation, detection, track, agreement, mean_iou, segments, tsf, qas)
+        return make_sample(clip, referent, made, rules, job, stages)
 
 
 # --- track, masks --------------------------------------------------------------------------------------------------
@@ -151,6 +151,13 @@ def make_track(
         [origin if v else "none" for v in visible],
     )
     return fill_gaps(given, annotation, frames, stages.tracker, rules.fill_gaps) if rules.fill_gaps else given
+
+
+def tracked_iou(track: Track, agreement: Agreement) -> float | None:
+    """Mean IoU of tracked boxes with the annotation, dropped frames included; None where nothing can be compared."""
+    tracked = np.array([origin == "tracked" for origin in track.origin])
+    compared = agreement.iou[tracked & np.isfinite(agreement.iou)]
+    return float(compared.mean()) if compared.size else None
 
 
 def make_masks(

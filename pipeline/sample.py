@@ -55,6 +55,20 @@ class TSF:
     n_candidates: int
 
 
+@dataclass(slots=True)
+class Curated:
+    """Everything the stages made for one referent. `mean_iou`: of the tracker's boxes with the annotation's."""
+
+    annotation: Annotation
+    detection: Detection
+    track: Track
+    agreement: Agreement
+    mean_iou: float | None
+    segments: list[Segment | None]
+    tsf: TSF
+    qas: list[QA]
+
+
 # --- what goes into the shard --------------------------------------------------------------------------------------
 
 
@@ -86,27 +100,25 @@ def npy(array: NDArray) -> bytes:
     return buffer.getvalue()
 
 
-def make_sample(
-    clip: Clip, referent: Referent, annotation: Annotation, detection: Detection, track: Track, agreement: Agreement,
-    segments: list[Segment | None], tsf: TSF, qas: list[QA], rules: Rules, job: Job, stages: Stages,
-) -> Sample:  # fmt: skip
+def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job: Job, stages: Stages) -> Sample:
     """The members and table rows of one referent."""
+    annotation, detection, track, agreement = made.annotation, made.detection, made.track, made.agreement
+    tsf, qas = made.tsf, made.qas
     ids = {"referent_id": referent.referent_id, "clip_id": clip.clip_id}
     place = {"source": clip.source, "split": clip.split}
     source_frames = list(clip.source_frames)
-    made = {t: s for t, s in enumerate(segments) if s is not None}
-    comparable = agreement.iou[[o == "tracked" for o in track.origin]]
+    masks = {t: s for t, s in enumerate(made.segments) if s is not None}
     referent_row = {
         **ids, **place, "video_id": clip.video_id,
         "caption": referent.caption, "raw_caption": referent.raw_caption or referent.caption,
         "category": referent.category, "object_ids": list(referent.object_ids), "n_objects": max(1, len(referent.object_ids)),
         "n_frames": len(clip), "n_known": int(annotation.known.sum()), "n_visible": int(annotation.visible.sum()),
-        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()), "n_masks": len(made), "n_qa": len(qas),
+        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()), "n_masks": len(masks), "n_qa": len(qas),
         "key_frame": detection.frame, "detector": detection.detector, "detector_score": detection.score,
         "text_used": detection.text_used, "tracker": stages.tracker.name, "segmenter": stages.segmenter.name,
         "encoder": stages.encoder.name, "box_rule": rules.boxes, "mask_rule": rules.masks,
-        "mean_iou": float(np.nanmean(comparable)) if np.isfinite(comparable).any() else None,
-        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in made.values()), "preset": job.config.preset,
+        "mean_iou": made.mean_iou,
+        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in masks.values()), "preset": job.config.preset,
     }  # fmt: skip
     track_rows = [
         {
@@ -124,7 +136,7 @@ def make_sample(
             **ids, "frame": t, "source_frame": source_frames[t], "origin": s.origin, "area": rle_area(s.mask),
             "height": s.mask["size"][0], "width": s.mask["size"][1], "counts": s.mask["counts"],
         }
-        for t, s in made.items()
+        for t, s in masks.items()
     ]  # fmt: skip
     tsf_rows = [
         {
@@ -174,7 +186,7 @@ def make_sample(
         "track.npy": npy(_track_array(track_rows)),
         "tsf.npy": npy(tsf.features),
         **{f"crop{rank}.jpg": encode_jpeg(picture, 95) for rank, picture in enumerate(tsf.crops)},
-        "masks.json": canonical_json({str(t): s.mask for t, s in made.items()}).encode(),
+        "masks.json": canonical_json({str(t): s.mask for t, s in masks.items()}).encode(),
     }
     rows = {
         "referents": [referent_row], "tracks": track_rows, "masks": mask_rows, "tsf": tsf_rows,

@@ -198,7 +198,12 @@ def schema(table: str, *, dim: int | None = None) -> pa.Schema:
     if table == "tsf_features":
         if dim is None:
             raise ValueError("tsf_features needs dim, the length of the encoder's features")
-        columns = {"referent_id": _S, "rank": _I, "encoder": _WORD, "feature": pa.list_(pa.field("element", pa.float16()), dim)}
+        columns = {
+            "referent_id": _S,
+            "rank": _I,
+            "encoder": _WORD,
+            "feature": pa.list_(pa.field("element", pa.float16()), dim),
+        }
     else:
         columns = dict(_COLUMNS[table])
     if table != "runs":

@@ -22,7 +22,9 @@ def sparrow(*words: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def out(tiny_root, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "out"
-    text = sparrow("curate", "hcstvg", "--data-root", tiny_root, "--out", out, "--preset", "lite", "--executor", "inline")
+    text = sparrow(
+        "curate", "hcstvg", "--data-root", tiny_root, "--out", out, "--preset", "lite", "--executor", "inline"
+    )
     assert str(out) in text
     return out
 

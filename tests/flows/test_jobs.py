@@ -42,7 +42,9 @@ def test_an_unknown_split_names_those_that_are_there(tiny_root, tmp_path):
 
 
 def test_source_overrides_reach_the_source(tiny_root, tmp_path):
-    (job,) = make_jobs("hcstvg", tiny_root, tmp_path, configure("lite"), source_sets=["rules.min_iou=0.25", "span=tube"])
+    (job,) = make_jobs(
+        "hcstvg", tiny_root, tmp_path, configure("lite"), source_sets=["rules.min_iou=0.25", "span=tube"]
+    )
     config = job.load().config
     assert (config.rules.min_iou, config.rules.boxes, config.span) == (0.25, "tracked", "tube")
     with pytest.raises(ValueError, match="no such field"):

@@ -1,9 +1,11 @@
 """The catalogue: committed rows only, from anywhere, and answers to what people ask."""
 
+import io
 import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from flows import driver
@@ -62,11 +64,9 @@ def test_a_moved_output_is_found_again(out, tmp_path):
 
 def test_features_come_back_as_they_were_stored(out):
     (row,) = query(out, "SELECT referent_id, list(feature ORDER BY rank) AS f FROM tsf_features GROUP BY 1 LIMIT 1")
-    import io
-
-    import numpy as np
-
-    stored = np.load(io.BytesIO(fetch(out, row["referent_id"])["tsf.npy"]), allow_pickle=False)
+    with connect(out) as catalogue:
+        members = fetch(catalogue, out, row["referent_id"])
+    stored = np.load(io.BytesIO(members["tsf.npy"]), allow_pickle=False)
     np.testing.assert_array_equal(np.array(row["f"], np.float16), stored)
 
 

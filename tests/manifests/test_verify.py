@@ -46,7 +46,9 @@ def edit(path: Path, change) -> None:
 
 def set_column(table: pa.Table, name: str, value) -> pa.Table:
     place = table.schema.get_field_index(name)
-    return table.set_column(place, table.schema.field(name), pa.array([value] * len(table), table.schema.field(name).type))
+    return table.set_column(
+        place, table.schema.field(name), pa.array([value] * len(table), table.schema.field(name).type)
+    )
 
 
 def flip(path: Path, offset: int) -> None:

@@ -99,7 +99,9 @@ def test_an_unexpected_error_becomes_a_row_with_its_place(tiny_job, stages):
 def test_rules_annotation_boxes_are_kept_as_they_are(stages):
     frames, boxes = moving_square(1, 12)
     annotation = Annotation(from_xywh(boxes), np.ones(12, bool))
-    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages)
+    track = make_track(
+        frames, stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages
+    )
     np.testing.assert_array_equal(track.boxes, annotation.boxes)
     assert set(track.origin) == {"annotation"}
 

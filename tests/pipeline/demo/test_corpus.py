@@ -18,9 +18,9 @@ from pipeline.demo.corpus import FAULTS, CorpusConfig, corpus_plan, write_corpus
 from schemas.geometry import rle_area, rle_box, rle_decode
 
 SMALL = CorpusConfig(
-    size=(90, 160),
-    a2d_size=(90, 160),
-    lasot_size=(90, 160),
+    size=(96, 160),
+    a2d_size=(96, 160),
+    lasot_size=(96, 160),
     frames={
         "hcstvg": 24, "vid_sentence": 24, "a2d": 24, "lasot": 48, "mevis": 20, "got10k": 20, "refsav": 22, "broken": 6,
     },
@@ -163,7 +163,7 @@ def test_hcstvg(corpus: Path) -> None:
         for name, row in json.loads((root / "anno_v2" / f"{split}_v2.json").read_text()).items():
             [entry] = truth(corpus, "hcstvg")[f"{split}/{name}"]
             assert row["English"] == entry["expression"]
-            assert row["img_size"] == [90, 160, 3]
+            assert row["img_size"] == [96, 160, 3]
             assert row["st_frame"] > 1
             assert (name in files) == (name != missing)
             if name in files:
@@ -229,7 +229,7 @@ def test_a2d(corpus: Path) -> None:
                 ids, masks, boxes = list(file["instance"]), file["reMask"][...], file["reBBox"][...]
             assert (int(instance) in ids) == (entry["boxes"][frame] is not None)
             if len(ids) == 1:
-                assert masks.shape == (160, 90)
+                assert masks.shape == (160, 96)
                 assert boxes.shape == (4,)
                 masks, boxes, single = masks[None], boxes[:, None], True
             if int(instance) in ids:
@@ -310,7 +310,7 @@ def test_got10k(corpus: Path) -> None:
             }
             meta = (folder / "meta_info.ini").read_text()
             assert meta.startswith("[METAINFO]\n")
-            assert "resolution: (160, 90)\n" in meta
+            assert "resolution: (160, 96)\n" in meta
             for t, (x, y, w, h) in enumerate(lines):
                 assert (folder / f"{t + 1:08d}.jpg").exists()
                 there = entry["boxes"][t] is not None
