@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -26,7 +26,7 @@ SourceSets = Annotated[
     list[str] | None, typer.Option("--source-set", help="Replace a field of the source's config: rules.min_iou=0.4.")
 ]
 Splits = Annotated[list[str] | None, typer.Option("--split", help="Only this split (repeatable). Default: all there.")]
-Corpus = Annotated[str, typer.Option(help="How much to take: all, or paper (the paper's counts).")]
+Corpus = Annotated[Literal["all", "paper"], typer.Option(help="How much to take: all, or paper (the paper's counts).")]
 Limit = Annotated[int | None, typer.Option(help="At most N clips of each split: a deterministic sample.", min=1)]
 Links = Annotated[bool, typer.Option("--follow-links", help="Allow links that leave the data root.")]
 

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 
 from flows import driver
 from flows.executors import Executor, make_executor
-from flows.jobs import SOURCES, forecast, make_jobs
+from flows.jobs import SOURCES, SourceName, forecast, make_jobs
 from flows.progress import Quiet
 from manifests.catalog import query
 from manifests.sheet import contact_sheet
@@ -23,7 +23,6 @@ from manifests.verify import verify as verify_output
 from pipeline.plan import Job
 from pipeline.presets import PRESETS, CurateConfig
 
-SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
 ExecutorName = Literal["ray", "inline"]
 LITE = PRESETS["lite"]
 
@@ -34,7 +33,7 @@ class RunPage(Quiet):
     def __init__(self) -> None:
         super().__init__()
         self.log: Any = get_run_logger()
-        self.artifact = create_progress_artifact(progress=0.0, description="clips curated")
+        self.artifact: Any = create_progress_artifact(progress=0.0, description="clips curated")
 
     def on_change(self) -> None:
         stage = self.stages.get("curate")
@@ -55,8 +54,19 @@ def plan_task(jobs: list[Job], replan: bool) -> list[dict]:
     return [forecast(job, driver.ensure_plan(job, progress, replan=replan)) for job in jobs]
 
 
-@task(name="run", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=5,
-      retry_condition_fn=lambda task, run, state: not isinstance(state.result(raise_on_failure=False), ValueError))  # fmt: skip
+def _may_pass(_task: object, _run: object, state: Any) -> bool:
+    """Try again what the machine spoiled; what the user has to mend (ValueError) fails at once."""
+    return not isinstance(state.result(raise_on_failure=False), ValueError)
+
+
+@task(
+    name="run",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=_may_pass,
+)
 def run_task(jobs: list[Job], executor: Executor, replan: bool) -> list[dict]:
     """Curate and commit. Safe to retry: finished work is found finished."""
     runs = driver.run(jobs, executor, RunPage(), replan=replan)

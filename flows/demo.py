@@ -1,4 +1,4 @@
-"""The demo: a synthetic corpus in seven official layouts, curated with the lite preset, scored against its exact truth."""
+"""The demo: a synthetic corpus in seven official layouts, curated with the lite preset, scored against the truth."""
 
 import json
 from dataclasses import dataclass
@@ -44,7 +44,9 @@ def run_demo(out: Path, executor: Executor, progress: Progress, *, scale: int = 
     """Render, curate, score, draw. Resumes whatever an interrupted demo in `out` has left to do."""
     corpus = out / "corpus"
     with progress.stage("render corpus", unit="videos") as tick:
-        write_corpus(corpus, seed=seed, scale=scale, progress=lambda done, total, note: tick.to(done))
+        write_corpus(
+            corpus, seed=seed, scale=scale, workers=executor.workers, progress=lambda done, total, note: tick.to(done)
+        )
     try:
         runs = driver.run(demo_jobs(out), executor, progress)
     finally:

@@ -112,7 +112,7 @@ class RayActors:
 
         if not ray.is_initialized():
             self._owner = True
-            local = {} if self.address else {"num_cpus": self.workers, "object_store_memory": 128 << 20}
+            local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "object_store_memory": 128 << 20}
             ray.init(
                 address=self.address, include_dashboard=None if self.address else False, logging_level=logging.ERROR,
                 log_to_driver=True, namespace="sparrow", **local,

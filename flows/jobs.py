@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal, get_args
 
 from pipeline.corpora import PAPER_COUNTS, Take, take
 from pipeline.plan import Counts, Job, configured_source, plan_items
@@ -13,7 +14,8 @@ from schemas.records import Media, Planned, Quarantined
 SECONDS_PER_FRAME = 0.05
 """Of the lite preset, one referent, 640x360, one core: decode, CSRT, GrabCut, encode (docs/performance.md)."""
 
-SOURCES = ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
+SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
+SOURCES: tuple[SourceName, ...] = get_args(SourceName)
 
 
 def normal(source: str) -> str:

@@ -70,8 +70,9 @@ class Bars:
 
         self.console = Console(stderr=True)
         self.bars = RichProgress(
-            TextColumn("[bold]{task.description:<22}"), BarColumn(28), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("[bold]{task.description:<22}"), BarColumn(28), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TextColumn("eta"),
+            TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
             console=self.console, transient=False,
         )  # fmt: skip
         self._depth = 0

@@ -18,8 +18,8 @@ if not console.is_terminal:
 
 def table(title: str, columns: list[str], rows: list[list[object]], *, caption: str = "") -> None:
     """A table whose numbers are right-aligned."""
-    view = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=None,
-                 pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")  # fmt: skip
+    view = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left",
+                 box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")  # fmt: skip
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(r[i], int | float) or r[i] in ("", None, "-") for r in rows)
         view.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -85,11 +85,13 @@ def show_run(out: Path, runs: list[Run]) -> None:
     columns = ["source", "split", "shards", "referents", "samples", "qa", "quarantined", "MB", "frames", "kept share",
                "IoU to annotation"]  # fmt: skip
     table("Curated", columns, [list(row.values()) for row in rows],
-          caption="kept share is not accuracy; IoU compares tracked with annotated boxes, and is empty where boxes are the dataset's")  # fmt: skip
+          caption="kept share is not accuracy; IoU compares tracked with annotated boxes, "
+                  "and is empty where boxes are the dataset's")  # fmt: skip
     reasons = query(
         out,
-        "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine GROUP BY ALL ORDER BY ALL",
-    )  # noqa: E501
+        "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine "
+        "GROUP BY ALL ORDER BY ALL",
+    )
     if reasons:
         table("Quarantine", ["source", "stage", "reason", "n", "for example"],
               [[*list(r.values())[:4], r["example"][:90]] for r in reasons])  # fmt: skip
@@ -111,8 +113,9 @@ def show_scores(scores: list[dict]) -> None:
     }  # fmt: skip
     table("Scores against the exact truth of the SYNTHETIC corpus", list(columns),
           [[row.get(key) for key in columns.values()] for row in scores],
-          caption="IoU of all boxes before any is dropped, key frames left out, a missing box counts 0; J over kept frames. "
-                  "Rows with annotation or mask boxes repeat what the dataset says. More in report/score.json")  # fmt: skip
+          caption="IoU of all boxes before any is dropped, key frames left out, a missing box counts 0; "
+                  "J over kept frames.\nRows with annotation or mask boxes repeat what the dataset says. "
+                  "More in report/score.json")  # fmt: skip
 
 
 def status_rows(out: Path) -> list[dict]:
@@ -128,7 +131,7 @@ def status_rows(out: Path) -> list[dict]:
         )
         if has_rows
         else []
-    )  # noqa: E501
+    )
     sums = {(r["source"], r["split"]): r for r in done}
     for path in plans:
         job, _, counts = read_plan_header(path)

@@ -1,7 +1,7 @@
 """The DuckDB catalogue: one view per table, showing committed shards only, and a few views with answers.
 
-`catalog.sql` has paths relative to the output, `catalog.duckdb` absolute ones (DuckDB resolves a view's paths from where
-it is opened). When an output has moved, `sparrow sql` or `sparrow verify` writes them anew.
+`catalog.sql` has paths relative to the output, `catalog.duckdb` absolute ones (DuckDB resolves a view's paths from
+where it is opened). When an output has moved, `sparrow verify` writes them anew; `sparrow sql` needs neither.
 """
 
 import os
@@ -28,7 +28,8 @@ ANSWERS = {
         FROM tracks t JOIN referents r USING (referent_id)
         WHERE t.iou IS NOT NULL AND t.origin = 'tracked' GROUP BY ALL ORDER BY ALL""",
     "track_lengths": """
-        SELECT referent_id, source, caption, n_kept, n_boxes, n_frames, n_kept / n_frames AS kept_share FROM referents""",
+        SELECT referent_id, source, caption, n_kept, n_boxes, n_frames, n_kept / n_frames AS kept_share
+        FROM referents""",
     "templates": "SELECT source, family, template, question, count(*) AS uses FROM qa GROUP BY ALL",
     "stage_seconds": """
         SELECT split_part(shard, '-', 1) AS source, stage, sum(seconds) AS seconds, sum(frames) AS frames,
@@ -72,7 +73,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def connect(out: Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the catalogue's views over `out`, wherever it is now. FileNotFoundError if it has none."""
+    """An in-memory DuckDB with the views over `out`, wherever it is now. FileNotFoundError if it has no shard."""
     if not any((out / "manifests" / "shards").glob("*.parquet")):
         raise FileNotFoundError(f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})")
     connection = duckdb.connect()

@@ -101,7 +101,8 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[
     facts = [
         f"{info['source']}/{info['split']}", f"{info['n_kept']}/{info['n_frames']} frames kept",
         f"IoU of tracked with annotated boxes {iou:.2f}" if iou is not None else f"boxes: {info['box_rule']}",
-        f"{info['n_masks']} masks ({info['n_fallback_masks']} fallback)", f"detector: {info['detector']}", info["preset"],
+        f"{info['n_masks']} masks ({info['n_fallback_masks']} fallback)", f"detector: {info['detector']}",
+        info["preset"],
     ]  # fmt: skip
     caption = info["caption"] if len(info["caption"]) <= 110 else info["caption"][:107] + "..."
     draw.text((GAP + 2, top), f"“{caption}”", INK, _font(16))
@@ -127,17 +128,17 @@ def _times(track: NDArray, n: int) -> list[int]:
     """n frames spread over the span in which the target has a box."""
     there = np.flatnonzero(np.isfinite(track["x1"]))
     first, last = (there[0], there[-1]) if there.size else (0, len(track) - 1)
-    return [int(round(first + (last - first) * i / max(1, n - 1))) for i in range(n)]
+    return [round(float(t)) for t in np.linspace(first, last, n)]
 
 
 def _decode(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[np.uint8]]:
     """The wanted frames from the sample's own media; empty where the sample has none."""
     pictures: dict[int, NDArray[np.uint8]] = {}
     if "mp4" in members:
-        with av.open(io.BytesIO(members["mp4"])) as container:
+        with av.open(io.BytesIO(members["mp4"]), "r") as container:
             for t, frame in enumerate(container.decode(video=0)):
                 if t in wanted:
-                    pictures[t] = frame.to_ndarray(format="rgb24")
+                    pictures[t] = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     elif "frames.tar" in members:
         import tarfile
 

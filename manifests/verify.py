@@ -180,8 +180,7 @@ def _check_tar(name: str, tar: Path, row: dict, rows: dict[str, list[dict]]) -> 
             size = sizes.get(referents.get(member["key"], {}).get("clip_id", ""))
             for what in _check_member(member["name"], data, size):
                 yield Problem(name, where, what)
-    for problem in _check_frames(name, rows, sizes):
-        yield problem
+    yield from _check_frames(name, rows, sizes)
 
 
 def _check_member(name: str, data: bytes, size: tuple[int, int] | None) -> Iterator[str]:
@@ -207,7 +206,7 @@ def _first_frame(data: bytes) -> object:
     import av
 
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             return next(container.decode(video=0), None)
     except (av.error.FFmpegError, IndexError):
         return None

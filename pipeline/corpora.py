@@ -1,10 +1,12 @@
 """Corpora: how much to take of each source. `all` takes everything, `paper` aims at the paper's counts.
 
-The paper states totals only (30,646 clips, 45,231 QA; Appendix A). The split by source is an inference: two rows follow
-exactly from the raw files (A2D-Sentences, VID-Sentence), four are those of a sibling corpus that shares six of the seven
-sources, and Ref-SAV gets what is then missing to the totals. Nothing is forced: `sparrow plan --corpus paper` prints
-what was reached beside these, and a source with fewer clips stays short.
+The paper states totals only (30,646 clips, 45,231 QA; Appendix A). The split by source is an inference: two rows
+follow exactly from the raw files (A2D-Sentences, VID-Sentence), four are those of a sibling corpus that shares six of
+the seven sources, and Ref-SAV gets what is then missing to the totals. Nothing is forced: `sparrow plan --corpus paper`
+prints what was reached beside these, and a source with fewer clips stays short.
 """
+
+from pydantic import Field
 
 from schemas.config import Config
 
@@ -25,11 +27,11 @@ class Take(Config):
     max_objects: int | None = None
     qa: int | None = None
     seed: int = 0
-    source: dict = {}
+    source: dict = Field(default_factory=dict)
 
 
 class Expected(Config):
-    """The counts that a corpus aims at. `clips` counts videos for VID-Sentence, whose sentences have spans of their own."""
+    """The counts that a corpus aims at. For VID-Sentence, whose sentences have spans of their own, clips are videos."""
 
     clips: int
     qa: int

@@ -169,7 +169,7 @@ def make_masks(
     masks: list[Segment | None] = [None] * len(frames)
     wanted = agreement.kept.copy()
     if rules.masks == "annotation" and annotation.masks is not None:
-        for t in np.flatnonzero(wanted):
+        for t in np.flatnonzero(wanted).tolist():
             mask = annotation.masks[t]
             if mask is not None:
                 masks[t], wanted[t] = Segment(mask, "annotation"), False

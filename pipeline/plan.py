@@ -98,7 +98,7 @@ class ShardPlan:
 
 
 def plan_items(job: Job) -> Iterator[Planned | Rejected]:
-    """The source's plan for the job's split, after the corpus's caps. Two passes over the annotations if there are caps."""
+    """The source's plan for the job's split, after the caps (which take a second pass over the annotations)."""
     source, root, take = job.load(), job.root, job.take
     seen: set[bytes] = set()
     chosen = _choose(source, root, job.split, take)
@@ -126,7 +126,7 @@ def _few_objects(referents: tuple[Referent, ...], take: Take) -> tuple[Referent,
 
 
 def _choose(source: Source, root: DataRoot, split: str, take: Take) -> set[str] | None:
-    """Ids of the referents inside the caps: clips in the order of a seeded hash, then referents, one of each clip first."""
+    """Referents inside the caps: clips in the order of a seeded hash, then their referents, one of each clip first."""
     if take.max_clips is None and take.max_referents is None:
         return None
 
@@ -211,7 +211,7 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
 
 
 def plan_identity(job: Job) -> str:
-    """Changes exactly when the plan's rows would: annotation files (size, mtime), the source's config, the corpus, limits."""
+    """Changes when the plan's rows would: with annotation files (size, mtime), the source's config, caps and limits."""
     source: Source = job.load()
     files = []
     for relative in source.annotation_files(job.root, job.split):

@@ -46,7 +46,7 @@ TRACK_DTYPE = np.dtype(
 
 @dataclass(slots=True)
 class TSF:
-    """The K representatives of a track, in time order; `repeated` marks padding where fewer than K frames were usable."""
+    """The K representatives of a track, in time order; `repeated` marks padding where fewer than K were usable."""
 
     frames: list[int]
     repeated: list[bool]
@@ -103,7 +103,7 @@ def npy(array: NDArray) -> bytes:
 def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job: Job, stages: Stages) -> Sample:
     """The members and table rows of one referent."""
     annotation, detection, track, agreement = made.annotation, made.detection, made.track, made.agreement
-    tsf, qas = made.tsf, made.qas
+    tsf, qas, raw = made.tsf, made.qas, made.annotation.raw_boxes
     ids = {"referent_id": referent.referent_id, "clip_id": clip.clip_id}
     place = {"source": clip.source, "split": clip.split}
     source_frames = list(clip.source_frames)
@@ -111,9 +111,11 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
     referent_row = {
         **ids, **place, "video_id": clip.video_id,
         "caption": referent.caption, "raw_caption": referent.raw_caption or referent.caption,
-        "category": referent.category, "object_ids": list(referent.object_ids), "n_objects": max(1, len(referent.object_ids)),
+        "category": referent.category, "object_ids": list(referent.object_ids),
+        "n_objects": max(1, len(referent.object_ids)),
         "n_frames": len(clip), "n_known": int(annotation.known.sum()), "n_visible": int(annotation.visible.sum()),
-        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()), "n_masks": len(masks), "n_qa": len(qas),
+        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()),
+        "n_masks": len(masks), "n_qa": len(qas),
         "key_frame": detection.frame, "detector": detection.detector, "detector_score": detection.score,
         "text_used": detection.text_used, "tracker": stages.tracker.name, "segmenter": stages.segmenter.name,
         "encoder": stages.encoder.name, "box_rule": rules.boxes, "mask_rule": rules.masks,
@@ -125,7 +127,7 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
             **ids, "frame": t, "source_frame": source_frames[t], **_box(track.boxes[t]),
             "origin": track.origin[t], "score": float(track.score[t]), "known": bool(annotation.known[t]),
             **_box(annotation.boxes[t], "ann_"),
-            **{f"raw_{i}": float(annotation.raw_boxes[t, i]) if annotation.raw_boxes is not None else None for i in range(4)},
+            **{f"raw_{i}": None if raw is None else float(raw[t, i]) for i in range(4)},
             "raw_format": annotation.raw_format, "iou": float(agreement.iou[t]),
             "kept": bool(agreement.kept[t]), "dropped": agreement.dropped[t],
         }
@@ -188,7 +190,7 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
         **{f"crop{rank}.jpg": encode_jpeg(picture, 95) for rank, picture in enumerate(tsf.crops)},
         "masks.json": canonical_json({str(t): s.mask for t, s in masks.items()}).encode(),
     }
-    rows = {
+    rows: dict[str, list[dict]] = {
         "referents": [referent_row], "tracks": track_rows, "masks": mask_rows, "tsf": tsf_rows,
         "tsf_features": feature_rows, "qa": qa_rows,
     }  # fmt: skip
@@ -229,18 +231,18 @@ def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
 
 
 def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: str | None, attempt: int = 1) -> dict:
-    """The row of `manifests/quarantine` for an exception. `where` is the innermost line of code of an unexpected one."""
-    known = isinstance(error, Quarantined)
-    reason = error.reason if known else Reason.STAGE_ERROR
+    """The row of `manifests/quarantine` for an exception; `where` is the line of code of an unexpected one."""
+    known = error if isinstance(error, Quarantined) else None
+    reason = known.reason if known else Reason.STAGE_ERROR
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     return {
         "source": job.source, "split": job.split, "clip_id": clip_id, "referent_id": referent_id,
-        "stage": error.stage if known else module.rsplit(".", 1)[-1] or "curate",
+        "stage": known.stage if known else module.rsplit(".", 1)[-1] or "curate",
         "reason": str(reason), "error_class": type(error).__name__,
-        "message": error.message if known else f"{type(error).__name__}: {error}"[:2000],
+        "message": known.message if known else f"{type(error).__name__}: {error}"[:2000],
         "where": "" if known or trace is None else f"{module}:{trace.tb_lineno}",
         "attempt": attempt, "retryable": reason in RETRYABLE,
     }  # fmt: skip

@@ -51,7 +51,7 @@ def staged_path(out: Path, shard: ShardPlan, clip_id: str) -> Path:
 
 
 def stage_clip(path: Path, result: ClipResult) -> int:
-    """Write a finished clip; returns its size. Layout: a line with the sha256 of the rest, a line of JSON, the members."""
+    """Write a finished clip; returns its size. A line with the sha256 of the rest, a line of JSON, the members."""
     samples = [
         {"key": s.key, "rows": s.rows, "members": [[name, len(data)] for name, data in s.members.items()]}
         for s in result.samples

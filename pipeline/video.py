@@ -83,7 +83,9 @@ def media_files(clip: Clip) -> list[str]:
     return [clip.media.image(i) for i in clip.source_frames]
 
 
-def _allocate(clip: Clip, height: int, width: int, config: DecodeConfig) -> NDArray[np.uint8]:
+def _allocate(clip: Clip, picture: tuple[int, ...], config: DecodeConfig) -> NDArray[np.uint8]:
+    """Room for a clip of pictures of shape [H, W, 3]. Raises Quarantined(too_large) before anything is allocated."""
+    height, width = picture[:2]
     if height * width > MAX_PIXELS:
         raise Quarantined(Reason.TOO_LARGE, f"{clip.media.path}: {width}x{height} is over {MAX_PIXELS} pixels")
     shape = (len(clip), height, width, 3)
@@ -132,14 +134,14 @@ def _check_count(clip: Clip, found: int) -> None:
         )
 
 
-def _with_decord(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.uint8], float]:
+def _with_decord(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.uint8], float | None]:
     import decord
 
     try:
         reader = decord.VideoReader(path, num_threads=1)
         _check_count(clip, len(reader))
         first = reader[clip.start].asnumpy()
-        frames = _allocate(clip, *first.shape[:2], config)
+        frames = _allocate(clip, first.shape, config)
         for i, source_frame in enumerate(clip.source_frames):
             frames[i] = first if i == 0 else reader[source_frame].asnumpy()
         return frames, float(reader.get_avg_fps())
@@ -162,7 +164,7 @@ def _with_pyav(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.
                 if found - 1 in wanted:
                     picture = frame.to_ndarray(format="rgb24")
                     if frames is None:
-                        frames = _allocate(clip, *picture.shape[:2], config)
+                        frames = _allocate(clip, picture.shape, config)
                     frames[done] = picture
                     done += 1
             fps = float(stream.average_rate) if stream.average_rate else None
@@ -183,11 +185,11 @@ def _decode_images(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
         content.update(hashlib.sha256(data).digest())
         picture = _decode_image(data, relative)
         if frames is None:
-            frames = _allocate(clip, *picture.shape[:2], config)
+            frames = _allocate(clip, picture.shape, config)
         height, width = frames.shape[1:3]
         if picture.shape[:2] != (height, width):
             scale[i] = width / picture.shape[1], height / picture.shape[0]
-            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+            picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         frames[i] = picture
     if frames is None:
         raise Quarantined(Reason.FRAME_MISMATCH, f"{clip.clip_id}: the clip has no frames", stage="decode")
@@ -208,7 +210,7 @@ def _decode_image(data: bytes, relative: str) -> NDArray[np.uint8]:
         raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: {error}", stage="decode") from error
     if picture is None:
         raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a complete image", stage="decode")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int = 20) -> bytes:
@@ -240,7 +242,9 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int
         }
         for picture in frames:
             padded = np.pad(picture, pad, mode="edge") if pad[0][1] or pad[1][1] else np.ascontiguousarray(picture)
-            yuv = cv2.cvtColor(padded, cv2.COLOR_RGB2YUV_I420)  # twice as fast as FFmpeg's own conversion
+            yuv = np.asarray(
+                cv2.cvtColor(padded, cv2.COLOR_RGB2YUV_I420), np.uint8
+            )  # twice as fast as FFmpeg's own conversion
             for packet in stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")):
                 container.mux(packet)
         for packet in stream.encode():

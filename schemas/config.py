@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """A frozen pydantic model. A stage's config is one of these, beside the stage, with the paper's value as default."""
+    """A frozen pydantic model. A stage's config is one of these, beside the stage; the paper's values are defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 

@@ -38,7 +38,7 @@ def _boxes(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def from_xywh(boxes: ArrayLike, *, base: int = 0) -> Boxes:
-    """`[..., (x, y, w, h)]` with the first pixel numbered `base` (0, or 1 as LaSOT and GOT-10k do) -> xyxy half-open."""
+    """`[..., (x, y, w, h)]`, first pixel numbered `base` (0; 1 in LaSOT and GOT-10k) -> xyxy half-open."""
     xywh = _boxes(boxes, "from_xywh")
     corner = xywh[..., :2] - base
     return np.concatenate([corner, corner + xywh[..., 2:]], axis=-1).astype(np.float32)

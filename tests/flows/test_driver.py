@@ -112,9 +112,9 @@ def test_replan_replaces_and_leaves_nothing_behind(finished):
 
 
 def test_two_runs_at_once_are_refused_with_the_holders_name(tiny_job):
-    with driver.locked(Path(tiny_job.out), tiny_job.name):
-        with pytest.raises(driver.PlanConflict, match=f"process {os.getpid()}"):
-            driver.run([tiny_job], Inline(), Quiet())
+    held = driver.locked(Path(tiny_job.out), tiny_job.name)
+    with held, pytest.raises(driver.PlanConflict, match=f"process {os.getpid()}"):
+        driver.run([tiny_job], Inline(), Quiet())
     driver.run([tiny_job], Inline(), Quiet())  # the lock went with its holder
 
 

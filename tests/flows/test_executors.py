@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_ray_gives_up_a_task_that_kills_its_worker_and_finishes_the_rest(ray, tm
     outcomes = collect(RayActors(workers=2, attempts=3), work, [Task(str(n), n) for n in range(6)])
     died = [o for o in outcomes if o.kind == "died"]
     assert [(o.task.label, o.task.attempt) for o in died] == [("2", 3)]
-    assert open(deaths).read() == "xxx"
+    assert Path(deaths).read_text() == "xxx"
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 1, 3, 4, 5]
 
 
