@@ -33,12 +33,16 @@ class RunPage(Quiet):
     def __init__(self) -> None:
         super().__init__()
         self.log: Any = get_run_logger()
-        self.artifact: Any = create_progress_artifact(progress=0.0, description="clips curated")
+        self.artifact: Any = None
 
     def on_change(self) -> None:
         stage = self.stages.get("curate")
         if stage and stage["total"]:
-            update_progress_artifact(self.artifact, progress=100.0 * stage["done"] / stage["total"])
+            share = 100.0 * stage["done"] / stage["total"]
+            if self.artifact is None:
+                self.artifact = create_progress_artifact(progress=share, description="clips curated")
+            else:
+                update_progress_artifact(self.artifact, progress=share)
         for name, state in self.stages.items():
             if "seconds" not in state or not state.get("told"):
                 state["told"] = "seconds" in state

@@ -2,8 +2,10 @@
 
 CSRT (Lukezic et al., "Discriminative Correlation Filter with Channel and Spatial Reliability", CVPR 2017) always
 returns a box; its own flag is of no use to tell that the target is gone. Here every box is compared with the look of
-the key box (`Look`): a run of poor likeness means lost, and while lost the frame is searched for the key box at several
-sizes, mirrored or not.
+the key box (`_Look`): a run of boxes that look no more like it than the background does means lost, and while lost the
+frame is searched for the key box at several sizes, mirrored or not.
+
+Known limits: a twin of the target passes for it, and a box that slid to the visible half of the target stays there.
 """
 
 import cv2
@@ -17,17 +19,20 @@ from schemas.records import Quarantined, Reason, Track
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
 
 _HOG = cv2.HOGDescriptor((32, 32), (16, 16), (8, 8), (8, 8), 9)
+_BY_CHANCE = 1.4  # likeness of background to a target, where the target fills its frame and none can be measured
 
 
 class CSRTConfig(Config):
     """side: frames are reduced to this longer side in pixels. min_target: but not so far that the shorter side of the
-    key box falls below this. lost_below, patience: lost when the likeness (0 to 3) stays below for so many frames.
-    found_above, search_every: while lost, every so many frames a box at least so alike ends the search."""
+    key box falls below this. template: side in pixels to which CSRT reduces the target with its surroundings.
+    lost_share, patience: lost when the likeness (0 to 3) stays for so many frames below what the surroundings of the
+    key box reach by chance, plus this share of what is left to 3. found_above, search_every: while lost, every so many
+    frames the frame is searched, and a box at least so alike is taken for the target."""
 
-    side: int = 320
+    side: int = 480
     min_target: int = 24
-    template: int = 200
-    lost_below: float = 1.75
+    template: int = 160
+    lost_share: float = 0.2
     patience: int = 3
     found_above: float = 2.05
     search_every: int = 3
@@ -97,9 +102,26 @@ class _Follow:
         self.key = _Look(_cut(key, box))
         self.mirrored = _Look(_cut(key, box)[:, ::-1])
         self.search = _Search(_cut(key, box), self.size)
+        by_chance = self._by_chance(key, box)
+        self.lost_below = by_chance + config.lost_share * (3 - by_chance)
+        self.found_above = max(config.found_above, self.lost_below + 0.1)
         self.poor = 0  # frames of poor likeness in a row
         self.since_lost = 0
         self._start(key, box)
+
+    def _by_chance(self, key: NDArray[np.uint8], box: NDArray[np.float64]) -> float:
+        """What nine of ten boxes of the same size elsewhere in the key frame do not exceed in likeness.
+
+        A horse in front of its stable is more like its background than a coin on the moon: no one threshold fits both.
+        """
+        (height, width), (w, h) = key.shape[:2], self.size
+        corners = [(x, y) for y in np.linspace(0, height - h, 7) for x in np.linspace(0, width - w, 9)]
+        others = np.array([(x, y, x + w, y + h) for x, y in corners])
+        overlap = np.clip(np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2]), 0, None).prod(1)
+        others = others[overlap < 0.25 * w * h]
+        if not len(others):
+            return _BY_CHANCE
+        return float(np.percentile([self.likeness(key, other) for other in others], 90))
 
     def _start(self, frame: NDArray[np.uint8], box: NDArray[np.float64]) -> None:
         """CSRT takes and returns whole pixels: what rounding took off the first box is given back to the others."""
@@ -127,7 +149,7 @@ class _Follow:
         if self.poor < self.config.patience:
             box = self._update(frame)
             likeness = self.likeness(frame, box) if box is not None else 0.0
-            self.poor = self.poor + 1 if likeness < self.config.lost_below else 0
+            self.poor = self.poor + 1 if likeness < self.lost_below else 0
             if box is not None and self.poor < self.config.patience:
                 return box, likeness
             self.poor, self.since_lost = self.config.patience, 0
@@ -135,7 +157,7 @@ class _Follow:
         if self.since_lost % self.config.search_every:
             return None, np.nan
         likeness, box = self._find(frame)
-        if likeness <= self.config.found_above:
+        if likeness <= self.found_above:
             return None, np.nan
         self.poor = 0
         self._start(frame, box)
@@ -196,7 +218,7 @@ class _Search:
     """
 
     SIDE = 20.0
-    SIZES = (0.6, 0.75, 0.9, 1.1, 1.35, 1.65)
+    SIZES = (0.5, 0.63, 0.8, 1.0, 1.26, 1.6)
 
     def __init__(self, crop: NDArray[np.uint8], size: NDArray[np.float64]):
         self.size = size
