@@ -162,6 +162,7 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> No
                     clips(len(shard.clips) - len(todo))
                     if not todo:
                         yield commit(job, shard)
+                        continue
                     shards[shard.name], left[shard.name] = shard, {p.clip.clip_id for p in todo}
                     for planned in todo:
                         path = str(staged_path(out, shard, planned.clip.clip_id))

@@ -83,7 +83,7 @@ def verify(out: Path, *, deep: bool = False, tick: Callable[[int], None] | None 
         if tick:
             tick(1)
     problems += [Problem("*", key, f"the key is in {n} shards") for key, n in keys.items() if n > 1]
-    problems += _check_numbering(names)
+    problems += _check_plans(out, names)
     problems += _garbage(out, set(names))
     return report
 
@@ -231,15 +231,13 @@ def _check_frames(name: str, rows: dict[str, list[dict]], sizes: dict[str, tuple
             )
 
 
-def _check_numbering(names: list[str]) -> Iterator[Problem]:
-    groups: dict[str, list[int]] = {}
-    for name in names:
-        base, _, index = name.rpartition("-")
-        groups.setdefault(base, []).append(int(index))
-    for base, found in groups.items():
-        missing = sorted(set(range(max(found) + 1)) - set(found))
-        if missing:
-            yield Problem(base, "manifests/shards", f"gaps in the numbering, the run is not finished: {missing[:10]}")
+def _check_plans(out: Path, names: list[str]) -> Iterator[Problem]:
+    """Every shard that a plan promises is committed: no gaps, no missing end."""
+    for path in sorted((out / "plan").glob("*.parquet")):
+        promised = json.loads((pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")).get("shards", 0)
+        missing = sorted({f"{path.stem}-{index:06d}" for index in range(promised)} - set(names))
+        for name in missing:
+            yield Problem(name, "manifests/shards", "is planned but not committed: the run is not finished")
 
 
 def _garbage(out: Path, names: set[str]) -> Iterator[Problem]:

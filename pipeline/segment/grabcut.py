@@ -17,7 +17,7 @@ class GrabCutConfig(Config):
 
     side: int = 160
     margin: float = 0.15
-    grow: float = 1.15
+    grow: float = 1.05
     iterations: int = 1
     smallest: float = 0.05
     largest: float = 0.97

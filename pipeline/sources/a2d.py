@@ -38,7 +38,8 @@ from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reaso
 if TYPE_CHECKING:
     import h5py
 
-_TABLE = "text_annotations/a2d_annotation.txt"
+_TABLES = ("text_annotations/a2d_annotation.txt", "a2d_annotation.txt", "a2d_annotation_with_short_query.txt")
+# The last is a published copy with a fourth column; alone in a folder, either is enough to plan.
 _MISSED = "text_annotations/a2d_missed_videos.txt"
 _INSTANCES = "text_annotations/a2d_annotation_with_instances"
 _VIDEOSET = "Release/videoset.csv"
@@ -77,14 +78,14 @@ class A2D:
 
     def available(self, root: DataRoot) -> list[str]:
         base = _base(root)
-        if not root.has(base + _TABLE):
+        if not _table_file(root, base):
             return []
         return ["train", "test"] if root.has(base + _VIDEOSET) else ["all"]
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
         """The tables, and the h5 files, whose names give the spans."""
         base = _base(root)
-        tables = [base + file for file in (_TABLE, _MISSED, _VIDEOSET) if root.has(base + file)]
+        tables = [_table_file(root, base), *(base + file for file in (_MISSED, _VIDEOSET) if root.has(base + file))]
         folders = [f"{base}{_INSTANCES}/{video}" for video in root.listdir(base + _INSTANCES)]
         return tables + [f"{folder}/{name}" for folder in folders for name in _annotated_frames(root, folder).values()]
 
@@ -112,7 +113,7 @@ class A2D:
                         raise Quarantined(Reason.DUPLICATE, f"instance {instance} of {video} has a sentence already")
                     referents[referent.referent_id] = referent
                 except Quarantined as problem:
-                    item, where = f"{video},{instance}", f"{base}{_TABLE}:{line}"
+                    item, where = f"{video},{instance}", f"{_table_file(root, base)}:{line}"
                     yield Rejected(self.name, split, item, problem.reason, problem.message, where)
             if referents:
                 yield Planned(clip, tuple(referents.values()))
@@ -162,13 +163,18 @@ class A2D:
 
 
 def _base(root: DataRoot) -> str:
-    return locate(root, ("", "a2d_sentences/", "A2D-Sentences/"), [_TABLE])
+    return locate(root, ("", "a2d_sentences/", "A2D-Sentences/"), list(_TABLES))
+
+
+def _table_file(root: DataRoot, base: str) -> str:
+    """The text table, or "" where there is none."""
+    return first_of(root, [base + file for file in _TABLES]) or ""
 
 
 def _table(root: DataRoot, base: str) -> dict[str, list[tuple[int, str, str]]]:
     """Video -> (line, instance id, sentence) of its rows, in the order of the table: 6,655 short rows."""
     videos: dict[str, list[tuple[int, str, str]]] = {}
-    for number, line in enumerate(root.read_text(base + _TABLE).split("\n"), start=1):
+    for number, line in enumerate(root.read_text(_table_file(root, base)).split("\n"), start=1):
         video, instance, query = (*_fields(line)[:3], "", "", "")[:3]
         if video and (number > 1 or video != "video_id"):
             videos.setdefault(video, []).append((number, instance, query))

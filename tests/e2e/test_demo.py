@@ -58,7 +58,10 @@ def test_rules_of_the_paper_reach_the_data(demo):
     assert "mask" in by_source["a2d"]
     (a2d,) = query(demo, "SELECT max(n_kept) AS most FROM referents WHERE source = 'a2d'")
     assert a2d["most"] == 20
-    (lasot,) = query(demo, "SELECT count(DISTINCT clip_id) AS clips, count(DISTINCT video_id) AS videos FROM clips WHERE source = 'lasot'")
+    (lasot,) = query(
+        demo,
+        "SELECT count(DISTINCT clip_id) AS clips, count(DISTINCT video_id) AS videos FROM clips WHERE source = 'lasot'",
+    )
     assert lasot["clips"] == 3 * lasot["videos"]
     low = query(demo, "SELECT count(*) AS n FROM tracks WHERE kept AND origin = 'tracked' AND iou < 0.5")
     assert low == [{"n": 0}]
@@ -67,7 +70,9 @@ def test_rules_of_the_paper_reach_the_data(demo):
 
 
 def test_answers_are_the_captions_unchanged(demo):
-    assert query(demo, "SELECT count(*) AS n FROM qa JOIN referents USING (referent_id) WHERE answer <> caption") == [{"n": 0}]
+    assert query(demo, "SELECT count(*) AS n FROM qa JOIN referents USING (referent_id) WHERE answer <> caption") == [
+        {"n": 0}
+    ]
     assert query(demo, "SELECT count(*) AS n FROM qa WHERE NOT contains(question, '<region>')") == [{"n": 0}]
 
 
@@ -83,7 +88,9 @@ def test_plain_webdataset_reads_every_shard(demo):
 
 
 def test_crops_are_cut_from_the_original_pixels(demo):
-    rows = query(demo, "SELECT r.clip_id, t.* FROM tsf t JOIN referents r USING (referent_id) WHERE r.source = 'mevis' LIMIT 8")
+    rows = query(
+        demo, "SELECT r.clip_id, t.* FROM tsf t JOIN referents r USING (referent_id) WHERE r.source = 'mevis' LIMIT 8"
+    )
     for row in rows:
         assert abs(row["crop_width"] - (row["x2"] - row["x1"])) <= 2
         assert abs(row["crop_height"] - (row["y2"] - row["y1"])) <= 2

@@ -46,12 +46,20 @@ def test_a_deployment_runs_to_completed_with_progress_and_summary(demo, run, tmp
 
     # The command of the README, with the environment of a user's second terminal.
     done = subprocess.run(
-        [str(BIN / "prefect"), "deployment", "run", "curate/refsav", "--watch"], capture_output=True, text=True, timeout=240
+        [str(BIN / "prefect"), "deployment", "run", "curate/refsav", "--watch"],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert "Completed" in done.stdout, done.stdout[-2000:] + serve.text()[-4000:]
     (flow_run,) = ask(port, "flow_runs/filter", {})
     assert flow_run["state_type"] == "COMPLETED"
-    assert {t["name"].rsplit("-", 1)[0] for t in ask(port, "task_runs/filter", {})} == {"plan", "run", "verify", "report"}
+    assert {t["name"].rsplit("-", 1)[0] for t in ask(port, "task_runs/filter", {})} == {
+        "plan",
+        "run",
+        "verify",
+        "report",
+    }
     artifacts = {a["key"] or a["type"]: a for a in ask(port, "artifacts/filter", {})}
     assert "annotation_invalid" in artifacts["summary-refsav"]["data"]
     assert artifacts["progress"]["data"] == 100.0
@@ -59,7 +67,10 @@ def test_a_deployment_runs_to_completed_with_progress_and_summary(demo, run, tmp
 
     # Parameters are validated before anything runs.
     bad = subprocess.run(
-        [str(BIN / "prefect"), "deployment", "run", "curate/refsav", "-p", "workers=many"], capture_output=True, text=True, timeout=60
+        [str(BIN / "prefect"), "deployment", "run", "curate/refsav", "-p", "workers=many"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert bad.returncode != 0
     assert "workers" in bad.stdout + bad.stderr

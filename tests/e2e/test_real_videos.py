@@ -34,7 +34,9 @@ def test_real_videos_are_curated_from_hand_written_annotations(shared, run, tmp_
                       "img_size": [height, width, 3], "English": sentence, "Chinese": ""}  # fmt: skip
     (root / "anno_v2" / "train_v2.json").write_text(json.dumps(rows))
 
-    one = run("sparrow", "curate", "hcstvg", "--data-root", root, "--out", out, "--source-set", "span=tube", "--workers", 2)
+    one = run(
+        "sparrow", "curate", "hcstvg", "--data-root", root, "--out", out, "--source-set", "span=tube", "--workers", 2
+    )
     assert one.wait() == 0, one.text()[-3000:]
     assert verify(out, deep=True).problems == []
     found = {r["video_id"]: r for r in query(out, "SELECT * FROM referents JOIN clips USING (clip_id)")}

@@ -52,7 +52,7 @@ def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(demo, run, tmp_path)
     assert third.wait() == 0, third.text()[-3000:]
     assert shard_hashes(out) == shard_hashes(demo)
     assert verify(out, deep=True).problems == []
-    assert not [p for p in (out / ".staging").iterdir()]
+    assert not list((out / ".staging").iterdir())
 
 
 @pytest.mark.parametrize("source", ["vid_sentence", "refsav"])

@@ -113,7 +113,14 @@ def test_an_uncommitted_file_is_reported_as_garbage(out):
     part(out, "shards").unlink()
     problems = verify(out).problems
     assert any("not committed" in p.what and p.shard == SHARD for p in problems)
-    assert any("gaps in the numbering" in p.what for p in problems)
+    assert any("planned but not committed" in p.what and p.shard == SHARD for p in problems)
+
+
+def test_a_missing_last_shard_is_noticed(out):
+    name = "hcstvg-train-000002"
+    for path in [*out.rglob(f"{name}.parquet"), tar(out, name)]:
+        path.unlink()
+    assert [(p.shard, p.what.split(":")[0]) for p in verify(out).problems] == [(name, "is planned but not committed")]
 
 
 def test_a_folder_without_manifests_is_refused(tmp_path):
