@@ -53,7 +53,7 @@ def demo(
 
 @app.command(epilog="Example: sparrow plan lasot --data-root /data/LaSOT")
 def plan(
-    source: Annotated[str, typer.Argument(help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.")],
+    source: Annotated[str, typer.Argument(help="A source, or all: every folder of DATA_ROOT that is named as one.")],
     data_root: Root,
     preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
     split: Splits = None,
@@ -67,7 +67,7 @@ def plan(
     show_config: Annotated[bool, typer.Option("--show-config", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
-    from flows.jobs import forecast, make_jobs, normal, totals
+    from flows.jobs import SOURCES, beside_paper, forecast, make_jobs, normal, totals
     from flows.progress import Bars, Quiet
     from pipeline.corpora import take
     from pipeline.plan import build_plan, configured_source
@@ -78,10 +78,17 @@ def plan(
         own = configured_source(normal(source), take(corpus, normal(source))).config
         print(json.dumps({"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")}, indent=2))
         return
-    jobs = make_jobs(
-        source, data_root, "outputs", config, splits=split, corpus=corpus, limit=limit, follow_links=follow_links,
-        source_sets=source_sets,
-    )  # fmt: skip
+    places = {s: data_root / s for s in SOURCES if (data_root / s).is_dir()} if source == "all" else {source: data_root}
+    if not places:
+        raise ValueError(f"{data_root} has none of the folders {', '.join(SOURCES)}")
+    jobs = [
+        job
+        for name, place in places.items()
+        for job in make_jobs(
+            name, place, "outputs", config, splits=split, corpus=corpus, limit=limit, follow_links=follow_links,
+            source_sets=source_sets,
+        )
+    ]  # fmt: skip
     rows = []
     progress = Quiet() if as_json else Bars()
     for job in jobs:
@@ -90,7 +97,8 @@ def plan(
             tick.to(counts.clips)
         rows.append(forecast(job, counts, workers))
     if as_json:
-        print(json.dumps({"source": jobs[0].source, **totals(rows), "splits": rows}, indent=2))
+        name = "all" if source == "all" else jobs[0].source
+        print(json.dumps({"source": name, **totals(rows), "splits": rows, "paper": beside_paper(rows)}, indent=2))
     else:
         from flows.show import show_plan
 
@@ -309,12 +317,14 @@ def main() -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, SIGINT ignored
+        signal.signal(number, stop)
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        print("\nstopped; finished clips are kept, run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == 130:
+            print("\nstopped; what is finished is kept, run the same command again to resume", file=sys.stderr)
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error)
     except Exception as error:

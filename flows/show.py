@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.driver import Run, staged_clips
-from flows.jobs import totals
+from flows.jobs import beside_paper, totals
 from manifests.catalog import query
 from pipeline.plan import read_plan_header
 from pipeline.shards import committed
@@ -63,11 +63,11 @@ def show_plan(rows: list[dict]) -> None:
     table(
         "Plan", columns, body, caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)"
     )
-    first = rows[0]
-    if first["paper_clips"] is not None:
-        console.print(
-            f"paper's counts, inferred (docs/datasets): {first['paper_clips']:,} clips, {first['paper_qa']:,} QA"
-        )
+    lines = beside_paper(rows)
+    columns = ["source", "clips", "paper_clips", "qa", "paper_qa"]
+    table("Beside the paper's corpus", columns, [[line[key] for key in columns] for line in lines],
+          caption="The paper prints totals only; its counts by source are inferred (pipeline/corpora.py).\n"
+                  "vid_sentence: videos are counted. `--corpus paper` takes what these counts imply.")  # fmt: skip
     if any(row["media"] == "none" for row in rows):
         console.print("[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]")
 
