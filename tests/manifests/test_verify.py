@@ -78,6 +78,7 @@ DAMAGE = {
         False, "schema version 99",
     ),
     "column dropped": (lambda o: edit(part(o, "clips"), lambda t: t.drop_columns(["fps"])), False, "columns differ"),
+    "features dropped": (lambda o: edit(part(o, "tsf_features"), lambda t: t.drop_columns(["feature"])), False, "columns differ"),
     "rows of another shard": (
         lambda o: shutil.copy(part(o, "clips", "hcstvg-train-000000"), part(o, "clips")), False, "rows of another shard",
     ),
