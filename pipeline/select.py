@@ -8,8 +8,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from schemas.config import Config
 from schemas.geometry import is_box
@@ -98,6 +96,9 @@ def select_representatives(
     geometry = np.concatenate([centre, size], axis=1) / np.array([width, height, width, height])
     x = x / max(np.abs(x).max(), np.finfo(np.float64).tiny)  # so that the squares of huge features stay finite
     joint = np.concatenate([_unit_variance(x, 1e-6), spatial_weight * _unit_variance(geometry, 1e-3)], axis=1)
+
+    from sklearn.cluster import KMeans  # a second to import, which planning and asking need not pay
+    from threadpoolctl import threadpool_limits
 
     # No more clusters than there are distinct samples; the slots left over are filled evenly below.
     clusters = min(k, len(np.unique(joint, axis=0)))

@@ -218,7 +218,7 @@ class _Search:
     """
 
     SIDE = 20.0
-    SIZES = (0.5, 0.63, 0.8, 1.0, 1.26, 1.6)
+    SIZES = (0.6, 0.75, 0.9, 1.1, 1.35, 1.65)
 
     def __init__(self, crop: NDArray[np.uint8], size: NDArray[np.float64]):
         self.size = size
