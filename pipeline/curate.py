@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +25,9 @@ from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode
 from schemas.geometry import rle_area, rle_box
 from schemas.records import Annotation, Clip, Detection, Planned, Quarantined, Reason, Referent, Sample, Segment, Track
+
+DATA_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, cv2.error)
+"""What strange data can raise inside a stage. Errors of the machine (OSError, interrupts) are not among them."""
 
 
 @dataclass(slots=True)
@@ -78,7 +82,7 @@ def curate_clip(planned: Planned, job: Job, source: Source, stages: Stages) -> C
     except Quarantined as problem:
         result.samples.clear()
         result.quarantine = [quarantine_row(job, problem, clip.clip_id, r.referent_id) for r in planned.referents]
-    except (MemoryError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except DATA_ERRORS as error:
         result.samples.clear()
         result.quarantine = [quarantine_row(job, error, clip.clip_id, r.referent_id) for r in planned.referents]
     result.timings = [
@@ -213,5 +217,5 @@ def quarantine(result: ClipResult, job: Job, clip: Clip, referent: Referent) -> 
         yield
     except Quarantined as problem:
         result.quarantine.append(quarantine_row(job, problem, clip.clip_id, referent.referent_id))
-    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except DATA_ERRORS as error:
         result.quarantine.append(quarantine_row(job, error, clip.clip_id, referent.referent_id))

@@ -1,6 +1,6 @@
 """Presets: which model does each step, and everything that decides the bytes of a shard.
 
-`CurateConfig` is one value for the whole run. A preset is a named CurateConfig; `--set track.lost_score=1.9` on the
+`CurateConfig` is one value for the whole run. A preset is a named CurateConfig; `--set track.lost_share=0.3` on the
 command line replaces any part of it. Swapping a model is one new file and one line in STAGES.
 """
 

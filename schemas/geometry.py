@@ -85,6 +85,7 @@ def is_box(boxes: ArrayLike) -> NDArray[np.bool_]:
 def clip_boxes(boxes: ArrayLike, height: int, width: int) -> Boxes:
     """Cut boxes to the frame. What lies wholly outside becomes an absent box; NaN stays NaN."""
     b = _boxes(boxes, "clip_boxes")
+    b = np.where(np.isfinite(b).all(-1, keepdims=True), b, np.nan)  # an infinite corner is not a border
     cut = np.clip(b, 0, np.array([width, height, width, height], np.float64))
     return np.where(is_box(cut)[..., None], cut, np.nan).astype(np.float32)
 

@@ -41,8 +41,9 @@ class CSRTConfig(Config):
 class CSRTTracker:
     """CSRT with a lost/found gate (`trackers.base.Tracker`).
 
-    A track's score is likeness / 3: 1 for the key box itself, at most 1, and below 0.6 for most wrong boxes. It
-    compares boxes of one track; between targets it is not calibrated.
+    A track's score is likeness / 3: 1 for the key box itself and at most 1. On synthetic clips without the gate, 95 of
+    100 right boxes (IoU above 0.5) had at least 0.70, half of the wrong ones at most 0.62: it ranks boxes of one
+    track, is no probability, and between targets it is not calibrated.
     """
 
     name = "csrt"

@@ -33,7 +33,8 @@ class Rules(Config):
         (0 = none). Only for boxes that are not tracked anyway.
     masks: "segment" makes masks from the track, "annotation" keeps the dataset's, "none" makes none.
     boxes_from_masks: after segmenting, the track's boxes become those around the masks (A2D-Sentences).
-    min_iou: tracked frames below this IoU with the annotation are dropped; None keeps all. The paper gives no number.
+    min_iou: tracked frames below this IoU with the annotation are dropped; None drops none for their IoU. The paper
+        gives no number. A box where the annotation says "absent" is dropped in any case.
     max_kept_frames: keep at most so many frames of a track, annotated ones first, then evenly spaced; None keeps all.
     """
 

@@ -232,3 +232,8 @@ def test_runs_too_long_for_any_number_are_refused():
 def test_bytes_count_as_text():
     rle = g.rle_encode(np.eye(5, dtype=bool))
     assert g.rle_check({"size": (5, 5), "counts": rle["counts"].encode()}) == rle
+
+
+@pytest.mark.parametrize("corner", [np.inf, -np.inf, np.nan])
+def test_a_corner_that_is_not_finite_does_not_become_a_box_at_the_border(corner):
+    assert not g.is_box(g.clip_boxes([0, 0, corner, 5], 10, 10))
