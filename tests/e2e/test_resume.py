@@ -42,7 +42,6 @@ def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(demo, run, tmp_path)
     until(out, finished + 12, second.process)
     os.kill(second.process.pid, signal.SIGKILL)
     second.wait(30)
-    assert second.gone(60) == []
     half = {p for p in out.glob("manifests/*/*.parquet") if p.parent.name not in ("runs", "shards")}
     committed = {p.stem for p in out.glob("manifests/shards/*.parquet")}
     assert 0 < len(committed) < len(list(demo.glob("manifests/shards/*.parquet")))
@@ -53,6 +52,8 @@ def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(demo, run, tmp_path)
     assert shard_hashes(out) == shard_hashes(demo)
     assert verify(out, deep=True).problems == []
     assert not list((out / ".staging").iterdir())
+    # Nobody is left to stop Ray's agents after a SIGKILL; they notice by themselves within a minute.
+    assert second.gone(120) == []
 
 
 @pytest.mark.parametrize("source", ["vid_sentence", "refsav"])
