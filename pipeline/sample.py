@@ -242,7 +242,7 @@ def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: st
         "source": job.source, "split": job.split, "clip_id": clip_id, "referent_id": referent_id,
         "stage": known.stage if known else module.rsplit(".", 1)[-1] or "curate",
         "reason": str(reason), "error_class": type(error).__name__,
-        "message": known.message if known else f"{type(error).__name__}: {error}"[:2000],
+        "message": job.root.words(known.message if known else f"{type(error).__name__}: {error}")[:2000],
         "where": "" if known or trace is None else f"{module}:{trace.tb_lineno}",
         "attempt": attempt, "retryable": reason in RETRYABLE,
     }  # fmt: skip

@@ -109,9 +109,8 @@ def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
         try:
             frames, fps, decoder = *_with_pyav(str(path), clip, config), "pyav"
         except _DecoderGaveUp as second:
-            raise Quarantined(
-                Reason.MEDIA_UNREADABLE, f"{clip.media.path}: decord: {first}; pyav: {second}", stage="decode"
-            ) from second
+            why = root.words(f"decord: {first}; pyav: {second}")
+            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{clip.media.path}: {why}", stage="decode") from second
     return Decoded(frames, np.ones((len(clip), 2), np.float32), decoder, fps, mark)
 
 

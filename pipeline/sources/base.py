@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -107,6 +108,11 @@ class DataRoot:
                     f"{relative!r:.200} is a link that leaves the data root; if it is yours, use --follow-links",
                 )
         return path
+
+    def words(self, message: str) -> str:
+        """An error message without what differs between machines and processes (this folder's path, addresses in
+        memory), so that the same data give the same quarantine rows."""
+        return re.sub(r" ?@? 0x[0-9a-f]{6,}", "", message.replace(f"{self.path}/", ""))
 
     def has(self, relative: str) -> bool:
         """Whether a file or folder of that name is inside the root."""

@@ -195,3 +195,8 @@ def test_an_empty_root_has_no_splits_and_the_error_shows_the_expected_tree(name:
 )
 def test_default_rules_are_those_of_appendix_a(name: str, rules: dict):
     assert rules.items() <= load_source(name).config.rules.model_dump().items()
+
+
+def test_error_messages_do_not_tell_machines_or_processes_apart(tmp_path):
+    message = f"Invalid data: '{DataRoot(tmp_path).path}/clips/a.mp4' [mov,mp4 @ 0x55706b2a3680] moov atom not found"
+    assert DataRoot(tmp_path).words(message) == "Invalid data: 'clips/a.mp4' [mov,mp4] moov atom not found"
