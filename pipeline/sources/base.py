@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
