@@ -125,9 +125,6 @@ class RayActors:
             def work(self, payload: Any) -> Any:
                 return work(payload)
 
-            def ready(self) -> int:
-                return os.getpid()
-
         return ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Worker)
 
     def run(self, work: Work, tasks: Iterator[Task], done: Done) -> None:

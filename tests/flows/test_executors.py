@@ -85,7 +85,7 @@ def test_ray_stops_a_task_at_its_deadline_and_finishes_the_rest(ray):
         return n
 
     start = time.monotonic()
-    outcomes = collect(RayActors(workers=2, deadline=8.0), work, [Task(str(n), n) for n in range(4)])
+    outcomes = collect(RayActors(workers=2, deadline=15.0), work, [Task(str(n), n) for n in range(4)])
     assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3]
     assert time.monotonic() - start < 50
