@@ -16,7 +16,7 @@ $(BIN)/uv:
 	$(UV) setuptools
 
 # Three sizes of the same environment, each a stamp: what the lite preset needs, plus the tools of the tests, plus the
-# paper's models (7 GB with CUDA).
+# paper's models (6 GB with CUDA).
 .venv/.base: $(BIN)/uv pyproject.toml constraints.txt
 	@echo "installing the base (about 1.2 GB) into .venv ..."
 	$(UV) -e .

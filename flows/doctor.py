@@ -89,7 +89,7 @@ def _cores() -> dict[str, str]:
 def _disk() -> dict[str, str]:
     free = shutil.disk_usage(".").free / 1e9
     return _check(
-        "ok" if free > 5 else "absent", "free disk here", f"{free:.0f} GB", "the demo needs 1 GB, make setup 7 GB"
+        "ok" if free > 5 else "absent", "free disk here", f"{free:.0f} GB", "the demo needs 1 GB, make setup 6 GB"
     )
 
 
