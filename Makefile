@@ -44,7 +44,7 @@ test: check ## lint, types and the whole test suite
 	$(BIN)/pytest
 
 shards: .venv/.base ## curate every source under DATA=... into OUT=...
-	@test -n "$(DATA)" || { echo "say where the datasets are: make shards DATA=/data OUT=outputs/tsf (folders $(DATA)/hcstvg, ...)"; exit 2; }
+	@test -n "$(DATA)" || { echo "say where the datasets are, one folder per source (/data/hcstvg, ...): make shards DATA=/data OUT=outputs/tsf"; exit 2; }
 	$(BIN)/sparrow shards --data-root $(DATA) --out $(OUT) --workers $(WORKERS)
 
 serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=... OUT=...

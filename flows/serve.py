@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -44,8 +45,8 @@ def is_up(port: int = PORT) -> bool:
 class Serve:
     """The processes of `make serve`, as a context manager: server, pool, deployments, worker; all gone at exit."""
 
-    def __init__(self, data: Path, out: Path, *, port: int = PORT, log: Path | None = None):
-        self.port, self.log = port, log
+    def __init__(self, data: Path, out: Path, *, port: int = PORT):
+        self.port = port
         self.env = (
             os.environ
             | environment(port)
@@ -63,32 +64,32 @@ class Serve:
         return [sys.executable, "-m", "prefect"]
 
     def _spawn(self, *words: str) -> subprocess.Popen:
-        output = self.log.open("ab") if self.log else None
-        process = subprocess.Popen(
-            [*self._command(), *words], env=self.env, cwd=REPO, stdout=output, stderr=output, start_new_session=True
-        )
+        process = subprocess.Popen([*self._command(), *words], env=self.env, cwd=REPO, start_new_session=True)
         self.processes.append(process)
         return process
 
     def __enter__(self) -> "Serve":
         if is_up(self.port):
             raise RuntimeError(f"port {self.port} already has a Prefect server; stop it, or choose another with --port")
-        try:
+        with ExitStack() as unfinished:  # whatever stops the start, Ctrl-C too, stops what has been started
+            unfinished.callback(self.stop)
             server = self._spawn("server", "start", "--host", HOST, "--port", str(self.port))
             deadline = time.monotonic() + 120
             while not is_up(self.port):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; its log says why")
+                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; it says why above")
                 time.sleep(0.3)
             self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
             self.prefect("--no-prompt", "deploy", "--all")
             self._spawn("worker", "start", "--pool", "local", "--type", "process")
-        except BaseException:
-            self.__exit__()
-            raise
+            unfinished.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask every process to end, the worker first; after 20 seconds make it."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
