@@ -160,21 +160,23 @@ def shards(
     workers: Workers = 2,
 ) -> None:
     """Curate every source under a folder through the parent Prefect flow (DATA/hcstvg, DATA/lasot, ...)."""
+    import atexit
     import os
 
-    # The server of `make serve` if it is up, else a temporary one.
-    os.environ.update(_prefect_environment())
-    from flows.curate import shards as flow
+    from flows.serve import PORT, Serve, environment, free_port, is_up
+
+    port = PORT
+    if not is_up():  # the server of `make serve`, or one for this run
+        port = free_port()
+        print("starting a Prefect server for this run, about ten seconds ...", file=sys.stderr, flush=True)
+        # Stopped at exit, after Prefect has sent its last logs there: handlers run in reverse order.
+        atexit.register(Serve(data_root, out, port=port, server_only=True).start().stop)
+    os.environ.update(environment(port))
+    from flows.curate import shards as flow  # Prefect reads its settings when it is imported
     from pipeline.presets import configure
 
     flow(data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers)
     _where(out, sorted((out / "report").glob("*.png")))
-
-
-def _prefect_environment() -> dict[str, str]:
-    from flows.serve import environment, is_up
-
-    return environment() if is_up() else environment() | {"PREFECT_API_URL": ""}
 
 
 @app.command(epilog="Example: sparrow status outputs/demo")

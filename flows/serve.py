@@ -9,6 +9,7 @@ Without --data the deployments point at the demo's synthetic corpus, which is re
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,11 +43,22 @@ def is_up(port: int = PORT) -> bool:
         return False
 
 
-class Serve:
-    """The processes of `make serve`, as a context manager: server, pool, deployments, worker; all gone at exit."""
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
 
-    def __init__(self, data: Path, out: Path, *, port: int = PORT):
-        self.port = port
+
+class Serve:
+    """The processes of `make serve`, as a context manager: server, pool, deployments, worker; all gone at exit.
+
+    server_only: just the server, its output in `<PREFECT_HOME>/server.log`; for flows that run in this process.
+    (Prefect's own temporary server, which it would start for them, loses their events.)
+    """
+
+    def __init__(self, data: Path, out: Path, *, port: int = PORT, server_only: bool = False):
+        self.port, self.server_only = port, server_only
         self.env = (
             os.environ
             | environment(port)
@@ -64,11 +76,22 @@ class Serve:
         return [sys.executable, "-m", "prefect"]
 
     def _spawn(self, *words: str) -> subprocess.Popen:
-        process = subprocess.Popen([*self._command(), *words], env=self.env, cwd=REPO, start_new_session=True)
+        with ExitStack() as files:
+            log = None
+            if self.server_only:
+                home = Path(self.env["PREFECT_HOME"])
+                home.mkdir(parents=True, exist_ok=True)
+                log = files.enter_context((home / "server.log").open("ab"))
+            command = [*self._command(), *words]
+            process = subprocess.Popen(command, env=self.env, cwd=REPO, stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
 
     def __enter__(self) -> "Serve":
+        return self.start()
+
+    def start(self) -> "Serve":
+        """Bring everything up; what has been started is stopped again if it cannot all be."""
         if is_up(self.port):
             raise RuntimeError(f"port {self.port} already has a Prefect server; stop it, or choose another with --port")
         with ExitStack() as unfinished:  # whatever stops the start, Ctrl-C too, stops what has been started
@@ -77,13 +100,17 @@ class Serve:
             deadline = time.monotonic() + 120
             while not is_up(self.port):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; it says why above")
+                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; its output says why")
                 time.sleep(0.3)
-            self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
-            self.prefect("--no-prompt", "deploy", "--all")
-            self._spawn("worker", "start", "--pool", "local", "--type", "process")
+            if not self.server_only:
+                self._deploy()
             unfinished.pop_all()
         return self
+
+    def _deploy(self) -> None:
+        self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
+        self.prefect("--no-prompt", "deploy", "--all")
+        self._spawn("worker", "start", "--pool", "local", "--type", "process")
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -6,10 +6,14 @@ where it is opened). When an output has moved, `sparrow verify` writes them anew
 
 import os
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from schemas.tables import TABLES
+
+if TYPE_CHECKING:
+    # At run time inside the functions: Prefect keeps what a flow's modules name alive beyond the interpreter's end, and
+    # DuckDB then complains of leaks, a screen long.
+    from duckdb import DuckDBPyConnection
 
 ANSWERS = {
     "samples": """
@@ -59,6 +63,8 @@ def build_catalog(out: Path) -> None:
         return
     text = "-- Run in this folder: duckdb -init catalog.sql\n" + catalog_sql("")
     _replace(out / "catalog.sql", text.encode())
+    import duckdb
+
     temporary = out / f"catalog.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     with duckdb.connect(str(temporary)) as connection:
@@ -72,10 +78,12 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def connect(out: Path) -> duckdb.DuckDBPyConnection:
+def connect(out: Path) -> "DuckDBPyConnection":
     """An in-memory DuckDB with the views over `out`, wherever it is now. FileNotFoundError if it has no shard."""
     if not any((out / "manifests" / "shards").glob("*.parquet")):
         raise FileNotFoundError(f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})")
+    import duckdb
+
     connection = duckdb.connect()
     connection.execute(catalog_sql(f"{out.resolve()}/"))
     return connection
@@ -87,7 +95,7 @@ def query(out: Path, sql: str) -> list[dict]:
         return rows_of(connection, sql)
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, sql: str, parameters: list | None = None) -> list[dict]:
+def rows_of(connection: "DuckDBPyConnection", sql: str, parameters: list | None = None) -> list[dict]:
     """Rows of a query over an open catalogue. Values that come from data go into `parameters`, never into `sql`."""
     result = connection.execute(sql, parameters)
     names = [column[0] for column in result.description or []]

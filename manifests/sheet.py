@@ -6,10 +6,10 @@ Drawn from the shards alone, so a sheet shows what a trainer will read, not what
 import io
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import cv2
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -17,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from schemas.geometry import rle_decode
 from schemas.records import ORIGINS
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 FRAME = (240, 135)  # width, height of one frame on the sheet
 CROP, GAP, TEXT = 135, 6, 40
@@ -81,7 +84,7 @@ def _legend(draw: ImageDraw.ImageDraw, width: int) -> None:
     draw.text((x, 10), "dashed: dropped frame", FAINT, _font(14))
 
 
-def fetch(catalogue: duckdb.DuckDBPyConnection, out: Path, referent_id: str) -> dict[str, bytes]:
+def fetch(catalogue: "DuckDBPyConnection", out: Path, referent_id: str) -> dict[str, bytes]:
     """All members of one sample, by one range read each: file extension -> bytes."""
     places = """SELECT s.path, m.name, m."offset", m.size FROM members m JOIN shards s ON s.shard = m.shard
                 WHERE m.key = $1 ORDER BY m."offset" """
