@@ -35,7 +35,7 @@ setup: .venv/.full ## everything: base, test tools, torch and the paper's models
 demo: .venv/.base ## the whole pipeline on a synthetic corpus: OUT=outputs/demo
 	$(BIN)/sparrow demo --out $(if $(filter file,$(origin OUT)),outputs/demo,$(OUT)) --workers $(WORKERS)
 
-check: .venv/.dev ## ruff and mypy
+check: .venv/.full ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from flows import weights
+
 app = typer.Typer(
     name="sparrow",
     help="Curate referring-video datasets into Target-Specific Feature (TSF) shards and manifests.",
@@ -123,21 +125,23 @@ def curate(
     follow_links: Links = False,
     replan: Annotated[bool, typer.Option("--replan", help="Replace shards made with another plan or config.")] = False,
     deadline: Annotated[float, typer.Option(help="Seconds that one clip may take.")] = 1800.0,
+    in_flight: Annotated[int, typer.Option(help="Clips at once in each worker; 0: 96 on a GPU, else 1.", min=0)] = 0,
 ) -> None:
     """Curate one source into shards and manifests. Run it again to resume; finished work is skipped."""
     from flows import driver
-    from flows.executors import make_executor
+    from flows.executors import executor_for
     from flows.jobs import make_jobs
     from flows.progress import Bars
     from flows.show import show_run
     from manifests.sheet import contact_sheet
     from pipeline.presets import configure
 
+    config = configure(preset, sets)
     jobs = make_jobs(
-        source, data_root, out, configure(preset, sets),
+        source, data_root, out, config,
         splits=split, corpus=corpus, limit=limit, follow_links=follow_links, source_sets=source_sets,
     )  # fmt: skip
-    engine = make_executor(executor, workers, deadline)
+    engine = executor_for(config, executor, workers, deadline, in_flight)
     try:
         runs = driver.run(jobs, engine, Bars(), replan=replan)
     finally:
@@ -231,6 +235,7 @@ def sql(
     print(json.dumps(rows, indent=2, default=str)) if as_json else show_rows(rows)
 
 
+app.add_typer(weights.app, name="weights")
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 
@@ -304,6 +309,21 @@ def doctor(as_json: Json = False) -> None:
     print(json.dumps(checks, indent=2)) if as_json else show_doctor(checks)
     if any(check["state"] == "broken" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: sparrow bench tracker --quick")
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,
+    out: Annotated[Path, typer.Option(help="Write the figures as JSON.")] = Path("outputs/bench.json"),
+) -> None:
+    """Measure the models and the pipeline, each beside a baseline of the same run. Random weights; none are needed."""
+    from benchmarks.__main__ import run
+
+    run(names or [], device=device, quick=quick, out=out, show=lambda line: print(line, flush=True))
 
 
 def _where(out: Path, pictures: list[Path]) -> None:

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from flows import driver
-from flows.executors import Executor, make_executor
+from flows.executors import Executor, executor_for, make_executor
 from flows.jobs import SOURCES, SourceName, forecast, make_jobs
 from flows.progress import Quiet
 from manifests.catalog import query
@@ -163,7 +163,7 @@ def curate(
     jobs = make_jobs(
         source, data_root, out, config, splits=splits, corpus=corpus, limit=limit, follow_links=follow_links
     )
-    return _stages(jobs, source, Path(jobs[0].out), make_executor(executor, workers), replan)
+    return _stages(jobs, source, Path(jobs[0].out), executor_for(config, executor, workers), replan)
 
 
 def _stages(jobs: list[Job], source: str, out: Path, executor: Executor, replan: bool) -> dict:
@@ -206,7 +206,7 @@ def shards(
             f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name"
         )
     get_run_logger().info("sources: %s", ", ".join(found))
-    engine = make_executor(executor, workers)
+    engine = executor_for(config, executor, workers)
     try:
         engine.open()  # one Ray for all sources: the sub-flows join it
         return {

@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import socket
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,9 +24,10 @@ from typing import Any
 from flows.executors import Executor, Outcome, Task
 from flows.progress import Progress
 from manifests.catalog import build_catalog, query
-from pipeline.curate import ClipResult, curate_clip
+from pipeline.curate import ClipResult
+from pipeline.fused import Fused
 from pipeline.plan import Counts, Job, ShardPlan, build_plan, plan_identity, read_plan, read_plan_header
-from pipeline.presets import CurateConfig, Stages, build_stages
+from pipeline.presets import CurateConfig
 from pipeline.sample import CODE_VERSION, quarantine_row
 from pipeline.shards import (
     changed_clips,
@@ -66,23 +69,42 @@ class Run:
 # --- the work, in whatever process it runs -------------------------------------------------------------------------
 
 
+_THREAD = threading.local()
+_BUILDING = threading.Lock()
+
+
+def fused(config: CurateConfig) -> Fused:
+    """The process's models for a config, made once, whoever asks first."""
+    with _BUILDING:
+        return _fused(config)
+
+
 @lru_cache(maxsize=2)
-def _stages(config: CurateConfig) -> Stages:
-    return build_stages(config)
+def _fused(config: CurateConfig) -> Fused:
+    return Fused(config)
+
+
+def one_thread() -> None:
+    """BLAS and torch's CPU kernels get one thread, so that every process computes alike. OpenMP counts per thread."""
+    if not getattr(_THREAD, "limited", False):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        _THREAD.limited = True
 
 
 def work(payload: tuple[str, Job, Any, ShardPlan | None]) -> dict:
-    """One clip or one commit; returns a few numbers. BLAS gets one thread, so that every process computes alike."""
-    from threadpoolctl import threadpool_limits
-
+    """One clip or one commit, from any thread; returns a few numbers."""
     kind, job, item, shard = payload
-    stages = _stages(job.config)
-    with threadpool_limits(1):
-        if kind == "commit":
-            assert shard is not None
-            return commit_shard(job, shard, stages.encoder.dim)
-        planned, path = item
-        result = curate_clip(planned, job, job.load(), stages)
+    models = fused(job.config)
+    one_thread()
+    if kind == "commit":
+        assert shard is not None
+        return commit_shard(job, shard, models.stages.encoder.dim)
+    planned, path = item
+    result = models.curate(planned, job)
     size = stage_clip(Path(path), result)
     seconds = sum(row["seconds"] for row in result.timings)
     return {"samples": len(result.samples), "quarantined": len(result.quarantine), "bytes": size, "seconds": seconds}
@@ -196,7 +218,7 @@ def prepare(entry: Run, replan: bool) -> None:
     """Refuse to replace committed shards of another config unasked; then sweep what no plan wants."""
     job, out = entry.job, Path(entry.job.out)
     have = committed(out, job)
-    wanted = {shard.name: shard.hash for shard in read_plan(job, _stages(job.config).digest)}
+    wanted = {shard.name: shard.hash for shard in read_plan(job, fused(job.config).stages.digest)}
     other = [name for name, hash_ in have.items() if wanted.get(name) != hash_]
     if other and not replan:
         raise PlanConflict(
@@ -212,7 +234,7 @@ def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
     """Shards that are not committed, or whose source files have changed since they were."""
     job = entry.job
     have = committed(Path(job.out), job)
-    for shard in read_plan(job, _stages(job.config).digest):
+    for shard in read_plan(job, fused(job.config).stages.digest):
         if have.get(shard.name) == shard.hash and not changed_clips(job, shard):
             entry.shards_skipped += 1
             clips(len(shard.clips))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from pipeline.presets import CurateConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -74,19 +76,32 @@ class Inline:
         pass
 
 
+@dataclass(eq=False)
+class _Actor:
+    """A worker process and what it is working on. alone: it has a suspect, and gets nothing beside it."""
+
+    handle: Any
+    tasks: dict[Any, tuple[Task, float]] = field(default_factory=dict)  # reference -> task, start
+    alone: bool = False
+
+
 @dataclass
 class RayActors:
-    """A fixed pool of Ray actors, one task in flight on each.
+    """A fixed pool of Ray actors, each with `in_flight` tasks at once in threads of its own.
 
     address: a running cluster (default: RAY_ADDRESS), else a local Ray is started and stopped with this object
+    gpus: per actor; with one, Ray gives each actor its own device
     deadline: seconds that one task may take before its actor is killed
-    attempts: how often a task may kill its actor before it is given up
+    attempts: how often a task may be in its actor when that dies before it is given up. From the second time on it
+        runs alone, so that no other task is blamed for it
     """
 
     workers: int = 2
     address: str | None = None
     deadline: float = 1800.0
     attempts: int = 3
+    in_flight: int = 1
+    gpus: float = 0
     name: str = "ray"
     _owner: bool = field(default=False, repr=False)
 
@@ -118,14 +133,21 @@ class RayActors:
                 log_to_driver=True, namespace="sparrow", **local,
             )  # fmt: skip
 
-    def _make_class(self, work: Work) -> Any:
+    def _starter(self, work: Work) -> Callable[[], _Actor]:
         import ray
 
         class Worker:
             def work(self, payload: Any) -> Any:
                 return work(payload)
 
-        return ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Worker)
+        options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
+        options |= {"num_gpus": self.gpus} if self.gpus else {}
+        chosen = {name: value for name, value in os.environ.items() if name.startswith("SPARROW_")}
+        if "SPARROW_WEIGHTS" in chosen:  # workers have a working directory of their own
+            chosen["SPARROW_WEIGHTS"] = os.path.abspath(chosen["SPARROW_WEIGHTS"])
+        options |= {"runtime_env": {"env_vars": chosen}} if chosen else {}
+        remote = ray.remote(**options)(Worker).options(max_concurrency=self.in_flight)
+        return lambda: _Actor(remote.remote())
 
     def run(self, work: Work, tasks: Iterator[Task], done: Done) -> None:
         """See Executor. Raises RunFailed when a task fails for a reason that is not the item's own."""
@@ -133,47 +155,66 @@ class RayActors:
         from ray.exceptions import RayActorError, RayTaskError
 
         self.open()
-        actor_class = self._make_class(work)
-        idle = [actor_class.remote() for _ in range(self.workers)]
-        busy: dict[Any, tuple[Any, Task, float]] = {}  # reference -> actor, task, start
-        follow: deque[Task] = deque()
-        exhausted = False
+        start = self._starter(work)
+        actors = [start() for _ in range(self.workers)]
+        queue = _Queue(tasks)
         try:
             while True:
-                while idle:
-                    task = follow.popleft() if follow else (None if exhausted else next(tasks, None))
-                    if task is None:
-                        exhausted = True
-                        break
-                    actor = idle.pop()
-                    busy[actor.work.remote(task.payload)] = actor, task, time.monotonic()
-                if not busy:
+                for actor in actors:
+                    while (task := self._next(actor, actors, queue)) is not None:
+                        actor.alone = task.attempt > 1
+                        actor.tasks[actor.handle.work.remote(task.payload)] = task, time.monotonic()
+                running = {reference: actor for actor in actors for reference in actor.tasks}
+                if not running:
                     return
-                ready, _ = ray.wait(list(busy), num_returns=1, timeout=1.0)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for reference in ready:
-                    actor, task, _ = busy.pop(reference)
+                    actor = running[reference]
+                    if reference not in actor.tasks:  # died with a task before it in this list
+                        continue
+                    task, _ = actor.tasks[reference]
                     try:
                         outcome = Outcome(task, "ok", ray.get(reference))
-                        idle.append(actor)
-                    except RayActorError as error:
-                        idle.append(actor_class.remote())
-                        if task.attempt < self.attempts:
-                            follow.append(replace(task, attempt=task.attempt + 1))
-                            continue
-                        outcome = Outcome(task, "died", message=_first_line(error))
                     except RayTaskError as error:
                         raise RunFailed(f"{task.label}: {error.cause!r}") from error
-                    follow.extend(done(outcome))
-                for reference, (actor, task, start) in list(busy.items()):
-                    if time.monotonic() - start > self.deadline:
-                        busy.pop(reference)
-                        ray.kill(actor)
-                        idle.append(actor_class.remote())
-                        message = f"took longer than {self.deadline:.0f} s; its worker was stopped"
-                        follow.extend(done(Outcome(task, "deadline", message=message)))
+                    except RayActorError as error:
+                        actors[actors.index(actor)] = start()
+                        for suspect, _ in actor.tasks.values():
+                            if suspect.attempt < self.attempts:
+                                queue.suspects.append(replace(suspect, attempt=suspect.attempt + 1))
+                            else:
+                                queue.follow.extend(done(Outcome(suspect, "died", message=_first_line(error))))
+                        actor.tasks.clear()
+                        continue
+                    del actor.tasks[reference]
+                    actor.alone = actor.alone and bool(actor.tasks)
+                    queue.follow.extend(done(outcome))
+                for actor in list(actors):
+                    late = [task for task, begun in actor.tasks.values() if time.monotonic() - begun > self.deadline]
+                    if not late:
+                        continue
+                    ray.kill(actor.handle)
+                    actors[actors.index(actor)] = start()
+                    message = f"took longer than {self.deadline:.0f} s; its worker was stopped"
+                    for task, _ in actor.tasks.values():
+                        if any(task is other for other in late):
+                            queue.follow.extend(done(Outcome(task, "deadline", message=message)))
+                        else:  # innocent, and not suspected either
+                            queue.follow.appendleft(task)
         finally:
-            for actor in [*idle, *(entry[0] for entry in busy.values())]:
-                ray.kill(actor)
+            for actor in actors:
+                ray.kill(actor.handle)
+
+    def _next(self, actor: _Actor, actors: list[_Actor], queue: "_Queue") -> Task | None:
+        """The task that this actor should begin now. While there are suspects, the least busy actor empties for one."""
+        if actor.alone or len(actor.tasks) >= self.in_flight:
+            return None
+        if queue.suspects:
+            if not actor.tasks:
+                return queue.suspects.popleft()
+            if actor is min((a for a in actors if not a.alone), key=lambda a: len(a.tasks)):
+                return None
+        return queue.next()
 
     def close(self) -> None:
         import ray
@@ -183,14 +224,47 @@ class RayActors:
             self._owner = False
 
 
+@dataclass
+class _Queue:
+    """What is to be done next: tasks that others brought, then new ones. Suspects wait for an actor of their own."""
+
+    tasks: Iterator[Task]
+    follow: deque[Task] = field(default_factory=deque)
+    suspects: deque[Task] = field(default_factory=deque)
+
+    def next(self) -> Task | None:
+        return self.follow.popleft() if self.follow else next(self.tasks, None)
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:300]
 
 
-def make_executor(name: str, workers: int, deadline: float = 1800.0) -> Executor:
-    """`inline` or `ray`."""
+def make_executor(
+    name: str, workers: int, deadline: float = 1800.0, *, in_flight: int = 1, gpus: float = 0
+) -> Executor:
+    """`inline` or `ray`. in_flight, gpus: of each Ray worker."""
     if name == "inline":
         return Inline()
     if name == "ray":
-        return RayActors(workers=workers, deadline=deadline)
+        return RayActors(workers=workers, deadline=deadline, in_flight=in_flight, gpus=gpus)
     raise ValueError(f"unknown executor {name!r}: choose inline or ray")
+
+
+GPU_IN_FLIGHT = 96
+"""Clips that one GPU's actor works on at once: enough to fill the tracker's slots while others decode or wait."""
+
+
+def executor_for(
+    config: CurateConfig, name: str, workers: int, deadline: float = 1800.0, in_flight: int = 0
+) -> Executor:
+    """The executor that suits a preset: models on GPUs get an actor per GPU with many clips in flight, else workers get
+    a clip each. in_flight: 0 chooses."""
+    gpu = False
+    if name == "ray" and config.needs_torch:
+        from trackers.runtime import device
+
+        gpu = device().type == "cuda"
+    return make_executor(
+        name, workers, deadline, in_flight=in_flight or (GPU_IN_FLIGHT if gpu else 1), gpus=1 if gpu else 0
+    )

@@ -84,7 +84,7 @@ def fill_gaps(track: Track, annotation: Annotation, frames: NDArray[np.uint8], t
         gap = slice(before + 1, after)
         if not 0 < after - before - 1 <= max_gap or annotation.known[gap].any():
             continue
-        [bridge] = tracker.track(frames[before : after + 1], 0, track.boxes[before : before + 1])
+        [bridge] = tracker.track(frames[before : after + 1], track.boxes[before : before + 1])
         if not iou(bridge.boxes[-1], track.boxes[after]) >= ARRIVAL_IOU:  # NaN: lost on the way
             continue
         filled.boxes[gap] = bridge.boxes[1:-1]

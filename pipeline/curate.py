@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agree import Agreement, agree, fill_gaps
+from pipeline.detect.annotation import AnnotationDetector
+from pipeline.detect.captions import bag
 from pipeline.plan import Job
 from pipeline.presets import Stages
 from pipeline.questions import ask
@@ -23,11 +25,15 @@ from pipeline.sample import TSF, Curated, clip_row, encode_media, make_sample, q
 from pipeline.select import candidates, crop, select_representatives
 from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode
-from schemas.geometry import rle_area, rle_box
+from schemas.geometry import Boxes, rle_area, rle_box
 from schemas.records import Annotation, Clip, Detection, Planned, Quarantined, Reason, Referent, Sample, Segment, Track
+from trackers.batching import memory_events
 
 DATA_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, cv2.error)
 """What strange data can raise inside a stage. Errors of the machine (OSError, interrupts) are not among them."""
+
+GIVEN = AnnotationDetector()
+"""For sources whose tracks start from the annotated box, or are the dataset's own."""
 
 
 @dataclass(slots=True)
@@ -63,14 +69,31 @@ class Clock:
 def curate_clip(planned: Planned, job: Job, source: Source, stages: Stages) -> ClipResult:
     """One clip with all its referents -> samples and rows. Never raises for what is wrong with the data."""
     result, clock, clip = ClipResult(), Clock(), planned.clip
+    with memory_events() as events:
+        _curate(planned, job, source, stages, result, clock)
+    result.timings = [
+        {"clip_id": clip.clip_id, "stage": stage, "seconds": seconds, "frames": frames, "bytes": size, "note": ""}
+        for stage, (seconds, frames, size) in clock.rows.items()
+    ] + [
+        {
+            "clip_id": clip.clip_id, "stage": "out of memory", "seconds": 0.0, "frames": 0, "bytes": 0,
+            "note": f"{event.model} went on with a batch of {event.batch}",
+        }
+        for event in events
+    ]  # fmt: skip
+    return result
+
+
+def _curate(planned: Planned, job: Job, source: Source, stages: Stages, result: ClipResult, clock: "Clock") -> None:
+    clip = planned.clip
     try:
         if len(clip) == 0:  # the source could not know the span without a file that is missing: it will say which
             source.annotate(job.root, clip, planned.referents[0])
             raise Quarantined(Reason.ANNOTATION_INVALID, f"{clip.clip_id}: the clip has no frames")
-        with clock("decode", len(clip)):
+        with stages.loading, clock("decode", len(clip)):
             decoded = decode(job.root, clip, job.config.decode)
         clock.bytes("decode", decoded.fingerprint.size)
-        with clock("media", len(clip)):
+        with stages.loading, clock("media", len(clip)):
             media = encode_media(decoded, clip, job.config.media)
         clock.bytes("media", sum(map(len, media.values())))
         result.clip_row = clip_row(clip, decoded, job, stages)
@@ -85,11 +108,6 @@ def curate_clip(planned: Planned, job: Job, source: Source, stages: Stages) -> C
     except DATA_ERRORS as error:
         result.samples.clear()
         result.quarantine = [quarantine_row(job, error, clip.clip_id, r.referent_id) for r in planned.referents]
-    result.timings = [
-        {"clip_id": clip.clip_id, "stage": stage, "seconds": seconds, "frames": frames, "bytes": size}
-        for stage, (seconds, frames, size) in clock.rows.items()
-    ]
-    return result
 
 
 def curate_referent(
@@ -99,15 +117,17 @@ def curate_referent(
     config, rules, frames = job.config, source.config.rules, decoded.frames
     with clock("annotate", len(frames)):
         annotation = _rescale(source.annotate(job.root, clip, referent), decoded)
-    with clock("detect", 1):
-        detection = stages.detector.detect(frames, referent.caption, annotation)
+    detector = stages.detector if rules.boxes == "tracked" and rules.start == "detector" else GIVEN
+    with clock("detect", rules.key_frames):
+        detection = detector.detect(frames, referent.caption, annotation, rules.key_frames)
     with clock("track", len(frames)):
-        track = make_track(frames, detection, annotation, rules, stages)
+        track = make_track(frames, referent.caption, detection, annotation, rules, stages)
     agreement = agree(track, annotation, rules)
     if not agreement.kept.any():
         raise Quarantined(Reason.DISAGREES, _why_dropped(agreement), stage="agree")
     with clock("segment", int(agreement.kept.sum())):
-        segments = make_masks(frames, track, agreement, annotation, rules, stages)
+        made_masks = make_masks(frames, track, agreement, annotation, rules, stages)
+        segments = [s if s is not None and not s.dropped else None for s in made_masks]
     mean_iou = tracked_iou(track, agreement)  # of the tracker, before its boxes give way to those around masks
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
@@ -130,9 +150,11 @@ def curate_referent(
         crops=[crops[i] for i in padded],
         features=features[padded].astype(np.float16),
         n_candidates=len(chosen),
+        patch_tokens=stages.encoder.patch_tokens([crops[i] for i in padded]),
     )
     with clock("sample", len(frames)):
-        made = Curated(annotation, detection, track, agreement, mean_iou, segments, tsf, qas)
+        dropped = sum(s is not None and bool(s.dropped) for s in made_masks)
+        made = Curated(annotation, detection, track, agreement, mean_iou, segments, dropped, tsf, qas)
         return make_sample(clip, referent, made, rules, job, stages)
 
 
@@ -140,11 +162,26 @@ def curate_referent(
 
 
 def make_track(
-    frames: NDArray[np.uint8], detection: Detection, annotation: Annotation, rules: Rules, stages: Stages
+    frames: NDArray[np.uint8],
+    caption: str,
+    detection: Detection,
+    annotation: Annotation,
+    rules: Rules,
+    stages: Stages,
 ) -> Track:
-    """One box per frame, by the source's rule: tracked from the key frame, or the dataset's own with gaps bridged."""
+    """One box per frame, by the source's rule: tracked from the key frame, or the dataset's own with gaps bridged.
+
+    A tracker that loses a target which was found from its text may ask for it again.
+    """
     if rules.boxes == "tracked":
-        track = stages.tracker.track(frames, detection.frame, detection.box[None])[0]
+
+        def redetect(frame: NDArray[np.uint8]) -> tuple[Boxes, float] | None:
+            return stages.detector.find(frame, caption)
+
+        [track] = stages.tracker.track(
+            frames, detection.box[None], detection.frame,
+            redetect=redetect if detection.text_used else None, descriptions=bag(caption),
+        )  # fmt: skip
         track.origin[detection.frame] = "annotation" if detection.detector == "annotation" else "detected"
         return track
     origin = "mask" if rules.boxes == "masks" else "annotation"

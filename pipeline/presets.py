@@ -7,21 +7,29 @@ command line replaces any part of it. Swapping a model is one new file and one l
 import copy
 import importlib
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from pipeline.detect import Detector
 from pipeline.detect.annotation import AnnotationDetectorConfig
+from pipeline.detect.grounding_dino import GroundingDINOConfig
 from pipeline.encode import Encoder
+from pipeline.encode.clip import CLIPConfig
 from pipeline.encode.handcrafted import HandcraftedConfig
 from pipeline.questions import QuestionConfig
 from pipeline.segment import Segmenter
 from pipeline.segment.grabcut import GrabCutConfig
+from pipeline.segment.sam2 import SAM2Config
 from pipeline.select import SelectConfig
 from pipeline.video import DecodeConfig
 from schemas.config import Config, digest
 from trackers.base import Tracker
+from trackers.cldtracker.config import CLDTrackerStageConfig
 from trackers.csrt import CSRTConfig
+from trackers.runtime import CheckpointError
 
 
 class MediaConfig(Config):
@@ -40,29 +48,80 @@ class ShardConfig(Config):
     max_bytes: int = 384 << 20
 
 
-class CurateConfig(Config):
-    """Everything that decides the bytes of a shard, except the source's own config and its annotations."""
+DetectConfig = Annotated[AnnotationDetectorConfig | GroundingDINOConfig, Field(discriminator="kind")]
+TrackConfig = Annotated[CSRTConfig | CLDTrackerStageConfig, Field(discriminator="kind")]
+SegmentConfig = Annotated[GrabCutConfig | SAM2Config, Field(discriminator="kind")]
+EncodeConfig = Annotated[HandcraftedConfig | CLIPConfig, Field(discriminator="kind")]
 
-    preset: str
-    detect: AnnotationDetectorConfig = AnnotationDetectorConfig()
-    track: CSRTConfig = CSRTConfig()
-    segment: GrabCutConfig = GrabCutConfig()
-    encode: HandcraftedConfig = HandcraftedConfig()
+MODELS: dict[str, dict[str, Config]] = {
+    "lite": {
+        "detect": AnnotationDetectorConfig(),
+        "track": CSRTConfig(),
+        "segment": GrabCutConfig(),
+        "encode": HandcraftedConfig(),
+    },
+    "full": {
+        "detect": GroundingDINOConfig(),
+        "track": CLDTrackerStageConfig(),
+        "segment": SAM2Config(),
+        "encode": CLIPConfig(),
+    },
+    "full-tiny": {
+        "detect": GroundingDINOConfig.tiny(),
+        "track": CLDTrackerStageConfig.tiny(),
+        "segment": SAM2Config.tiny(),
+        "encode": CLIPConfig.tiny(),
+    },
+}
+"""The models of each preset.
+
+`lite`: no weights, no GPU. The key-frame box comes from the annotation, and every row says so.
+`full`: the paper's models, with the official weights (docs/weights.md).
+`full-tiny`: the same classes, small and with name-seeded weights. It knows nothing: for tests and for trying a set-up.
+"""
+
+
+class CurateConfig(Config):
+    """Everything that decides the bytes of a shard, except the source's own config and its annotations.
+
+    What is not given comes from the preset.
+    """
+
+    preset: Literal["lite", "full", "full-tiny"]
+    detect: DetectConfig
+    track: TrackConfig
+    segment: SegmentConfig
+    encode: EncodeConfig
     select: SelectConfig = SelectConfig()
     questions: QuestionConfig = QuestionConfig()
     decode: DecodeConfig = DecodeConfig()
     media: MediaConfig = MediaConfig()
     shard: ShardConfig = ShardConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _models_of_the_preset(cls, given: Any) -> Any:
+        return MODELS.get(given.get("preset", ""), {}) | given if isinstance(given, dict) else given
 
-PRESETS: dict[str, CurateConfig] = {"lite": CurateConfig(preset="lite")}
-"""`lite`: no weights, no GPU. The key-frame box comes from the annotation, and every row says so."""
+    @property
+    def needs_torch(self) -> bool:
+        """Whether a step is done by a network."""
+        return any(type(part).__name__ in NETWORKS for part in (self.detect, self.track, self.segment, self.encode))
+
+
+PRESETS: dict[str, CurateConfig] = {name: CurateConfig.model_validate({"preset": name}) for name in MODELS}
 
 STAGES = {
     "AnnotationDetectorConfig": "pipeline.detect.annotation:AnnotationDetector",
     "CSRTConfig": "trackers.csrt:CSRTTracker",
     "GrabCutConfig": "pipeline.segment.grabcut:GrabCutSegmenter",
     "HandcraftedConfig": "pipeline.encode.handcrafted:HandcraftedEncoder",
+}
+NETWORKS = {
+    "GroundingDINOConfig": "pipeline.detect.grounding_dino:GroundingDINODetector",
+    "CLDTrackerStageConfig": "trackers.cldtracker.tracker:build",
+    "SAM2Config": "pipeline.segment.sam2:SAM2Segmenter",
+    "CLIPConfig": "pipeline.encode.clip:CLIPEncoder",
 }
 """Config class -> the stage it configures; imported when it is built, so that planning loads no models."""
 
@@ -75,6 +134,14 @@ class Stages:
     tracker: Tracker
     segmenter: Segmenter
     encoder: Encoder
+    loading: AbstractContextManager = field(default_factory=nullcontext)
+    """Held while a clip is decoded and encoded: a semaphore, where many clips are curated at once."""
+
+    def load(self) -> None:
+        """Have every network ready, or raise CheckpointError: a file that does not fit is no fault of any clip."""
+        for stage in (self.detector, self.tracker, self.segmenter, self.encoder):
+            if hasattr(stage, "load"):
+                stage.load()
 
     @property
     def versions(self) -> dict[str, str]:
@@ -95,20 +162,46 @@ class Stages:
 
 
 def build_stages(config: CurateConfig) -> Stages:
-    """The models that a config names."""
-    return Stages(_build(config.detect), _build(config.track), _build(config.segment), _build(config.encode))
+    """The stages that a config names. Cheap: models load when they are first needed. CheckpointError lists every weight
+    file that is not there."""
+    built, missing = [], []
+    for part in (config.detect, config.track, config.segment, config.encode):
+        try:
+            built.append(_build(part))
+        except CheckpointError as error:
+            missing.append(str(error))
+    if missing:
+        raise CheckpointError("\n".join([f"preset {config.preset} cannot start", *missing]))
+    return Stages(*built)
 
 
 def _build(config: Config) -> Any:
-    module, name = STAGES[type(config).__name__].split(":")
+    module, name = (STAGES | NETWORKS)[type(config).__name__].split(":")
     return getattr(importlib.import_module(module), name)(config)
 
 
 def configure(preset: str, overrides: list[str] | None = None) -> CurateConfig:
-    """A preset with `section.field=value` overrides. ValueError names the unknown preset or field."""
+    """A preset with `section.field=value` overrides; `detect=annotation` puts another model in a step's place.
+
+    ValueError names the unknown preset, step, model or field.
+    """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    return CurateConfig.model_validate(override(PRESETS[preset].model_dump(), overrides or []))
+    tree = PRESETS[preset].model_dump()
+    for assignment in overrides or []:
+        step, _, model = assignment.partition("=")
+        if step in ("detect", "track", "segment", "encode"):
+            tree[step] = _model(step, model).model_dump()
+        else:
+            tree = override(tree, [assignment])
+    return CurateConfig.model_validate(tree)
+
+
+def _model(step: str, kind: str) -> Config:
+    known = {getattr(models[step], "kind"): models[step] for models in reversed(MODELS.values())}  # noqa: B009
+    if kind not in known:
+        raise ValueError(f"{step}={kind}: no such model; there are {', '.join(sorted(known))}")
+    return known[kind]
 
 
 def override(tree: dict, assignments: list[str]) -> dict:

@@ -53,6 +53,7 @@ class TSF:
     crops: list[NDArray[np.uint8]]
     features: NDArray[np.float16]
     n_candidates: int
+    patch_tokens: NDArray[np.float16] | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Curated:
     agreement: Agreement
     mean_iou: float | None
     segments: list[Segment | None]
+    dropped_masks: int
     tsf: TSF
     qas: list[QA]
 
@@ -117,10 +119,12 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
         "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()),
         "n_masks": len(masks), "n_qa": len(qas),
         "key_frame": detection.frame, "detector": detection.detector, "detector_score": detection.score,
+        "detector_margin": detection.margin,
         "text_used": detection.text_used, "tracker": stages.tracker.name, "segmenter": stages.segmenter.name,
         "encoder": stages.encoder.name, "box_rule": rules.boxes, "mask_rule": rules.masks,
         "mean_iou": made.mean_iou,
-        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in masks.values()), "preset": job.config.preset,
+        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in masks.values()),
+        "n_dropped_masks": made.dropped_masks, "preset": job.config.preset,
     }  # fmt: skip
     track_rows = [
         {
@@ -135,7 +139,8 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
     ]  # fmt: skip
     mask_rows = [
         {
-            **ids, "frame": t, "source_frame": source_frames[t], "origin": s.origin, "area": rle_area(s.mask),
+            **ids, "frame": t, "source_frame": source_frames[t], "origin": s.origin, "score": s.score,
+            "box_iou": s.box_iou, "area": rle_area(s.mask),
             "height": s.mask["size"][0], "width": s.mask["size"][1], "counts": s.mask["counts"],
         }
         for t, s in masks.items()
@@ -187,6 +192,7 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
         "json": canonical_json(description).encode(),
         "track.npy": npy(_track_array(track_rows)),
         "tsf.npy": npy(tsf.features),
+        **({"tsf_patches.npy": npy(tsf.patch_tokens)} if tsf.patch_tokens is not None else {}),
         **{f"crop{rank}.jpg": encode_jpeg(picture, 95) for rank, picture in enumerate(tsf.crops)},
         "masks.json": canonical_json({str(t): s.mask for t, s in masks.items()}).encode(),
     }

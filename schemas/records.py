@@ -204,6 +204,7 @@ class Detection:
     """The key-frame box that starts a track, and how it was found.
 
     score: None where nothing was scored (detector "annotation" copies the dataset's own box)
+    margin: how far the runner-up elsewhere in the frame (IoU below 0.5) stays behind; None where nothing was scored
     text_used: whether the expression took part in finding the box
     """
 
@@ -212,14 +213,23 @@ class Detection:
     detector: str
     text_used: bool
     score: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One frame's mask and its origin: `annotation`, the segmenter's name, or `<name>-fallback` where it gave up."""
+    """One frame's mask and its origin: `annotation`, the segmenter's name, or `<name>-fallback` where it gave up.
+
+    score: the segmenter's own estimate of its IoU with the truth, None where it has none
+    box_iou: IoU of the box around the mask with the box that prompted it, None where nothing prompted it
+    dropped: why the mask is not to be used, in a word; empty for a good one
+    """
 
     mask: RLE
     origin: str
+    score: float | None = None
+    box_iou: float | None = None
+    dropped: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "key_frame": _I,
         "detector": _WORD,
         "detector_score": _F,
+        "detector_margin": _F,
         "text_used": _B,
         "tracker": _WORD,
         "segmenter": _WORD,
@@ -78,6 +79,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "mask_rule": _WORD,
         "mean_iou": _F,
         "n_fallback_masks": _I,
+        "n_dropped_masks": _I,
         "preset": _WORD,
     },
     "tracks": {
@@ -102,6 +104,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "frame": _I,
         "source_frame": _L,
         "origin": _WORD,
+        "score": _F,
+        "box_iou": _F,
         "area": _L,
         "height": _I,
         "width": _I,
@@ -160,7 +164,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "attempt": _I,
         "retryable": _B,
     },
-    "timings": {"clip_id": _S, "stage": _WORD, "seconds": _F, "frames": _I, "bytes": _L},
+    "timings": {"clip_id": _S, "stage": _WORD, "seconds": _F, "frames": _I, "bytes": _L, "note": _S},
     "runs": {
         "run_id": _S,
         "source": _WORD,

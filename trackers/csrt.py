@@ -8,6 +8,9 @@ frame is searched for the key box at several sizes, mirrored or not.
 Known limits: a twin of the target passes for it, and a box that slid to the visible half of the target stays there.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from schemas.config import Config
 from schemas.geometry import Boxes, clip_boxes, is_box
 from schemas.records import Quarantined, Reason, Track
+from trackers.base import Redetect
 
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
 
@@ -29,6 +33,7 @@ class CSRTConfig(Config):
     key box reach by chance, plus this share of what is left to 3. found_above, search_every: while lost, every so many
     frames the frame is searched, and a box at least so alike is taken for the target."""
 
+    kind: Literal["csrt"] = "csrt"
     side: int = 480
     min_target: int = 24
     template: int = 160
@@ -52,11 +57,20 @@ class CSRTTracker:
     def __init__(self, config: CSRTConfig | None = None):
         self.config = config or CSRTConfig()
 
-    def track(self, frames: NDArray[np.uint8], key_frame: int, boxes: Boxes) -> list[Track]:
+    def track(
+        self,
+        frames: NDArray[np.uint8],
+        boxes: Boxes,
+        key_frame: int = 0,
+        *,
+        redetect: Redetect | None = None,
+        descriptions: Sequence[str] = (),
+    ) -> list[Track]:
         """frames: [T, H, W, 3] RGB; boxes: [N, 4] in frame `key_frame` -> N tracks of T frames, one by one.
 
         The key frame keeps its box (origin "detected", score 1), other boxes are "tracked" and cut to the frame; a
-        frame where the target is lost has no box, origin "none" and score NaN.
+        frame where the target is lost has no box, origin "none" and score NaN. A lost target is searched for by its
+        look; `redetect` is not asked, `descriptions` are not read.
         Raises Quarantined(no_target) for a key box that holds less than a pixel of the frame.
         """
         if not 0 <= key_frame < len(frames):

@@ -16,3 +16,7 @@ class Encoder(Protocol):
     def encode(self, crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """N crops, each [h, w, 3] RGB of any size -> [N, dim]."""
         ...
+
+    def patch_tokens(self, crops: list[NDArray[np.uint8]]) -> NDArray[np.float16] | None:
+        """N crops -> [N, P, dim] before pooling, if the config asks to keep them and the encoder has them."""
+        ...

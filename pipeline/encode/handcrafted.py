@@ -1,5 +1,7 @@
 """The encoder that needs no weights: colour histogram and gradient histogram of the crop."""
 
+from typing import Literal
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ _HOG = cv2.HOGDescriptor((32, 32), (16, 16), (8, 8), (8, 8), 9)  # 3 x 3 blocks 
 class HandcraftedConfig(Config):
     """hue, saturation, value: bins of the joint colour histogram."""
 
+    kind: Literal["handcrafted"] = "handcrafted"
     hue: int = 16
     saturation: int = 4
     value: int = 4
@@ -44,6 +47,10 @@ class HandcraftedEncoder:
             shape = _HOG.compute(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
             features[i] = np.concatenate([_unit_rms(np.sqrt(colour.ravel())), _unit_rms(np.asarray(shape).ravel())])
         return features
+
+    def patch_tokens(self, crops: list[NDArray[np.uint8]]) -> None:
+        """Histograms have none."""
+        return None
 
 
 def _unit_rms(block: NDArray[np.float32]) -> NDArray[np.float32]:

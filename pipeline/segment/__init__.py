@@ -16,5 +16,7 @@ class Segmenter(Protocol):
     version: str
 
     def segment(self, frames: NDArray[np.uint8], boxes: Boxes) -> list[Segment | None]:
-        """frames: [T, H, W, 3] RGB, boxes: [T, 4] -> per frame a mask [H, W] with its origin, None where no box is."""
+        """frames: [T, H, W, 3] RGB, boxes: [T, 4] -> per frame a mask [H, W] with its origin, None where there is no
+        box or the config asks for no mask. A mask that fails its own checks says so (`Segment.dropped`).
+        """
         ...

@@ -1,5 +1,7 @@
 """The segmenter that needs no weights: GrabCut in every frame's box, each frame by itself."""
 
+from typing import Literal
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ class GrabCutConfig(Config):
     tracked box may cut the target; nothing outside the enlarged box is ever foreground. smallest, largest: a mask
     whose share of the enlarged box lies outside these has collapsed."""
 
+    kind: Literal["grabcut"] = "grabcut"
     side: int = 160
     margin: float = 0.15
     grow: float = 1.05

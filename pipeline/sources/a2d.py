@@ -53,7 +53,9 @@ class A2DConfig(SourceConfig):
     frame_tolerance: frames by which a video may differ from `total_frames` of videoset.csv; our choice.
     """
 
-    rules: Rules = Rules(boxes="tracked", min_iou=0.5, masks="segment", boxes_from_masks=True, max_kept_frames=20)
+    rules: Rules = Rules(
+        boxes="tracked", start="annotation", min_iou=0.5, masks="segment", boxes_from_masks=True, max_kept_frames=20
+    )
     min_frames: int = 20
     frame_tolerance: int = 2
 

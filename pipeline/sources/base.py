@@ -26,9 +26,12 @@ class Rules(Config):
     """What is done to a source's clips (paper, Appendix A). Each source file states its own and where it comes from.
 
     boxes: where the track comes from.
-        "tracked": detect in a key frame, track through the clip, compare with the annotation;
+        "tracked": find the target in a key frame, track through the clip, compare with the annotation;
         "annotation": keep the dataset's boxes;
         "masks": boxes around the dataset's masks.
+    start: where a tracked clip's first box comes from: "detector" asks the preset's detector for the expression,
+        "annotation" takes the annotated box (A2D-Sentences).
+    key_frames: annotated frames that the detector looks at; the best box of them starts the track.
     fill_gaps: longest run of frames without annotation, between two annotated ones, that the tracker bridges
         (0 = none). Only for boxes that are not tracked anyway.
     masks: "segment" makes masks from the track, "annotation" keeps the dataset's, "none" makes none.
@@ -39,6 +42,8 @@ class Rules(Config):
     """
 
     boxes: Literal["tracked", "annotation", "masks"] = "tracked"
+    start: Literal["detector", "annotation"] = "detector"
+    key_frames: int = 1
     fill_gaps: int = 0
     masks: Literal["segment", "annotation", "none"] = "segment"
     boxes_from_masks: bool = False

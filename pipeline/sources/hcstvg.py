@@ -54,7 +54,7 @@ class HCSTVGConfig(SourceConfig):
     frame_tolerance: frames by which a video may differ from `img_num`; our choice.
     """
 
-    rules: Rules = Rules(boxes="tracked", min_iou=0.5, masks="segment")
+    rules: Rules = Rules(boxes="tracked", key_frames=3, min_iou=0.5, masks="segment")
     span: Literal["video", "tube"] = "video"
     frame_tolerance: int = 2
 

@@ -97,3 +97,38 @@ def test_ray_errors_of_the_machine_stop_the_run_and_name_the_task(ray):
 
     with pytest.raises(RunFailed, match=r"clip-7.*No space left"):
         collect(RayActors(workers=1), work, [Task("clip-7", 7)])
+
+
+def test_ray_runs_several_tasks_at_once_in_one_process(ray):
+    def work(n):
+        time.sleep(0.5)
+        return os.getpid()
+
+    executor = RayActors(workers=1, in_flight=4)
+    collect(executor, work, [Task("warm", 0)])
+    start = time.monotonic()
+    outcomes = collect(executor, work, [Task(str(n), n) for n in range(8)])
+    assert len({o.value for o in outcomes}) == 1
+    assert time.monotonic() - start < 8 * 0.5 + 2  # one after the other would be the sum, besides starting the actor
+
+
+def test_ray_blames_nobody_for_a_neighbour_that_kills_the_worker(ray):
+    def work(n):
+        time.sleep(0.2)
+        if n == 5:
+            os._exit(1)
+        return n
+
+    outcomes = collect(RayActors(workers=1, in_flight=4, attempts=3), work, [Task(str(n), n) for n in range(12)])
+    assert [(o.task.label, o.kind, o.task.attempt) for o in outcomes if o.kind != "ok"] == [("5", "died", 3)]
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [n for n in range(12) if n != 5]
+
+
+def test_ray_retries_the_neighbours_of_a_task_that_is_stopped_at_its_deadline(ray):
+    def work(n):
+        time.sleep(60 if n == 1 else 0.1)
+        return n
+
+    outcomes = collect(RayActors(workers=1, in_flight=3, deadline=12.0), work, [Task(str(n), n) for n in range(5)])
+    assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3, 4]

@@ -100,7 +100,7 @@ def test_rules_annotation_boxes_are_kept_as_they_are(stages):
     frames, boxes = moving_square(1, 12)
     annotation = Annotation(from_xywh(boxes), np.ones(12, bool))
     track = make_track(
-        frames, stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages
+        frames, "", stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages
     )
     np.testing.assert_array_equal(track.boxes, annotation.boxes)
     assert set(track.origin) == {"annotation"}
@@ -113,7 +113,7 @@ def test_rules_gaps_are_bridged_by_the_tracker(stages):
     given[5:8] = absent(3)
     annotation = Annotation(given, np.isfinite(given).all(1))
     rules = Rules(boxes="masks", fill_gaps=5, masks="annotation")
-    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, rules, stages)
+    track = make_track(frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages)
     assert [track.origin[t] for t in (4, 5, 6, 7, 8)] == ["mask", "tracked", "tracked", "tracked", "mask"]
     assert all(o in ORIGINS for o in track.origin)
 
@@ -125,7 +125,7 @@ def test_rules_annotation_masks_win_and_the_rest_is_segmented(stages):
     square[20:52, 12:44] = True
     annotation = Annotation(exact, np.ones(6, bool), [rle_encode(square)] + [None] * 5)
     rules = Rules(boxes="annotation", masks="annotation")
-    track = make_track(frames, stages.detector.detect(frames, "", annotation), annotation, rules, stages)
+    track = make_track(frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages)
     masks = make_masks(frames, track, agree(track, annotation, rules), annotation, rules, stages)
     assert [m.origin.split("-")[0] for m in masks if m] == ["annotation"] + ["grabcut"] * 5
 
@@ -136,14 +136,14 @@ def test_no_frame_left_is_disagreement_not_an_empty_sample(tiny_job, stages):
     class Drifts:
         name, version = "drifts", "1"
 
-        def track(self, frames, key_frame, boxes):
+        def track(self, frames, boxes, key_frame=0, **_):
             n = len(frames)
             return [Track(np.tile(np.float32([0, 0, 5, 5]), (n, 1)), np.ones(n, np.float32), ["tracked"] * n)]
 
     class Detects:
         name, version = "elsewhere", "1"
 
-        def detect(self, frames, caption, annotation):
+        def detect(self, frames, caption, annotation, key_frames):
             return Detection(0, np.float32([0, 0, 5, 5]), "elsewhere", text_used=True, score=0.3)
 
     wrong = replace(stages, tracker=Drifts(), detector=Detects())

@@ -40,7 +40,7 @@ MOVING = [(10 + 6 * t, 20 + 2 * t) for t in range(21)]
 
 def test_it_follows_both_ways_from_the_key_frame():
     frames, truth = scene(MOVING)
-    [track] = CSRTTracker().track(frames, 10, truth[10:11])
+    [track] = CSRTTracker().track(frames, truth[10:11], 10)
     assert track.boxes.shape == (21, 4)
     assert track.boxes.dtype == track.score.dtype == np.float32
     assert iou(track.boxes, truth).min() > 0.6
@@ -54,7 +54,7 @@ def test_it_follows_both_ways_from_the_key_frame():
 @pytest.mark.parametrize("key", [0, 20])
 def test_the_key_frame_may_be_at_either_end(key):
     frames, truth = scene(MOVING)
-    [track] = CSRTTracker().track(frames, key, truth[key : key + 1])
+    [track] = CSRTTracker().track(frames, truth[key : key + 1], key)
     assert iou(track.boxes, truth).mean() > 0.6
 
 
@@ -62,13 +62,13 @@ def test_a_key_box_between_pixels_keeps_its_fraction():
     """CSRT works on whole pixels of a reduced frame; boxes must not shrink or drift for it."""
     frames, truth = scene([(60, 40)] * 5)
     key = truth[2:3] + np.array([0.4, 0.4, -0.3, 0.3], np.float32)
-    [track] = CSRTTracker(CSRTConfig(side=100)).track(frames, 2, key)
+    [track] = CSRTTracker(CSRTConfig(side=100)).track(frames, key, 2)
     assert iou(track.boxes, key).min() > 0.93
 
 
 def test_it_says_when_the_target_is_gone_and_finds_it_again():
     frames, truth = scene([(60, 40)] * 6 + [None] * 12 + [(120, 70)] * 9)
-    [track] = CSRTTracker().track(frames, 3, truth[3:4])
+    [track] = CSRTTracker().track(frames, truth[3:4], 3)
     assert iou(track.boxes[:6], truth[:6]).min() > 0.7
     assert not track.visible[10:18].any()
     assert iou(track.boxes[-5:], truth[-5:]).min() > 0.5
@@ -81,13 +81,13 @@ def test_it_says_when_the_target_is_gone_and_finds_it_again():
 def test_a_mirrored_target_is_found_again():
     frames, truth = scene([(60, 40)] * 4 + [None] * 8)
     mirrored, there = scene([(120, 70)] * 9, TARGET[:, ::-1])
-    [track] = CSRTTracker().track(np.concatenate([frames, mirrored]), 2, truth[2:3])
+    [track] = CSRTTracker().track(np.concatenate([frames, mirrored]), truth[2:3], 2)
     assert iou(track.boxes[-4:], there[-4:]).min() > 0.5
 
 
 def test_boxes_stay_inside_the_frame():
     frames, truth = scene([(t * 8, 60) for t in range(20)])
-    [track] = CSRTTracker().track(frames, 4, truth[4:5])
+    [track] = CSRTTracker().track(frames, truth[4:5], 4)
     inside = track.boxes[track.visible]
     assert (inside >= 0).all()
     assert (inside <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
@@ -98,9 +98,9 @@ def test_twice_is_the_same_and_targets_do_not_touch_each_other():
     frames, truth = scene(MOVING)
     other = np.array([[150, 10, 190, 50]], np.float32)
     tracker = CSRTTracker()
-    alone, again = tracker.track(frames, 10, truth[10:11])[0], tracker.track(frames, 10, truth[10:11])[0]
+    alone, again = tracker.track(frames, truth[10:11], 10)[0], tracker.track(frames, truth[10:11], 10)[0]
     cv2.setRNGSeed(99)
-    _, together = tracker.track(frames, 10, np.concatenate([other, truth[10:11]]))
+    _, together = tracker.track(frames, np.concatenate([other, truth[10:11]]), 10)
     for track in (again, together):
         assert np.array_equal(track.boxes, alone.boxes, equal_nan=True)
         assert np.array_equal(track.score, alone.score, equal_nan=True)
@@ -111,15 +111,15 @@ def test_a_tiny_target_is_tracked_at_full_resolution():
     frames, truth = scene([(50 + 2 * t, 40) for t in range(9)], cv2.resize(TARGET, (9, 8)))
     frames, truth = np.kron(frames, np.ones((1, 4, 4, 1), np.uint8)), truth * 4
     assert is_box(truth).all()
-    [track] = CSRTTracker().track(frames, 4, truth[4:5])
+    [track] = CSRTTracker().track(frames, truth[4:5], 4)
     assert iou(track.boxes, truth).min() > 0.5
 
 
 def test_one_frame_is_enough():
     frames, truth = scene([(60, 40)])
-    [track] = CSRTTracker().track(frames, 0, truth)
+    [track] = CSRTTracker().track(frames, truth, 0)
     assert track.origin == ["detected"]
-    assert CSRTTracker().track(frames, 0, np.zeros((0, 4), np.float32)) == []
+    assert CSRTTracker().track(frames, np.zeros((0, 4), np.float32), 0) == []
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_one_frame_is_enough():
 def test_a_degenerate_key_box_is_no_target(box):
     frames, _ = scene([(60, 40)] * 3)
     with pytest.raises(Quarantined) as caught:
-        CSRTTracker().track(frames, 1, np.array([box], np.float32))
+        CSRTTracker().track(frames, np.array([box], np.float32), 1)
     assert (caught.value.reason, caught.value.stage) == (Reason.NO_TARGET, "track")
 
 
 def test_a_key_frame_outside_the_clip_is_the_callers_mistake():
     frames, truth = scene([(60, 40)] * 3)
     with pytest.raises(ValueError, match="key_frame 3 is not one of 3 frames"):
-        CSRTTracker().track(frames, 3, truth[:1])
+        CSRTTracker().track(frames, truth[:1], 3)
 
 
 @pytest.mark.parametrize("size", [(1, 200), (200, 1), (3, 3)])
@@ -143,5 +143,5 @@ def test_frames_of_any_shape_are_survived(size):
     frames = rng.integers(0, 255, (3, *size, 3), np.uint8)
     box = np.array([[0, 0, size[1], size[0]]], np.float32)
     with suppress(Quarantined):
-        [track] = CSRTTracker().track(frames, 1, box)
+        [track] = CSRTTracker().track(frames, box, 1)
         assert track.visible[1]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.detect.annotation import AnnotationDetector, key_frame
+from pipeline.detect.annotation import AnnotationDetector, key_frame, key_frames
 from schemas.geometry import absent
 from schemas.records import Annotation, Quarantined, Reason
 
@@ -51,3 +51,37 @@ def test_it_does_not_pretend_to_have_searched():
     assert found.box.tolist() == annotation.boxes[found.frame].tolist()
     found.box[0] = -1
     assert (annotation.boxes[:, 0] == 5).all()
+
+
+def test_it_finds_nothing_again():
+    assert AnnotationDetector().find(np.zeros((40, 40, 3), np.uint8), "the red one") is None
+
+
+def test_several_key_frames_do_not_change_what_is_given():
+    annotation = annotate([20.0] * 9)
+    frames = np.zeros((9, 40, 40, 3), np.uint8)
+    one, three = (AnnotationDetector().detect(frames, "the red one", annotation, key_frames=n) for n in (1, 3))
+    assert one.frame == three.frame == key_frame(annotation)
+
+
+def test_key_frames_come_from_equal_runs_of_visible_frames():
+    sides = [0.0] * 5 + [20.0] * 30
+    assert key_frames(annotate(sides), 3) == [10, 20, 30]
+    sides[20] = 8.0  # hidden in the middle of the second run
+    assert key_frames(annotate(sides), 3) == [10, 19, 30]
+
+
+def test_there_are_no_more_key_frames_than_visible_ones():
+    assert key_frames(annotate([0.0, 9.0, 0.0, 9.0]), 5) == [1, 3]
+    with pytest.raises(ValueError, match="at least one"):
+        key_frames(annotate([9.0]), 0)
+
+
+@given(st.lists(st.sampled_from([0.0, 3.0, 30.0]), min_size=1, max_size=40).filter(any), st.integers(1, 6))
+def test_key_frames_are_visible_ascending_and_distinct(sides, n):
+    annotation = annotate(sides)
+    found = key_frames(annotation, n)
+    assert found == sorted(set(found))
+    assert len(found) == min(n, annotation.visible.sum())
+    assert annotation.visible[found].all()
+    assert key_frames(annotation, 1) == [key_frame(annotation)]
