@@ -85,6 +85,10 @@ class _Actor:
     alone: bool = False
 
 
+_IDLE: list[tuple[tuple, list[_Actor]]] = []
+"""Actors of the last run, of use to the next one while Ray lives: seven sources load their models once."""
+
+
 @dataclass
 class RayActors:
     """A fixed pool of Ray actors, each with `in_flight` tasks at once in threads of its own.
@@ -156,8 +160,10 @@ class RayActors:
 
         self.open()
         start = self._starter(work)
-        actors = [start() for _ in range(self.workers)]
+        actors = self._taken(work)
+        actors += [start() for _ in range(self.workers - len(actors))]
         queue = _Queue(tasks)
+        finished = False
         try:
             while True:
                 for actor in actors:
@@ -166,6 +172,7 @@ class RayActors:
                         actor.tasks[actor.handle.work.remote(task.payload)] = task, time.monotonic()
                 running = {reference: actor for actor in actors for reference in actor.tasks}
                 if not running:
+                    finished = True
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
                 for reference in ready:
@@ -202,8 +209,26 @@ class RayActors:
                         else:  # innocent, and not suspected either
                             queue.follow.appendleft(task)
         finally:
+            if finished:
+                _IDLE.append((self._spec(work), actors))
+            else:
+                for actor in actors:
+                    ray.kill(actor.handle)
+
+    def _spec(self, work: Work) -> tuple:
+        return work, self.workers, self.in_flight, self.gpus
+
+    def _taken(self, work: Work) -> list[_Actor]:
+        """The actors of the run before, with their models loaded, if they are of the same kind; others make room."""
+        import ray
+
+        while _IDLE:
+            spec, actors = _IDLE.pop()
+            if spec == self._spec(work):
+                return actors
             for actor in actors:
                 ray.kill(actor.handle)
+        return []
 
     def _next(self, actor: _Actor, actors: list[_Actor], queue: "_Queue") -> Task | None:
         """The task that this actor should begin now. While there are suspects, the least busy actor empties for one."""
@@ -220,6 +245,7 @@ class RayActors:
         import ray
 
         if self._owner and ray.is_initialized():
+            _IDLE.clear()
             ray.shutdown()
             self._owner = False
 

@@ -24,7 +24,7 @@ def out(demo, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("full-tiny")
     run = Run("sparrow", "shards", "--data-root", demo / "corpus", "--out", folder / "out", "--preset", "full-tiny",
-              "--workers", 2, log=folder / "log.txt")  # fmt: skip
+              "--workers", 1, log=folder / "log.txt")  # fmt: skip
     assert run.wait() == 0, run.text()[-4000:]
     assert run.gone() == []
     return folder / "out"
@@ -37,14 +37,14 @@ def test_everything_is_whole_and_nothing_crashed(out, demo):
     expected = {f["quarantine"] for f in planted if f["quarantine"]} | {"disagrees", "no_detection"}
     found = query(out, "SELECT DISTINCT reason FROM quarantine")
     assert {row["reason"] for row in found} <= expected
-    lite = query(demo, "SELECT (SELECT count(*) FROM referents) + (SELECT count(*) FROM quarantine) AS n")
-    full = query(out, "SELECT (SELECT count(*) FROM referents) + (SELECT count(*) FROM quarantine) AS n")
-    assert full == lite  # every referent is a sample or has a reason
+    every = """SELECT source, count(*) AS n FROM (SELECT source FROM referents UNION ALL SELECT source FROM quarantine)
+               WHERE source <> 'lasot' GROUP BY ALL ORDER BY source"""  # the demo cuts LaSOT into shorter segments
+    assert query(out, every) == query(demo, every)  # every referent is a sample or has a reason
 
 
 def test_nonsense_of_the_detector_is_disagreement_with_its_numbers(out):
     rows = query(out, "SELECT source, stage, message FROM quarantine WHERE reason = 'disagrees'")
-    assert {row["source"] for row in rows} >= DETECTED
+    assert {row["source"] for row in rows} >= {"lasot", "vid_sentence"}
     assert all(row["stage"] == "agree" and "no frame is left: " in row["message"] for row in rows)
 
 

@@ -132,3 +132,14 @@ def test_ray_retries_the_neighbours_of_a_task_that_is_stopped_at_its_deadline(ra
     outcomes = collect(RayActors(workers=1, in_flight=3, deadline=12.0), work, [Task(str(n), n) for n in range(5)])
     assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3, 4]
+
+
+def test_ray_keeps_its_processes_for_the_next_run_of_the_same_work(ray):
+    def work(n):
+        return os.getpid()
+
+    first = collect(RayActors(workers=1), work, [Task("a", 1)])
+    second = collect(RayActors(workers=1), work, [Task("b", 2)])
+    assert first[0].value == second[0].value
+    other = collect(RayActors(workers=1, in_flight=2), work, [Task("c", 3)])
+    assert other[0].value != first[0].value
