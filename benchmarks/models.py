@@ -34,7 +34,7 @@ def _at_batches(setting: Setting, what: str, unit: str, batches: tuple[int, ...]
     with torch.inference_mode():
         work, single = flops(call(1)), 0.0
         for n in batches:
-            one = seconds(call(n), setting.device, repeat=3 if setting.device.type == "cpu" else 7) / n
+            one = seconds(call(n), setting.device, repeat=1 if _slow(setting) else 7) / n
             single = single or one
             rate = work / one / 1e12
             first = n == batches[0]

@@ -105,6 +105,7 @@ def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checke
     stages = query(
         out, f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'"
     )
+    events = query(out, f"SELECT event, note, clips FROM events WHERE source = '{source}'")
     lines = [
         f"# {source}",
         "",
@@ -126,6 +127,7 @@ def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checke
     ]
     lines += [
         "",
+        *(["## Events", *_markdown(events), ""] if events else []),
         "## Check",
         f"{checked['shards']} shards, {checked['samples']} samples, {len(checked['problems'])} problems",
     ]

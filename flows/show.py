@@ -95,6 +95,9 @@ def show_run(out: Path, runs: list[Run]) -> None:
     if reasons:
         table("Quarantine", ["source", "stage", "reason", "n", "for example"],
               [[*list(r.values())[:4], r["example"][:90]] for r in reasons])  # fmt: skip
+    events = query(out, "SELECT source, event, note, clips FROM events")
+    if events:
+        table("Events", ["source", "event", "what happened", "clips"], [list(row.values()) for row in events])
     for run in runs:
         parts = [f"{run.clips_done} clips curated"]
         if run.clips_resumed:

@@ -38,7 +38,10 @@ ANSWERS = {
     "stage_seconds": """
         SELECT split_part(shard, '-', 1) AS source, stage, sum(seconds) AS seconds, sum(frames) AS frames,
                sum(frames) / nullif(sum(seconds), 0) AS frames_per_second, quantile_cont(seconds, 0.95) AS p95_seconds
-        FROM timings GROUP BY ALL ORDER BY source, seconds DESC""",
+        FROM timings WHERE note = '' GROUP BY ALL ORDER BY source, seconds DESC""",
+    "events": """
+        SELECT split_part(shard, '-', 1) AS source, stage AS event, note, count(DISTINCT clip_id) AS clips
+        FROM timings WHERE note <> '' GROUP BY ALL ORDER BY ALL""",
 }
 
 

@@ -29,7 +29,7 @@ from schemas.config import Config, digest
 from trackers.base import Tracker
 from trackers.cldtracker.config import CLDTrackerStageConfig
 from trackers.csrt import CSRTConfig
-from trackers.runtime import CheckpointError
+from trackers.runtime import is_seeded
 
 
 class MediaConfig(Config):
@@ -164,15 +164,15 @@ class Stages:
 def build_stages(config: CurateConfig) -> Stages:
     """The stages that a config names. Cheap: models load when they are first needed. CheckpointError lists every weight
     file that is not there."""
-    built, missing = [], []
-    for part in (config.detect, config.track, config.segment, config.encode):
-        try:
-            built.append(_build(part))
-        except CheckpointError as error:
-            missing.append(str(error))
-    if missing:
-        raise CheckpointError("\n".join([f"preset {config.preset} cannot start", *missing]))
-    return Stages(*built)
+    parts = (config.detect, config.track, config.segment, config.encode)
+    files = [part.weights for part in parts if hasattr(part, "weights") and not is_seeded(part.weights)]
+    if files and config.detect.kind == "groundingdino":
+        files.append(config.detect.text_encoder)
+    if files:
+        from pipeline.weights import preflight
+
+        preflight(files)
+    return Stages(*map(_build, parts))
 
 
 def _build(config: Config) -> Any:

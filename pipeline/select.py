@@ -5,9 +5,11 @@ released code clusters inside the model instead, on features alone: `release_kme
 """
 
 import math
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from schemas.config import Config
 from schemas.geometry import is_box
@@ -16,11 +18,11 @@ from schemas.geometry import is_box
 class SelectConfig(Config):
     """k: representatives per target (paper: 4). spatial_weight: weight of the box beside the appearance, see
     `select_representatives`; 0 ignores boxes, as the released code does. max_candidates: kept frames that are cropped
-    and encoded (the release's 16). crop_margin: context around the box, as a share of its size on each side."""
+    and encoded (the release's 16), or "all". crop_margin: context around the box, as a share of its size on each side."""
 
     k: int = 4
     spatial_weight: float = 0.5
-    max_candidates: int = 16
+    max_candidates: Annotated[int, Field(ge=1)] | Literal["all"] = 16
     crop_margin: float = 0.0
 
 
@@ -33,10 +35,10 @@ def evenly_spaced(n: int, count: int) -> NDArray[np.int64]:
     return (2 * np.arange(count, dtype=np.int64) * (n - 1) + count - 1) // (2 * (count - 1))
 
 
-def candidates(kept: NDArray[np.bool_], max_candidates: int) -> NDArray[np.int64]:
+def candidates(kept: NDArray[np.bool_], max_candidates: int | Literal["all"]) -> NDArray[np.int64]:
     """Frames [C] out of the kept frames [T], at most `max_candidates`, evenly spaced over them."""
     frames = np.flatnonzero(kept).astype(np.int64)
-    return frames[evenly_spaced(frames.size, max_candidates)]
+    return frames[evenly_spaced(frames.size, frames.size if max_candidates == "all" else max_candidates)]
 
 
 def crop(frame: NDArray[np.uint8], box: ArrayLike, margin: float = 0.0) -> NDArray[np.uint8]:

@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.agree import agree
 from pipeline.curate import curate_clip, make_masks, make_track
 from pipeline.plan import plan_items
-from pipeline.presets import build_stages
+from pipeline.presets import build_stages, configure
 from pipeline.sample import TRACK_DTYPE
 from pipeline.sources.base import Rules
 from schemas.geometry import absent, from_xywh, rle_encode
 from schemas.records import ORIGINS, Annotation, Detection, Planned, Quarantined, Reason, Track
 from tests.made import moving_square
+from trackers.batching import Batcher
 
 
 @pytest.fixture
@@ -159,3 +161,39 @@ def test_quarantined_keeps_its_fields_through_pickling_between_processes():
 
     copy = pickle.loads(pickle.dumps(Quarantined(Reason.TOO_LARGE, "too big", stage="decode")))
     assert (copy.reason, copy.message, copy.stage) == (Reason.TOO_LARGE, "too big", "decode")
+
+
+def test_running_out_of_memory_is_told_in_the_timings_and_costs_nothing_else(tiny_job, stages):
+    """Simulated: an encoder whose device holds two crops at a time."""
+
+    class Small:
+        name, version, dim = "small", "1", 3
+
+        def __init__(self):
+            self.batcher = Batcher(self.run, 8, "small encoder")
+
+        def run(self, crops):
+            if len(crops) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return [crop.mean((0, 1)) for crop in crops]
+
+        def encode(self, crops):
+            return np.stack(self.batcher.map(crops)).astype(np.float32)
+
+        def patch_tokens(self, crops):
+            return None
+
+    result = curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Small()))
+    assert len(result.samples) == 1
+    notes = {row["note"] for row in result.timings if row["stage"] == "out of memory"}
+    assert notes == {"small encoder went on with a batch of 4", "small encoder went on with a batch of 2"}
+
+
+def test_patch_tokens_travel_with_the_sample_on_request(tiny_job):
+    config = configure("full-tiny", ["detect=annotation", "track=csrt", "segment=grabcut", "encode.patch_tokens=true"])
+    job = tiny_job.model_copy(update={"config": config})
+    (sample,) = curate_clip(planned(job, 0), job, job.load(), build_stages(config)).samples
+    tokens = np.load(io.BytesIO(sample.members["tsf_patches.npy"]), allow_pickle=False)
+    features = np.load(io.BytesIO(sample.members["tsf.npy"]), allow_pickle=False)
+    assert (tokens.dtype, tokens.shape) == (np.float16, (4, 16, 64))
+    np.testing.assert_allclose(tokens.astype(np.float32).mean(1), features.astype(np.float32), atol=2e-3)

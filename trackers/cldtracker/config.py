@@ -64,13 +64,13 @@ class CLDTrackerConfig(Config):
 
 class CLDTrackerStageConfig(Config):
     """weights: under SPARROW_WEIGHTS, the official file, its safetensors, an OSTrack-384 file, or seeded:<salt>.
-    slots: streams per tick; on a GPU 64 or more keep it busy. min_box: the longer side in pixels below which a key box
+    slots: streams per tick; on a GPU 64 or more keep it busy; 0: as many as the first call needs. min_box: the longer side in pixels below which a key box
     cannot be tracked. graph: replay ticks as a CUDA graph. compile: torch.compile the network first."""
 
     kind: Literal["cldtracker"] = "cldtracker"
     weights: str = "cldtracker.safetensors"
     network: CLDTrackerConfig = CLDTrackerConfig()
-    slots: int = Field(default=64, ge=1)
+    slots: int = Field(default=64, ge=0)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     gate: GateConfig = GateConfig()
     min_box: float = 10.0
@@ -80,5 +80,10 @@ class CLDTrackerStageConfig(Config):
     @classmethod
     def tiny(cls) -> "CLDTrackerStageConfig":
         """A seeded network that knows nothing and believes every box."""
-        gate = GateConfig(lost_below=0.0, found_above=0.0, max_area_jump=1e9)
+        gate = GateConfig.off().model_copy(update={"cut_above": GateConfig().cut_above})
         return cls(weights="seeded:s0:", network=CLDTrackerConfig.tiny(), slots=2, dtype="float32", gate=gate)
+
+    @classmethod
+    def bare(cls) -> "CLDTrackerStageConfig":
+        """The published tracker and nothing else: float32, every box believed, as many slots as the first call needs."""
+        return cls(dtype="float32", gate=GateConfig.off(), slots=0, min_box=1.0)

@@ -32,6 +32,7 @@ class CLDTracker:
     """Many targets in lock-step (`trackers.base.Tracker`). Thread-safe: all callers share one engine.
 
     net: the network, or a function that makes it when it is first needed; it is moved to `device`.
+    config: without one the tracker is the published one: every box is believed, nothing looks for cuts or losses.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class CLDTracker:
         config: CLDTrackerStageConfig | None = None,
         version: str = "1",
     ):
-        self.config = config or CLDTrackerStageConfig(dtype="float32", slots=8)
+        self.config = config or CLDTrackerStageConfig.bare()
         self.device, self.version = torch.device(device), version
         self.name = "ostrack" if self.config.network.text == "none" else "cldtracker"
         self._net, self._lock = net, threading.Lock()
@@ -50,6 +51,9 @@ class CLDTracker:
     @property
     def engine(self) -> LockStep:
         """The network on its device, built once."""
+        return self._start(1)
+
+    def _start(self, streams: int) -> LockStep:
         with self._lock:
             if self._engine is None:
                 net = self._net if isinstance(self._net, CLDTrackerNet) else self._net()
@@ -63,7 +67,7 @@ class CLDTracker:
                     net.forward_tokens = torch.compile(net.forward_tokens, dynamic=False)  # type: ignore[method-assign]
                 gate = self.config.gate
                 self._engine = LockStep(
-                    net, self.device, self.config.slots, gate.lost_below, gate.patience, gate.max_area_jump,
+                    net, self.device, self.config.slots or min(streams, 64), gate.lost_below, gate.patience, gate.max_area_jump,
                     self.config.graph,
                 )  # fmt: skip
             return self._engine
@@ -124,11 +128,13 @@ class CLDTracker:
             for following in followings:
                 self._run_alone(following, descriptions)
             return
-        waiting = [(f, self.engine.submit(s)) for f in followings if (s := next(f, None)) is not None]
-        while waiting:
+        begun = [(f, s) for f in followings if (s := next(f, None)) is not None]
+        engine = self._start(len(begun)) if begun else None
+        waiting = [(following, engine.submit(stream)) for following, stream in begun if engine]
+        while waiting and engine:
             following, request = waiting.pop(0)
             try:
-                waiting.append((following, self.engine.submit(following.send(request.result()))))
+                waiting.append((following, engine.submit(following.send(request.result()))))
             except StopIteration:
                 continue
 
