@@ -3,10 +3,11 @@ PYTHON ?= python3
 DATA   ?=
 OUT    ?= outputs/tsf
 WORKERS ?= 2
+PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo test check shards serve clean
+.PHONY: help setup demo test check shards serve bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -43,12 +44,15 @@ check: .venv/.full ## ruff and mypy
 test: check ## lint, types and the whole test suite
 	$(BIN)/pytest
 
-shards: .venv/.base ## curate every source under DATA=... into OUT=...
+shards: $(if $(filter lite,$(PRESET)),.venv/.base,.venv/.full) ## curate every source under DATA=... into OUT=... with PRESET=lite
 	@test -n "$(DATA)" || { echo "say where the datasets are, one folder per source (/data/hcstvg, ...): make shards DATA=/data OUT=outputs/tsf"; exit 2; }
-	$(BIN)/sparrow shards --data-root $(DATA) --out $(OUT) --workers $(WORKERS)
+	$(BIN)/sparrow shards --data-root $(DATA) --out $(OUT) --preset $(PRESET) --workers $(WORKERS)
 
 serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=... OUT=...
 	$(BIN)/python -m flows.serve $(if $(DATA),--data $(DATA)) --out $(OUT)
+
+bench: .venv/.full ## speed and memory of models and pipeline, for this machine
+	$(BIN)/sparrow bench
 
 clean: ## remove the environment and caches (never outputs)
 	rm -rf .venv .ruff_cache .mypy_cache .hypothesis .pytest_cache *.egg-info

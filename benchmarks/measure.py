@@ -67,9 +67,10 @@ def seconds(run: Callable[[], Any], device: torch.device, *, repeat: int = 5, wa
 
 def flops(run: Callable[[], Any]) -> float:
     """Floating-point operations of one call, a multiply-accumulate counted as two."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
         run()
     return float(counter.get_total_flops())
 

@@ -4,6 +4,7 @@ Paper (Table 7): 18 ms per frame and target on an A100. Floor at half of an H200
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from trackers.cldtracker.lockstep import LockStep, Stream
 from trackers.cldtracker.reference import track_one
 
 BOX = (200.0, 120.0, 90.0, 80.0)
-BASELINE = "one target, one frame at a time (trackers/cldtracker/reference.py)"
+BASELINE = "the naive loop in the same dtype (trackers/cldtracker/reference.py)"
 
 
 def run(setting: Setting) -> Iterator[Row]:
@@ -22,25 +23,31 @@ def run(setting: Setting) -> Iterator[Row]:
     cuda = setting.device.type == "cuda"
     config = CLDTrackerConfig.tiny() if setting.quick else CLDTrackerConfig()
     torch.manual_seed(0)
-    net = CLDTrackerNet(config).to(setting.device, setting.dtype).eval()
-    frames = moving_clip(301 if cuda and not setting.quick else 9)
+    net = CLDTrackerNet(config).to(setting.device).eval()
+    frames = moving_clip(301 if cuda and not setting.quick else 7)
     alone = range(1, min(len(frames), 31))
-    naive = seconds(lambda: track_one(net, frames, alone, BOX, 0, BOX), setting.device, repeat=3) / len(alone)
-    sides = (config.template, config.search)
-    inputs = [torch.zeros(1, 3, side, side, device=setting.device, dtype=setting.dtype) for side in sides]
+    inputs = [torch.zeros(1, 3, side, side, device=setting.device) for side in (config.template, config.search)]
     with torch.inference_mode():
         work = flops(lambda: net(*inputs))
-    ceiling = matmul_ceiling(setting.device, setting.dtype, setting.quick)
-    yield Row("matmul ceiling of this device", ceiling, "TFLOP/s")
-    yield Row("tracker, naive loop", naive * 1e3, "ms/frame/target", tflops=work / naive / 1e12,
-              of_ceiling=work / naive / 1e12 / ceiling, note=f"{work / 1e9:.1f} GFLOP per frame")  # fmt: skip
-    for slots in (1, 8, 32, 64, 128) if cuda else (1, 4, 8):
-        for compiled in (False, True) if cuda and slots >= 64 else (False,):
-            each = lockstep_seconds(net, setting, frames, slots, compiled)
-            rate = work / each / 1e12
-            what = f"tracker, lock-step, B = {slots}" + (", compiled" if compiled else "")
-            yield Row(what, each * 1e3, "ms/frame/target", BASELINE, naive / each, rate, rate / ceiling,
-                      f"{1 / each:.0f} frames x targets/s")  # fmt: skip
+    first = None
+    for dtype in (setting.dtype,) if cuda else (torch.float32, torch.bfloat16):
+        net, name = net.to(dtype), str(dtype).removeprefix("torch.")
+        ceiling = matmul_ceiling(setting.device, dtype, setting.quick)
+        yield Row(f"matmul ceiling of this device, {name}", ceiling, "TFLOP/s")
+        loop = partial(track_one, net, frames, alone, BOX, 0, BOX)
+        naive = seconds(loop, setting.device, repeat=3) / len(alone)
+        rate, first = work / naive / 1e12, first or naive
+        note = f"{work / 1e9:.1f} GFLOP per frame"
+        yield Row(f"tracker, naive loop, {name}", naive * 1e3, "ms/frame/target", "", None, rate, rate / ceiling, note)
+        for slots in (1, 8, 32, 64, 128) if cuda else (1, 4):
+            for compiled in (False, True) if cuda and slots >= 64 else (False,):
+                each = lockstep_seconds(net, setting, frames, slots, compiled)
+                rate = work / each / 1e12
+                what = f"tracker, lock-step, B = {slots}, {name}" + (", compiled" if compiled else "")
+                note = f"{1 / each:.1f} frames x targets/s"
+                if naive != first:
+                    note += f", {first / each:.2f}x the naive loop in float32"
+                yield Row(what, each * 1e3, "ms/frame/target", BASELINE, naive / each, rate, rate / ceiling, note)
 
 
 def lockstep_seconds(net: CLDTrackerNet, setting: Setting, frames: Any, slots: int, compiled: bool = False) -> float:

@@ -18,7 +18,7 @@ from schemas.geometry import is_box
 class SelectConfig(Config):
     """k: representatives per target (paper: 4). spatial_weight: weight of the box beside the appearance, see
     `select_representatives`; 0 ignores boxes, as the released code does. max_candidates: kept frames that are cropped
-    and encoded (the release's 16), or "all". crop_margin: context around the box, as a share of its size on each side."""
+    and encoded (the release's 16), or "all". crop_margin: context around the box, a share of its size on each side."""
 
     k: int = 4
     spatial_weight: float = 0.5

@@ -125,9 +125,10 @@ class GroundingDINODetector:
 
     def __init__(self, config: GroundingDINOConfig | None = None):
         self.config = config or GroundingDINOConfig()
+        self.version = f"1+{runtime.identity(self.config.weights, 'GroundingDINO')}"
         if not runtime.is_seeded(self.config.weights):
             self.config.files()
-        self.version = f"1+{runtime.identity(self.config.weights, 'GroundingDINO')}"
+            self.version += f"+{runtime.identity(self.config.text_encoder, 'the text encoder')}"
         self._model: GroundingDINO | None = None
         self._loading = threading.Lock()
         self._batcher: Batcher[Item, Answer] = Batcher(self._run, self.config.batch, self.name)

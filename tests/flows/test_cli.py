@@ -10,7 +10,7 @@ import pytest
 
 SPARROW = str(Path(sys.executable).with_name("sparrow"))
 VERBS = ["demo", "plan", "curate", "shards", "status", "verify", "sql", "doctor", "quarantine list", "quarantine show",
-         "quarantine retry"]  # fmt: skip
+         "quarantine retry", "weights list", "weights check", "weights fetch", "weights convert", "bench"]  # fmt: skip
 
 
 def sparrow(*words: object, code: int = 0) -> str:

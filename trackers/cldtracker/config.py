@@ -64,8 +64,8 @@ class CLDTrackerConfig(Config):
 
 class CLDTrackerStageConfig(Config):
     """weights: under SPARROW_WEIGHTS, the official file, its safetensors, an OSTrack-384 file, or seeded:<salt>.
-    slots: streams per tick; on a GPU 64 or more keep it busy; 0: as many as the first call needs. min_box: the longer side in pixels below which a key box
-    cannot be tracked. graph: replay ticks as a CUDA graph. compile: torch.compile the network first."""
+    slots: streams per tick; on a GPU 64 or more keep it busy; 0: as many as the first call needs. min_box: the longer
+    side in pixels below which a key box cannot be tracked. graph: replay ticks as a CUDA graph. compile: torch.compile the network first."""
 
     kind: Literal["cldtracker"] = "cldtracker"
     weights: str = "cldtracker.safetensors"
@@ -85,5 +85,5 @@ class CLDTrackerStageConfig(Config):
 
     @classmethod
     def bare(cls) -> "CLDTrackerStageConfig":
-        """The published tracker and nothing else: float32, every box believed, as many slots as the first call needs."""
+        """The published tracker and nothing else: float32, every box believed, a slot for each stream."""
         return cls(dtype="float32", gate=GateConfig.off(), slots=0, min_box=1.0)

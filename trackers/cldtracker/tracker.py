@@ -67,8 +67,8 @@ class CLDTracker:
                     net.forward_tokens = torch.compile(net.forward_tokens, dynamic=False)  # type: ignore[method-assign]
                 gate = self.config.gate
                 self._engine = LockStep(
-                    net, self.device, self.config.slots or min(streams, 64), gate.lost_below, gate.patience, gate.max_area_jump,
-                    self.config.graph,
+                    net, self.device, self.config.slots or min(streams, 64),
+                    gate.lost_below, gate.patience, gate.max_area_jump, self.config.graph,
                 )  # fmt: skip
             return self._engine
 

@@ -172,3 +172,17 @@ def test_a_missing_file_is_an_error_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARROW_WEIGHTS", str(tmp_path))
     with pytest.raises(ValueError, match=r"cldtracker\.safetensors is not there\. `sparrow weights list`"):
         build(CLDTrackerStageConfig())
+
+
+def test_without_a_config_it_is_the_published_tracker(tiny):
+    """Every box believed whatever its score, across cuts too, and no more streams computed than there are."""
+    frames = np.concatenate([noise(4), np.full((5, 90, 120, 3), 200, np.uint8)])
+    stage = CLDTracker(tiny, "cpu")
+    [track] = stage.track(frames, BOX)
+    assert track.visible.all()
+    assert stage.engine.slots == 1
+    [small] = stage.track(frames, np.array([[10, 10, 14, 15]], np.float32))
+    assert small.visible.all()
+    two = CLDTracker(tiny, "cpu")
+    two.track(frames, np.concatenate([BOX, BOX + 5]), 4)
+    assert two.engine.slots == 4
