@@ -70,8 +70,13 @@ def flops(run: Callable[[], Any]) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
-        run()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused ops are not counted
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return float(counter.get_total_flops())
 
 

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from trackers.runtime import own_stream
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -84,6 +86,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: deque[Request[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._broken: Exception | None = None
 
     def __call__(self, item: Item, key: Hashable = None) -> Result:
         """The result for one item; blocks the calling thread."""
@@ -93,6 +96,8 @@ class Batcher(Generic[Item, Result]):
         """The results for several items of one key, in order."""
         requests: list[Request[Item, Result]] = [Request(item, key) for item in items]
         with self._changed:
+            if self._broken is not None:
+                raise RuntimeError(f"the {self.name} thread has ended") from self._broken
             self._queue.extend(requests)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=f"batch-{self.name}", daemon=True)
@@ -101,8 +106,15 @@ class Batcher(Generic[Item, Result]):
         return [request.result() for request in requests]
 
     def _work(self) -> None:
-        while True:
-            self._try(self._gather())
+        try:
+            with own_stream(priority=-1):  # short work: not behind the tracker's long queue
+                while True:
+                    self._try(self._gather())
+        except Exception as error:  # noqa: BLE001  the thread ends: nobody may wait for it
+            with self._changed:
+                self._broken = error
+                for request in self._queue:
+                    request.future.set_exception(error)
 
     def _gather(self) -> list[Request[Item, Result]]:
         with self._changed:

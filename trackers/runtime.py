@@ -6,6 +6,8 @@ SPARROW_WEIGHTS  the folder with the weight files; default: weights/ in the work
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,29 @@ def device() -> "torch.device":
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"SPARROW_DEVICE={name!r}, but torch {torch.__version__} sees no CUDA device: use cpu")
     return found
+
+
+@contextmanager
+def own_stream(where: "torch.device | None" = None, priority: int = 0) -> Iterator[None]:
+    """On a GPU, a stream for this thread alone: on the common one, reading a result would wait for the work of every
+    other thread. where: default `device()`; priority: -1 goes before others. Elsewhere nothing."""
+    import torch
+
+    where = where or device()
+    if where.type != "cuda":
+        yield
+        return
+    torch.cuda.set_device(where)
+    with torch.cuda.stream(torch.cuda.Stream(where, priority=priority)):
+        yield
+
+
+def settle(where: "torch.device") -> None:
+    """Wait for the device: what this thread has put there may be used from other threads' streams."""
+    if where.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(where)
 
 
 def weights_root() -> Path:

@@ -125,10 +125,11 @@ class GroundingDINODetector:
 
     def __init__(self, config: GroundingDINOConfig | None = None):
         self.config = config or GroundingDINOConfig()
-        self.version = f"1+{runtime.identity(self.config.weights, 'GroundingDINO')}"
+        names = [self.config.weights]
         if not runtime.is_seeded(self.config.weights):
             self.config.files()
-            self.version += f"+{runtime.identity(self.config.text_encoder, 'the text encoder')}"
+            names.append(self.config.text_encoder)
+        self.version = "+".join(["1", *(runtime.identity(name, "GroundingDINO") for name in names)])
         self._model: GroundingDINO | None = None
         self._loading = threading.Lock()
         self._batcher: Batcher[Item, Answer] = Batcher(self._run, self.config.batch, self.name)

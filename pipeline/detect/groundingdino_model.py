@@ -1,14 +1,16 @@
 """GroundingDINO as a batched network: built offline from the groundingdino-py package, repaired, loaded strictly.
 
-Source: groundingdino-py 0.4.0 (https://github.com/IDEA-Research/GroundingDINO) and its two official checkpoints. Swin,
-the deformable attention (pure PyTorch, grid_sample; no compiled op exists in the package) and the decoder run as they
-are. Four parts are replaced, on the built model and not in the package, under the same parameter names:
+Source: groundingdino-py 0.4.0 (https://github.com/IDEA-Research/GroundingDINO) and its two official checkpoints. Swin
+and the decoder run as they are. Five parts are replaced, on the built model and not in the package, under the same
+parameter names (`groundingdino_repairs`):
 
 * the text encoder's wrapper, which calls methods that transformers 5 removed: `TextEncoder`, same numbers;
 * the order of the text masks: the package repeats the (batch, L, L) mask head-major where attention expects
   batch-major, so that in a batch of *different* captions some heads of one row use another row's mask (logits off by
   up to 4). Here row r of a batch equals the run with caption r alone, not the package's batch: `_batch_major`;
 * the text-image fusion, which subtracts one maximum over the batch, so that neighbours change a row's last bits;
+* the deformable attention, pure PyTorch with grid_sample as in the package (which has no compiled op), without its
+  questions to the device about shapes that the host knows, some ten in each of twelve layers;
 * the dtype of sampling offsets, box deltas and logits, float32 here also under bfloat16 autocast.
 
 A batch holds images of one size: Swin's windows reach into padding, which changes the results of a padded image.
@@ -19,7 +21,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -27,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pipeline.detect.groundingdino_repairs import repair
 from pipeline.detect.groundingdino_text import MAX_TOKENS, Text, TextEncoder, Tokenizer, write_text_encoder
 from trackers.checkpoints import CheckpointError, load_strict, read_state_dict
-from trackers.runtime import is_seeded
+from trackers.runtime import is_seeded, settle
 from trackers.seeded import seed_module
 
 if TYPE_CHECKING:
@@ -131,11 +132,13 @@ def make_model(config: "GroundingDINOConfig", device: torch.device) -> Grounding
             write_text_encoder(Path(made), tiny=config.architecture == "tiny")
             model = build(ARCHITECTURES[config.architecture], Path(made), dtype)
         seed_module(model.net, config.weights.removeprefix("seeded:"), extra=True)
-        return model.to(device)
-    path, folder = config.files()
-    model = build(ARCHITECTURES[config.architecture], folder, dtype)
-    load(model, read_state_dict(path), str(path))
-    return model.to(device)
+    else:
+        path, folder = config.files()
+        model = build(ARCHITECTURES[config.architecture], folder, dtype)
+        load(model, read_state_dict(path), str(path))
+    model.to(device)
+    settle(device)
+    return model
 
 
 def build(settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = torch.float32) -> GroundingDINO:
@@ -162,7 +165,7 @@ def build(settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = tor
             parts["build_backbone"] = _tiny_backbone
         with _replaced(package, parts):
             net = package.build_groundingdino(SimpleNamespace(**settings, text_encoder_type=str(text_encoder)))
-    _repair(net)
+    repair(net)
     return GroundingDINO(net.eval().requires_grad_(False), Tokenizer(tokenizer), dtype)
 
 
@@ -185,53 +188,6 @@ def load(model: GroundingDINO, state: dict[str, Tensor], what: str) -> None:
     load_strict(model.net, state, what, ignore=("bert.embeddings.position_ids",))
 
 
-class Fusion(nn.Module):
-    """Attention between image tokens v [B, N, C] and text tokens l [B, L, C], both ways, one score matrix.
-
-    Masks: [B, N] and [B, L] bool, True at padding.
-    """
-
-    def __init__(self, theirs: Any):
-        super().__init__()
-        self.v_proj, self.values_v_proj, self.out_v_proj = theirs.v_proj, theirs.values_v_proj, theirs.out_v_proj
-        self.l_proj, self.values_l_proj, self.out_l_proj = theirs.l_proj, theirs.values_l_proj, theirs.out_l_proj
-        self.heads, self.scale = theirs.num_heads, theirs.scale
-
-    def forward(
-        self,
-        v: Tensor,
-        l: Tensor,  # noqa: E741  the package's name
-        attention_mask_v: Tensor,
-        attention_mask_l: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        scores = heads(self.v_proj(v) * self.scale) @ heads(self.l_proj(l)).transpose(-1, -2)  # [B, heads, N, L]
-        to_text = scores.masked_fill(attention_mask_l[:, None, None], float("-inf")).softmax(-1)
-        to_image = scores.transpose(-1, -2).masked_fill(attention_mask_v[:, None, None], float("-inf")).softmax(-1)
-        from_text = (to_text @ heads(self.values_l_proj(l))).transpose(1, 2).flatten(2)
-        from_image = (to_image @ heads(self.values_v_proj(v))).transpose(1, 2).flatten(2)
-        return self.out_v_proj(from_text), self.out_l_proj(from_image)
-
-
-class TextScores(nn.Module):
-    """Logit of each query x [..., Q, C] for each token: a dot product, float32, -inf at padding. [..., Q, L]."""
-
-    def forward(self, x: Tensor, text_dict: dict[str, Tensor]) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            logits = x.float() @ text_dict["encoded_text"].float().transpose(-1, -2)
-        return logits.masked_fill(~text_dict["text_token_mask"][:, None], float("-inf"))
-
-
-class Float32Linear(nn.Linear):
-    """Outside autocast: in bfloat16's 8 bits, an offset of 100 cells is rounded to half cells."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return functional.linear(input.float(), self.weight, self.bias)
-
-
 def _package() -> Any:
     # The filters stay: a context that restores them would undo those of other threads.
     warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
@@ -240,33 +196,6 @@ def _package() -> Any:
     from groundingdino.models.GroundingDINO import groundingdino
 
     return groundingdino
-
-
-def _repair(net: Any) -> None:
-    encoder, decoder = net.transformer.encoder, net.transformer.decoder
-    for layer in encoder.fusion_layers:
-        layer.attn = Fusion(layer.attn)
-    for layer in encoder.text_layers:
-        layer.register_forward_pre_hook(_batch_major, with_kwargs=True)
-    for layer in decoder.layers:
-        layer.forward_ffn = partial(_feed_forward, layer)
-    boxes = [net.bbox_embed, net.transformer.enc_out_bbox_embed]
-    offsets = [m.sampling_offsets for m in net.modules() if hasattr(m, "sampling_offsets")]
-    for linear in [m for part in boxes for m in part.modules() if isinstance(m, nn.Linear)] + offsets:
-        linear.__class__ = Float32Linear  # in place: the box head is one object under many names
-    net.class_embed = decoder.class_embed = nn.ModuleList(TextScores() for _ in decoder.layers)
-    net.transformer.enc_out_class_embed = TextScores()
-
-
-def _batch_major(layer: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """(B, L, L) -> (B * heads, L, L) with the heads of one row side by side, as nn.MultiheadAttention reads it."""
-    return args, kwargs | {"src_mask": kwargs["src_mask"].repeat_interleave(layer.nhead, 0)}
-
-
-def _feed_forward(layer: Any, tgt: Tensor) -> Tensor:
-    """The decoder layer's own step, float32 as there, without its deprecated call that warns every time."""
-    with torch.autocast(tgt.device.type, enabled=False):
-        return layer.norm3(tgt.float() + layer.linear2(layer.linear1(tgt.float()).relu()))
 
 
 def _tiny_backbone(args: Any) -> nn.Module:

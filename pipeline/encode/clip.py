@@ -17,7 +17,7 @@ from pydantic import Field
 
 from schemas.config import Config
 from trackers.batching import Batcher
-from trackers.runtime import device, identity, is_seeded, locate
+from trackers.runtime import device, identity, is_seeded, locate, settle
 
 if TYPE_CHECKING:  # whoever only plans, or asks for a version, does not wait for torch
     import torch
@@ -175,7 +175,9 @@ def make_tower(config: CLIPConfig, where: "torch.device") -> "nn.Module":
     else:
         path = locate(config.weights, "CLIP")
         load_strict(tower, visual_state(read_state_dict(path)), str(path), ignore=("proj",))
-    return tower.to(where)
+    tower.to(where)
+    settle(where)
+    return tower
 
 
 # --- layouts of checkpoint files -----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from schemas.geometry import Boxes
 from trackers.checkpoints import load_strict, read_state_dict
-from trackers.runtime import is_seeded, locate
+from trackers.runtime import is_seeded, locate, settle
 from trackers.seeded import seed_module
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ def make_sam2(config: "SAM2Config", device: torch.device, video: bool) -> nn.Mod
     else:
         path = locate(config.weights, "SAM2")
         load_strict(model, read_state_dict(path), str(path))
-    return model.to(device)
+    model.to(device)
+    settle(device)
+    return model
 
 
 def _instantiate(node: Any) -> Any:

@@ -89,3 +89,12 @@ def test_out_of_memory_for_a_single_item_is_that_items_error():
 
     with pytest.raises(torch.OutOfMemoryError):
         Batcher(run, 2, "model")(1)
+
+
+def test_nobody_waits_for_a_thread_that_cannot_start(monkeypatch):
+    monkeypatch.setenv("SPARROW_DEVICE", "toaster")
+    batcher = Batcher(doubled([]), 2, "model")
+    with pytest.raises(ValueError, match="SPARROW_DEVICE='toaster' is not a device"):
+        batcher(1)
+    with pytest.raises(RuntimeError, match="the model thread has ended"):
+        batcher(1)

@@ -65,7 +65,8 @@ class CLDTrackerConfig(Config):
 class CLDTrackerStageConfig(Config):
     """weights: under SPARROW_WEIGHTS, the official file, its safetensors, an OSTrack-384 file, or seeded:<salt>.
     slots: streams per tick; on a GPU 64 or more keep it busy; 0: as many as the first call needs. min_box: the longer
-    side in pixels below which a key box cannot be tracked. graph: replay ticks as a CUDA graph. compile: torch.compile the network first."""
+    side in pixels below which a key box cannot be tracked. graph: replay ticks as a CUDA graph. compile: torch.compile
+    the network first."""
 
     kind: Literal["cldtracker"] = "cldtracker"
     weights: str = "cldtracker.safetensors"

@@ -23,6 +23,7 @@ from trackers.batching import MemoryEvent, Request, out_of_memory
 from trackers.cldtracker.crop import crop_batch, crop_geometry, normalise
 from trackers.cldtracker.network import CLDTrackerNet, decode, hann_window
 from trackers.cldtracker.state import step_state
+from trackers.runtime import own_stream, settle
 
 TEMPLATE_FACTOR, SEARCH_FACTOR = 2.0, 4.0
 POLL = 16  # ticks between two looks at which streams have lost their target
@@ -121,21 +122,29 @@ class LockStep:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        with torch.inference_mode():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            while True:
-                with self._changed:
-                    while not (self._queue or self._active or self._endings or self._closed):
-                        self._changed.wait()
-                    if not (self._queue or self._active or self._endings):
+        try:
+            with torch.inference_mode(), own_stream(self.device):
+                while self._wait():
+                    try:
+                        self._step()
+                    except Exception as error:  # noqa: BLE001  of the device, not of a stream: goes to all who wait
                         self._board = None
-                        return
-                try:
-                    self._step()
-                except Exception as error:  # noqa: BLE001  of the device, not of a stream: goes to everyone who waits
-                    self._board = None
-                    self._shrink(error) if out_of_memory(error) else self._fail(error)
+                        self._shrink(error) if out_of_memory(error) else self._fail(error)
+        except Exception as error:  # noqa: BLE001  the thread ends: nobody may wait for it
+            with self._changed:
+                self._closed = True
+                for request in self._queue:
+                    request.future.set_exception(error)
+
+    def _wait(self) -> bool:
+        """Until there is something to do; false when there never will be."""
+        with self._changed:
+            while not (self._queue or self._active or self._endings or self._closed):
+                self._changed.wait()
+            if self._queue or self._active or self._endings:
+                return True
+            self._board = None
+            return False
 
     def _step(self) -> None:
         """One tick: fill free slots, feed frames, compute, take out what has ended."""
@@ -273,13 +282,14 @@ class _Board:
         if room > self.room:
             self.room = -(-room // 4096) * 4096
             count = 2 * self.slots * self.room
-            if self.cuda:
-                torch.cuda.synchronize(self.device)  # rare: a larger picture than any before
+            settle(self.device)  # rare: a larger picture than any before
             self.arena = torch.zeros(count, dtype=torch.uint8, device=self.device)
             self.staging = torch.zeros(count, dtype=torch.uint8, pin_memory=True) if self.cuda else self.arena
             self.feed = self.staging.view(2, self.slots, self.room).numpy()
+            settle(self.device)  # the zeros are written before the first frames are
             self.graph = None
         if length > self.length:
+            settle(self.device)  # the old graph may still be running
             self.length = max(length, 2 * self.length)
             log = torch.zeros(self.slots, self.length, 5, dtype=torch.float64, device=self.device)
             log[:, : self.log.shape[1]] = self.log

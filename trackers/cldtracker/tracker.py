@@ -63,6 +63,7 @@ class CLDTracker:
                         "it, say so with --set track.network.text=none (rows will name the tracker ostrack)"
                     )
                 net = net.to(self.device, getattr(torch, self.config.dtype)).eval()
+                runtime.settle(self.device)
                 if self.config.compile:
                     net.forward_tokens = torch.compile(net.forward_tokens, dynamic=False)  # type: ignore[method-assign]
                 gate = self.config.gate

@@ -1,5 +1,6 @@
 """The detector stage: what goes into the network, what is taken from its answer, and who may ask at once."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,7 +284,10 @@ def test_missing_files_are_one_error_before_any_work(tmp_path: Path, monkeypatch
     (tmp_path / "bert-base-uncased" / "config.json").write_text("{}")
     (tmp_path / "bert-base-uncased" / "vocab.txt").write_text("")
     detector = GroundingDINODetector()  # no model is built: the weights are not even readable
-    assert len(detector.version) == len("1+") + 12
+    version = detector.version
+    assert re.fullmatch(r"1\+[0-9a-f]{12}\+[0-9a-f]{6}-[0-9a-f]{6}", version)
+    (tmp_path / "bert-base-uncased" / "vocab.txt").write_text("another")
+    assert GroundingDINODetector().version != version
     with pytest.raises(CheckpointError, match=r"text encoder|cannot be read"):
         detector.load()
 

@@ -37,16 +37,29 @@ def test_building_leaves_the_package_as_it_was_and_asks_no_network(monkeypatch: 
     assert package.build_backbone.__module__ == "groundingdino.models.GroundingDINO.backbone.backbone"
 
 
-def test_the_deformable_attention_is_pure_pytorch(tiny: GroundingDINO, monkeypatch: pytest.MonkeyPatch):
-    from groundingdino.models.GroundingDINO import ms_deform_attn
+def test_the_deformable_attention_is_the_package_s_in_pure_pytorch(tiny: GroundingDINO):
+    """Its own function, on the same numbers; no compiled op anywhere."""
+    from groundingdino.models.GroundingDINO.ms_deform_attn import MultiScaleDeformableAttention
 
-    calls = []
-    original = ms_deform_attn.multi_scale_deformable_attn_pytorch
-    monkeypatch.setattr(
-        ms_deform_attn, "multi_scale_deformable_attn_pytorch", lambda *a: calls.append(a[2].dtype) or original(*a)
-    )
-    tiny(torch.zeros(1, 3, 64, 64), ["dog."])
-    assert calls == [torch.float32] * 3  # one encoder layer, two decoder layers
+    from pipeline.detect.groundingdino_repairs import DeformableAttention
+
+    ours = [m for m in tiny.net.modules() if isinstance(m, DeformableAttention)]
+    assert len(ours) == 3  # one encoder layer, two decoder layers
+    tiny(torch.zeros(1, 3, 64, 96), ["dog."])
+    attention, levels = ours[0], ours[0].levels
+    assert levels == [(8, 12), (4, 6), (2, 3), (1, 2)]
+    torch.manual_seed(0)
+    count = sum(h * w for h, w in levels)
+    padding = torch.zeros(2, count, dtype=torch.bool)
+    padding[1, 90:] = True
+    for last in (2, 4):
+        inputs = {
+            "query": torch.randn(2, 7, 256), "value": torch.randn(2, count, 256), "key_padding_mask": padding,
+            "reference_points": torch.rand(2, 7, 4, last), "spatial_shapes": torch.tensor(levels),
+            "level_start_index": torch.tensor([0, 96, 120, 126]),
+        }  # fmt: skip
+        expected = MultiScaleDeformableAttention.forward(attention, **inputs)  # type: ignore[arg-type]
+        torch.testing.assert_close(attention(**inputs), expected, rtol=0, atol=2e-6)
     assert not any(name.endswith("._C") and "groundingdino" in name for name in sys.modules)
 
 

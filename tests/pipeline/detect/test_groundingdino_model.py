@@ -17,12 +17,12 @@ from pipeline.detect.captions import normalise
 from pipeline.detect.grounding_dino import GroundingDINOConfig
 from pipeline.detect.groundingdino_model import (
     ARCHITECTURES,
-    Float32Linear,
     GroundingDINO,
     build,
     make_model,
     normalised,
 )
+from pipeline.detect.groundingdino_repairs import Float32Linear
 from trackers.seeded import seed_module
 
 CPU = torch.device("cpu")
