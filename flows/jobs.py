@@ -11,8 +11,8 @@ from pipeline.presets import override as overridden
 from pipeline.sources.base import DataRoot
 from schemas.records import Media, Planned, Quarantined
 
-SECONDS_PER_FRAME = 0.04
-"""Of the lite preset, one referent, 640x360, one core. Better: `SELECT * FROM stage_seconds` of a run of your own."""
+SECONDS_PER_FRAME = {"lite": 0.04}
+"""One referent, 640x360, one core; of other presets not known. Better: `FROM stage_seconds` of a run of your own."""
 
 SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
 SOURCES: tuple[SourceName, ...] = get_args(SourceName)
@@ -101,12 +101,13 @@ def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
     if present:
         skip["media_missing"] += missing
     media = "all" if not missing else "some" if present else "none"
+    pace = SECONDS_PER_FRAME.get(job.config.preset)
     return {
         "source": job.source, "split": job.split,
         "videos": counts.videos, "clips": counts.clips, "referents": counts.referents, "qa": counts.qa,
         "frames": counts.frames, "shards": counts.shards, "quarantined": sum(skip.values()),
         "skip": {reason: n for reason, n in sorted(skip.items()) if n}, "media": media,
-        "bytes": counts.bytes, "seconds": round(frames * SECONDS_PER_FRAME / workers, 1),
+        "bytes": counts.bytes, "seconds": None if pace is None else round(frames * pace / workers, 1),
     }  # fmt: skip
 
 
@@ -138,4 +139,4 @@ def beside_paper(rows: list[dict]) -> list[dict]:
 def totals(rows: list[dict]) -> dict:
     """Sums over splits of the numbers that add up."""
     keys = ("videos", "clips", "referents", "qa", "frames", "shards", "quarantined", "bytes", "seconds")
-    return {key: sum(row[key] for row in rows) for key in keys}
+    return {key: None if any(row[key] is None for row in rows) else sum(row[key] for row in rows) for key in keys}

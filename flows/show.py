@@ -53,9 +53,10 @@ def show_plan(rows: list[dict]) -> None:
     columns = ["source", "split", "videos", "clips", "referents", "qa", "shards", "MB", "minutes", "will skip", "media"]
 
     def line(row: dict, name: list[object]) -> list[object]:
+        minutes = None if row["seconds"] is None else row["seconds"] / 60
         skip = ", ".join(f"{n} {reason}" for reason, n in row.get("skip", {}).items()) or "nothing"
         return [*name, row["videos"], row["clips"], row["referents"], row["qa"], row["shards"],
-                round(row["bytes"] / 1e6), row["seconds"] / 60, skip, row.get("media", "")]  # fmt: skip
+                round(row["bytes"] / 1e6), minutes, skip, row.get("media", "")]  # fmt: skip
 
     body = [line(row, [row["source"], row["split"]]) for row in rows]
     if len(rows) > 1:
