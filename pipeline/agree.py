@@ -16,7 +16,7 @@ from schemas.geometry import iou
 from schemas.records import Annotation, Track
 from trackers.base import Tracker
 
-DROPPED = ("", "no_box", "annotated_absent", "low_iou", "thinned")
+DROPPED = ("", "no_box", "annotated_absent", "low_iou", "unsupported", "thinned")
 """Why a frame is not kept; the first of these that applies. Empty for a kept frame."""
 
 ARRIVAL_IOU = 0.5
@@ -39,7 +39,9 @@ def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
 
     no_box: the track has no box here
     annotated_absent: the dataset looked at this frame and says that the target is not there
-    low_iou: below `rules.min_iou`. A frame that the dataset does not know is kept: nothing speaks against it
+    low_iou: below `rules.min_iou`
+    unsupported: the dataset does not know this frame, and in the nearest tracked one that it does know the track is
+        wrong for one of the two reasons before. Where it knows none of the tracked frames, nothing speaks against them
     thinned: more than `rules.max_kept_frames` are left; annotated frames stay first, then evenly spaced ones
 
     Boxes that come from the dataset itself (origins "annotation" and "mask") are never dropped for disagreeing with it.
@@ -52,11 +54,22 @@ def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
     low_iou = np.zeros_like(no_box)
     if rules.min_iou is not None:
         low_iou = ~given & (np.nan_to_num(overlap, nan=1.0) < rules.min_iou)
-    kept = ~(no_box | annotated_absent | low_iou)
+    speaks = annotation.known & ~no_box & ~given
+    unsupported = ~(given | no_box | annotation.known) & _at_nearest(low_iou | annotated_absent, speaks)
+    kept = ~(no_box | annotated_absent | low_iou | unsupported)
     thinned = kept & ~_thin(kept, annotation.visible, rules.max_kept_frames)
 
-    reasons = np.select([no_box, annotated_absent, low_iou, thinned], DROPPED[1:], default="")
+    reasons = np.select([no_box, annotated_absent, low_iou, unsupported, thinned], DROPPED[1:], default="")
     return Agreement(overlap, kept & ~thinned, reasons.tolist())
+
+
+def _at_nearest(flag: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[T] the flag of the nearest frame among some, of the earlier one where two are as near; false if there is none."""
+    places = np.flatnonzero(among)
+    if not places.size:
+        return np.zeros_like(flag)
+    distance = np.abs(np.arange(len(flag))[:, None] - places)
+    return flag[places[distance.argmin(1)]]
 
 
 def _thin(kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:

@@ -35,8 +35,8 @@ def test_each_reason():
     track = make_track([HERE, None, OFF, HERE, HERE])
     annotation = make_annotation([HERE, HERE, HERE, None, None], [True, True, True, True, False])
     result = agree(track, annotation, Rules(min_iou=0.5))
-    assert result.dropped == ["", "no_box", "low_iou", "annotated_absent", ""]
-    assert result.kept.tolist() == [True, False, False, False, True]
+    assert result.dropped == ["", "no_box", "low_iou", "annotated_absent", "unsupported"]
+    assert result.kept.tolist() == [True, False, False, False, False]
     assert np.isnan(result.iou).tolist() == [False, True, False, True, True]
     assert result.iou.dtype == np.float32
 
@@ -99,6 +99,17 @@ def test_a_frame_is_kept_or_has_a_reason(track_rows, data):
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="track has 2 frames, its annotation 3"):
         agree(make_track([HERE] * 2), make_annotation([HERE] * 3), ALL)
+
+
+def test_frames_that_the_dataset_does_not_know_need_support_from_the_nearest_that_it_does():
+    """A track on the wrong person is not kept where nobody annotated the right one."""
+    track = make_track([FAR] * 4 + [HERE] * 4)
+    known = [False, True, False, True, True, False, False, False]
+    annotation = make_annotation([HERE if k else None for k in known], known)
+    result = agree(track, annotation, Rules(min_iou=0.5))
+    assert result.dropped == ["unsupported", "low_iou", "unsupported", "low_iou", "", "", "", ""]
+    unknown = agree(track, make_annotation([None] * 8, [False] * 8), ALL)
+    assert unknown.kept.all()
 
 
 # --- bridging gaps ---

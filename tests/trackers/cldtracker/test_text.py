@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trackers.cldtracker.text import TextBranch, TextState, bag, target_patch
+from trackers.cldtracker.text import TextBranch, TextState, target_patch
 from trackers.seeded import seeded
 
 
@@ -107,11 +107,6 @@ def test_target_patches_are_rounded_half_to_even_and_black_outside():
     assert (patch[:4, 4:] == 9).all()
     assert not patch[4:].any()
     assert not patch[:, :4].any()
-
-
-def test_bags():
-    assert bag("the left lion", "lion") == ["the left lion", "lion", "lion, the left lion."]
-    assert bag("the left lion", "") == ["the left lion"]
 
 
 def test_empty_and_overlong_bags(branch):
