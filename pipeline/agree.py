@@ -64,7 +64,7 @@ def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
 
 
 def _at_nearest(flag: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[T] the flag of the nearest frame among some, of the earlier one where two are as near; false if there is none."""
+    """[T] the flag of the nearest frame among some, the earlier of two as near; false if there is none."""
     places = np.flatnonzero(among)
     if not places.size:
         return np.zeros_like(flag)
