@@ -32,7 +32,7 @@ def examine() -> list[dict[str, str]]:
     """One entry per check: state (ok, absent, broken), what, found, fix. `absent` is fine for the lite preset."""
     checks = [_python(), *(_module(name, needed=True) for name in CORE), _csrt(), _h264()]
     checks += [_module(name, needed=False) for name in FULL]
-    checks += [_cores(), _disk(), _gpu(), _ray()]
+    checks += [_cores(), _disk(), _gpu(), _weights(), _ray()]
     return checks
 
 
@@ -96,6 +96,17 @@ def _disk() -> dict[str, str]:
 def _gpu() -> dict[str, str]:
     found = shutil.which("nvidia-smi")
     return _check("ok" if found else "absent", "NVIDIA GPU", found or "no nvidia-smi", "only the full preset needs one")
+
+
+def _weights() -> dict[str, str]:
+    from pipeline.weights import WEIGHTS
+    from trackers.runtime import weights_root
+
+    root = weights_root()
+    needed = [entry for entry in WEIGHTS if entry.needed]
+    there = sum(entry.found(root) is not None for entry in needed)
+    found = f"{there} of {len(needed)} in {root}"
+    return _check("ok" if there == len(needed) else "absent", "weights of the full preset", found, "docs/weights.md")
 
 
 def _ray() -> dict[str, str]:

@@ -19,8 +19,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flows import weights
-from flows.weights import Refused, app, fetch_file, fetch_sums
+from flows import download
+from flows.download import Refused, fetch_file, fetch_sums
+from flows.weights import app
 from pipeline.weights import WEIGHTS, WeightFile
 
 REPO = Path(__file__).resolve().parents[2]
@@ -97,7 +98,7 @@ def running():
 
 @pytest.fixture
 def mirror(running, monkeypatch):
-    monkeypatch.setattr(weights, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     running.answer, running.log = serve(), []
     return running
 
@@ -374,8 +375,8 @@ def test_a_full_disk_is_one_message_and_loses_nothing(get, mirror):
 
 
 def test_too_little_room_is_known_before_the_download(get, mirror, monkeypatch):
-    usage = weights.shutil.disk_usage(get.root)
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = download.shutil.disk_usage(get.root)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(Refused, match="300,000 bytes to come, 1,000 free"):
         get()
 
