@@ -101,6 +101,6 @@ def test_missing_weights_are_one_error_before_any_work(run, demo, tmp_path, monk
         "clip-vit-large-patch14-336.safetensors",
     ):
         assert file in text
-    assert "sparrow weights list" in text
+    assert "docs/weights.md explains" in text
     assert "Traceback" not in text
     assert not (tmp_path / "out" / "manifests").exists()

@@ -29,7 +29,7 @@ def out(tiny_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("view", [*TABLES, *ANSWERS])
 def test_every_view_answers_and_has_rows(out, view):
     rows = query(out, f"SELECT * FROM {view} LIMIT 3")
-    assert rows or view == "drops"  # nothing was dropped inside these tracks
+    assert rows or view in ("drops", "events")  # nothing was dropped inside these tracks, memory sufficed
 
 
 def test_catalog_duckdb_opens_from_anywhere(out, tmp_path, monkeypatch):
