@@ -84,27 +84,46 @@ def _fused(config: CurateConfig) -> Fused:
     return Fused(config)
 
 
-def one_thread() -> None:
-    """BLAS and torch's CPU kernels get one thread, so that every process computes alike. OpenMP counts per thread."""
-    if not getattr(_THREAD, "limited", False):
-        from threadpoolctl import threadpool_limits
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """BLAS and torch's CPU kernels get one thread, so that every process computes alike. OpenMP counts per thread.
 
+    In a process of somebody else's (inline) the limits are lifted afterwards; a worker's threads keep them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    if threading.current_thread() is threading.main_thread():
+        with threadpool_limits(1):
+            if torch:
+                torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                if torch:
+                    torch.set_num_threads(before)
+        return
+    if getattr(_THREAD, "limited", None) != bool(torch):
         threadpool_limits(1)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-        _THREAD.limited = True
+        if torch:
+            torch.set_num_threads(1)
+        _THREAD.limited = bool(torch)
+    yield
 
 
 def work(payload: tuple[str, Job, Any, ShardPlan | None]) -> dict:
     """One clip or one commit, from any thread; returns a few numbers."""
     kind, job, item, shard = payload
     models = fused(job.config)
-    one_thread()
-    if kind == "commit":
-        assert shard is not None
-        return commit_shard(job, shard, models.stages.encoder.dim)
-    planned, path = item
-    result = models.curate(planned, job)
+    if kind == "clip":
+        models.load()
+    with one_thread():
+        if kind == "commit":
+            assert shard is not None
+            return commit_shard(job, shard, models.stages.encoder.dim)
+        planned, path = item
+        result = models.curate(planned, job)
     size = stage_clip(Path(path), result)
     seconds = sum(row["seconds"] for row in result.timings)
     return {"samples": len(result.samples), "quarantined": len(result.quarantine), "bytes": size, "seconds": seconds}

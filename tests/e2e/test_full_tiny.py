@@ -72,7 +72,7 @@ def test_results_do_not_depend_on_how_many_clips_share_the_models(run, demo, tmp
                "--limit", 3, "--set", "segment.masks=keyframes:2", "--source-set", "rules.boxes=tracked",
                "--source-set", "rules.start=annotation", "--source-set", "rules.min_iou=null"]  # fmt: skip
     alone = run(*command, "--out", tmp_path / "alone", "--executor", "inline")
-    together = run(*command, "--out", tmp_path / "together", "--workers", 1, "--in-flight", 3)
+    together = run(*command, "--out", tmp_path / "together", "--workers", 1, "--in-flight", 3)  # side by side
     assert alone.wait() == 0, alone.text()[-3000:]
     assert together.wait() == 0, together.text()[-3000:]
     assert shard_hashes(tmp_path / "alone") == shard_hashes(tmp_path / "together")
