@@ -88,10 +88,11 @@ class CurateConfig(Config):
     """
 
     preset: Literal["lite", "full", "full-tiny"]
-    detect: DetectConfig
-    track: TrackConfig
-    segment: SegmentConfig
-    encode: EncodeConfig
+    # These defaults are never used: they tell the schema, by which Prefect judges parameters, that none is required.
+    detect: DetectConfig = AnnotationDetectorConfig()
+    track: TrackConfig = CSRTConfig()
+    segment: SegmentConfig = GrabCutConfig()
+    encode: EncodeConfig = HandcraftedConfig()
     select: SelectConfig = SelectConfig()
     questions: QuestionConfig = QuestionConfig()
     decode: DecodeConfig = DecodeConfig()

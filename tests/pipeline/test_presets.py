@@ -46,6 +46,7 @@ def test_a_preset_by_name_alone_has_its_own_models():
     """As a Prefect parameter: the name must not be put on another preset's models."""
     assert CurateConfig.model_validate({"preset": "full"}) == PRESETS["full"]
     assert CurateConfig.model_validate(PRESETS["full-tiny"].model_dump(mode="json")) == PRESETS["full-tiny"]
+    assert CurateConfig.model_json_schema()["required"] == ["preset"]  # what Prefect judges by
     with pytest.raises(ValueError, match="preset"):
         CurateConfig.model_validate({"preset": "heavy"})
 
