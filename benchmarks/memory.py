@@ -32,7 +32,8 @@ def run(setting: Setting) -> Iterator[Row]:
                     on_device_now = torch.cuda.memory_allocated(setting.device) / 2**20 if peak.on_device else 0.0
                     after.append((Peak.rss(), on_device_now))
     (host, device), (host_end, device_end) = after
-    yield Row(f"host memory after {clips} clips", host_end, "MiB", f"after {clips // 4} clips", host_end / host)
+    yield Row(f"host memory after {clips} clips", host_end, "MiB", f"after {clips // 4} clips", host_end / host,
+              note=f"preset {settings.preset}, {frames} frames a clip")  # fmt: skip
     if device:
         yield Row(f"device memory after {clips} clips", device_end, "MiB", f"after {clips // 4}", device_end / device)
     yield Row("peak host memory", peak.host, "MiB")

@@ -41,7 +41,12 @@ def run(setting: Setting) -> Iterator[Row]:
             results = list(fused.map(job, items, in_flight))
         took = (time.perf_counter() - start) / clips
     made = sum(len(r.samples) for r in results)
-    yield Row("bare models, frames in memory", bare * 1e3, "ms/clip", note=f"{frames} frames, 1 key frame, 16 crops")
+    yield Row(
+        "bare models, frames in memory",
+        bare * 1e3,
+        "ms/clip",
+        note=f"{job.config.preset}: {frames} frames, 1 key frame, 16 crops",
+    )
     yield Row("whole clip, no masks", took * 1e3, "ms/clip", "the sum of its bare models", bare / took,
               note=f"{in_flight} in flight, {made} of {clips} clips became samples")  # fmt: skip
     stages: dict[str, float] = {}
