@@ -147,8 +147,6 @@ class RayActors:
         options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
         options |= {"num_gpus": self.gpus} if self.gpus else {}
         chosen = {name: value for name, value in os.environ.items() if name.startswith("SPARROW_")}
-        if "SPARROW_WEIGHTS" in chosen:  # workers have a working directory of their own
-            chosen["SPARROW_WEIGHTS"] = os.path.abspath(chosen["SPARROW_WEIGHTS"])
         options |= {"runtime_env": {"env_vars": chosen}} if chosen else {}
         remote = ray.remote(**options)(Worker).options(max_concurrency=self.in_flight)
         return lambda: _Actor(remote.remote())
@@ -288,8 +286,9 @@ def executor_for(
     a clip each. in_flight: 0 chooses."""
     gpu = False
     if name == "ray" and config.needs_torch:
-        from trackers.runtime import device
+        from trackers.runtime import device, weights_root
 
+        os.environ["SPARROW_WEIGHTS"] = str(weights_root().absolute())  # workers may start in another folder
         gpu = device().type == "cuda"
     return make_executor(
         name, workers, deadline, in_flight=in_flight or (GPU_IN_FLIGHT if gpu else 1), gpus=1 if gpu else 0

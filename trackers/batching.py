@@ -1,7 +1,8 @@
 """Many curation threads, one model: requests wait a moment, and go through the model together.
 
-A batch is always padded to the same size by the models themselves, so that a result does not depend on who shared the
-batch. Out of memory: the batch is halved and tried again, and everyone who was in it is told (`memory_events`).
+A batch is always padded to the same size by the models themselves: equal shapes, equal kernels. (The last digits of a
+result may still depend on its place in the batch; where bytes must be equal, as in the tests, batches are of one.)
+Out of memory: the batch is halved and tried again, and everyone who was in it is told (`memory_events`).
 """
 
 import threading

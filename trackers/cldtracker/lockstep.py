@@ -5,8 +5,8 @@ targets, clips, and the two directions from a key frame. Each is a stream in a s
 frame further, in one forward of fixed shape, and a slot whose stream ends gets the next one. The box of a stream lives
 on the device from its first frame to its last: the host only feeds frames, and reads a stream's boxes when it is over.
 
-All slots are computed in every tick, used or not: with equal shapes every row is computed alike, whoever the
-neighbours are, so that results do not depend on the load (spec/tracking.md 1.9, 3.4).
+All slots are computed in every tick, used or not: shapes never change, so that results should not depend on the load
+(spec/tracking.md 1.9, 3.4). Tested to the bit with the small network on a CPU; not known of a GPU.
 """
 
 import threading
@@ -31,7 +31,7 @@ class Stream:
 
     frames: [T, H, W, 3] uint8 RGB; order: the frames to visit, one after the other; box: xywh, pixels, where the
     target was before the first of them. The template is cut from `template_frame` at `template_box` and never changes.
-    give_up: stop once the target is lost, because somebody will look for it (`LockStep.poor`).
+    give_up: stop once the target is lost, because somebody will look for it (`Board.lost`).
     """
 
     frames: NDArray[np.uint8]
