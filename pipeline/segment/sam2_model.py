@@ -1,15 +1,9 @@
-"""SAM2 itself: built from the `sam2` package's own configs and classes, loaded strictly, and asked in two ways.
+"""SAM2 asked in two ways: about pictures, and along clips. The network itself is `trackers.sam2`'s.
 
 `boxes_to_masks` answers a batch of pictures with one box each. `Stream` follows one target through a clip with the
 package's video predictor, but makes each frame's input when it is its turn, and forgets what no later frame reads.
-
-The package's builder is not used: it composes configs with Hydra, whose global state belongs to the whole process, and
-loads checkpoints its own way. `import sam2` still initialises Hydra with the package's configs (it does so on import);
-nothing else in this project may use Hydra.
 """
 
-import copy
-import importlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,29 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from schemas.geometry import Boxes
+from trackers import sam2 as network
 from trackers.checkpoints import load_strict, read_state_dict
 from trackers.runtime import is_seeded, locate, settle
 from trackers.seeded import seed_module
 
 if TYPE_CHECKING:
     from pipeline.segment.sam2 import SAM2Config
-
-_TINY: dict = {
-    "image_size": 256,
-    "image_encoder": {
-        "trunk": {"embed_dim": 32, "stages": [1, 2, 3, 2], "global_att_blocks": [5], "window_spec": [8, 4, 8, 4]},
-        "neck": {"backbone_channel_list": [256, 128, 64, 32]},
-    },
-    "memory_attention": {
-        "num_layers": 2,
-        "layer": {
-            "dim_feedforward": 512,
-            "self_attention": {"feat_sizes": [16, 16]},
-            "cross_attention": {"feat_sizes": [16, 16]},
-        },
-    },
-}
-"""What makes the official tiny model small enough for tests; everything else stays official."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _POINTS_OF_A_BOX = (2, 3)
@@ -54,43 +32,15 @@ _POINTS_OF_A_BOX = (2, 3)
 # --- building and loading ------------------------------------------------------------------------------------------
 
 
-def read_config(architecture: str) -> dict:
-    """The `model` section of the package's yaml file for "2.1-l" and so on.
-
-    "tiny" is "2.1-t" made small, "2.0-tiny" likewise: the architectures of the golden vectors.
-    """
-    import sam2
-    from omegaconf import OmegaConf
-
-    version, _, size = ("2.1-tiny" if architecture == "tiny" else architecture).partition("-")
-    folder = "sam2" if version == "2.0" else f"sam2.{version.partition('.')[2]}"
-    path = f"{sam2.__path__[0]}/configs/{folder}/{folder}_hiera_{'t' if size == 'tiny' else size}.yaml"
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))  # PyYAML would read 1e-6 as text
-    return _merged(config["model"], _TINY) if size == "tiny" else config["model"]
-
-
 def build(architecture: str, *, video: bool = False, postprocess: bool = True) -> nn.Module:
-    """An untrained model on the CPU, in eval mode: `SAM2Base`, or with `video` the `SAM2VideoPredictor`.
+    """`trackers.sam2.build` on the CPU: a `SAM2Base`, or with `video` the package's `SAM2VideoPredictor`."""
+    if not video:
+        return network.build(architecture, postprocess=postprocess)
+    import sam2.sam2_video_predictor as module
 
-    postprocess: what the official builder turns on by default. Where the single mask of a box is unstable (IoU of
-    the masks at logits +-0.05 below 0.98) the best of three takes its place, and the memory of a prompted frame is
-    made from its binary mask. The builder's third switch, filling holes of up to 8 pixels, stays off: it needs a
-    compiled CUDA extension and is skipped without one, so masks would depend on how the package was installed.
-    """
-    config = copy.deepcopy(read_config(architecture))
-    config["compile_image_encoder"] = False
-    config["binarize_mask_from_pts_for_mem_enc"] = postprocess
-    config["sam_mask_decoder_extra_args"] = {
-        "dynamic_multimask_via_stability": postprocess,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    }
-    if video:
-        import sam2.sam2_video_predictor as module
-
-        module.tqdm = _without_bar  # a bar per clip and direction, from many threads at once
-        config |= {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor", "fill_hole_area": 0}
-    return _instantiate(config).eval().requires_grad_(False)
+    module.tqdm = _without_bar  # a bar per clip and direction, from many threads at once
+    target = "sam2.sam2_video_predictor.SAM2VideoPredictor"
+    return network.build(architecture, target, postprocess=postprocess, fill_hole_area=0)
 
 
 def make_sam2(config: "SAM2Config", device: torch.device, video: bool) -> nn.Module:
@@ -104,21 +54,6 @@ def make_sam2(config: "SAM2Config", device: torch.device, video: bool) -> nn.Mod
     model.to(device)
     settle(device)
     return model
-
-
-def _instantiate(node: Any) -> Any:
-    """Objects out of a config: a mapping with `_target_` becomes a call of that class of the package."""
-    if not isinstance(node, dict):
-        return node
-    values = {name: _instantiate(value) for name, value in node.items() if name != "_target_"}
-    if "_target_" not in node:
-        return values
-    module, _, name = node["_target_"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**values)
-
-
-def _merged(config: dict, changes: dict) -> dict:
-    return config | {k: _merged(config[k], v) if isinstance(v, dict) else v for k, v in changes.items()}
 
 
 def _without_bar(frames: Sequence[int], **_: Any) -> Sequence[int]:

@@ -16,11 +16,11 @@ from pipeline.segment.sam2_model import (
     build,
     make_sam2,
     prepare,
-    read_config,
     to_frame,
 )
 from schemas.geometry import rle_decode, rle_encode
 from trackers.checkpoints import CheckpointError
+from trackers.sam2 import read_config
 from trackers.seeded import normal, seed_module
 
 VERSIONS = {"v21": "tiny", "v20": "2.0-tiny"}

@@ -1,0 +1,374 @@
+"""What SPARROW needs to know of a video MLLM, and nothing else (`spec/hosts.md` section 5).
+
+A host turns frames and a question into embeddings, runs its language model, and gives the states from which its
+segmentation vectors are made. Everything in which hosts differ is a field of `HostSpec` or one of the methods below.
+
+Visual and TSF positions of a prompt are sentinels in the ids, before and after the embeddings are put in: every mask
+and index is a comparison, never an offset.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.sam import Decoded, Features, Prompt, Sam2, prepare
+
+IMAGE, TSF = -200, -201
+"""Sentinel ids of visual and of TSF positions (the release's numbers)."""
+IGNORE = -100
+"""The label of positions without a language loss."""
+BOX_TOKEN = "[BOX]"
+
+Frames = NDArray[np.uint8]
+"""[T, H, W, 3] RGB."""
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """Everything in which hosts differ, as numbers and words."""
+
+    name: str
+    llm_dim: int
+    patch_dim: int
+    """Width of the spatial encoder's patch features, from which TSF tokens are made."""
+    seg_token: str
+    seg_vectors: int
+    """Prompt vectors per [SEG]: 1, or UniPixel's 2."""
+    seg_read: Literal["post_norm", "pre_norm"]
+    """Which hidden state [SEG] and [BOX] are read from: after or before the final norm."""
+    seg_granularity: Literal["video", "frame"]
+    """One [SEG] per object and video, or (GLUS) per object and frame."""
+    max_len: int
+    """Positions of the language model, visual ones included."""
+    sam: str
+    """Architecture of the mask model, as `trackers.sam2.build` names it."""
+    sam_size: int
+    sam_postprocess: bool
+    """SAM2's dynamic multimask fallback and binarised memory of prompted frames."""
+    pads: int
+    """"Not a point" tokens before the vectors when there is no box (inference)."""
+    box_pads: int = 1
+    """The same, after the corners of a box."""
+    train_pads: int = 0
+    multimask: bool = True
+    """Best of three masks where there is no box (inference). With a box: always one mask."""
+    temporal_dim: int | None = None
+    """Width of what the temporal projector reads, for hosts that have one."""
+    visual_token: str = ""
+    """What stands in the host's own ids where we have IMAGE; empty if it uses IMAGE too."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch ready for the language model. All of length L, right-padded."""
+
+    embeds_bld: Tensor
+    ids_bl: Tensor
+    """int64; IMAGE at visual, TSF at TSF positions."""
+    attention_bl: Tensor
+    """bool."""
+    positions: Tensor
+    """[B, L], or [3, B, L] for M-RoPE."""
+    labels_bl: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.ids_bl.shape[1]
+
+
+@dataclass(frozen=True)
+class Generated:
+    ids_l: Tensor
+    """Prompt (with sentinels) and answer."""
+    hidden_ld: Tensor
+    """Row i is the state that predicts id i + 1, as `seg_read` says. One row less than `ids_l`."""
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """What the language model said for one frame that is to be prompted."""
+
+    frame: int
+    seg_nd: Tensor
+    """A state per [SEG], in order."""
+    box_nd: Tensor | None
+    """The state of the [BOX] paired with each [SEG]; None where no [BOX] was asked for or emitted."""
+    text: str
+    forced: bool
+    """The answer was put into the model's mouth, not generated."""
+
+
+class Host(nn.Module, ABC):
+    """A video MLLM. Subclasses set the modules named here in `__init__` and write the abstract methods."""
+
+    spec: HostSpec
+    llm: Any
+    """A transformers causal language model."""
+    sam: Sam2
+    seg_head: nn.Module
+    """[N, D] -> [N, seg_vectors * 256]: the host's own W_LV."""
+    tokenizer: Any
+    template: str
+    """The host's own request for a mask of {phrase}."""
+    answer: str
+    """What it would answer; {seg} stands for the grounding tokens."""
+
+    # --- what a host writes ---
+
+    @abstractmethod
+    def prepare(self, frames: Frames) -> dict[str, Tensor]:
+        """Pixels for the language model's eyes, sampled and sized as the host wants them. No batch axis."""
+
+    @abstractmethod
+    def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """[n_i, D] for every IMAGE sentinel of a prompt about `inputs`, in order."""
+
+    @abstractmethod
+    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """n pictures [h, w, 3] -> [n, patches, patch_dim] of the frozen spatial encoder (Eq. 4)."""
+
+    @abstractmethod
+    def project_spatial(self, patches: Tensor) -> Tensor:
+        """[..., patches, patch_dim] -> [..., patches', D]: the host's spatial projector, not pooled further."""
+
+    @abstractmethod
+    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+        """Ids of a whole dialogue, IMAGE and `tsf` TSF sentinels in place, and where the answer begins.
+
+        TSF slots follow the question on a line of their own. Without an answer the ids end where it would begin.
+        """
+
+    # --- what a host may have of its own ---
+
+    def project_temporal(self, features: Tensor) -> Tensor:
+        """[..., temporal_dim] -> [..., D]. ValueError for hosts without a temporal encoder."""
+        raise ValueError(f"{self.spec.name} has no temporal projector: Table 9's temporal paths need videoglamm")
+
+    def positions(self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]) -> Tensor:
+        """Position ids [B, L] (or [3, B, L]): 0, 1, 2, ... for all but M-RoPE hosts."""
+        return (attention_bl.long().cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.llm.model.norm
+
+    def token_embeddings(self) -> nn.Embedding:
+        return self.llm.get_input_embeddings()
+
+    def lm(self, packed: Packed, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
+        """Logits [B, L, V], states [B, L, D] as `seg_read` says, and the cache that generation goes on with.
+
+        With a cache, `packed` holds the new positions only, and its attention mask all positions so far.
+        """
+        with _watch(self.final_norm) as seen:
+            out = self.llm(
+                inputs_embeds=packed.embeds_bld,
+                attention_mask=packed.attention_bl.long(),
+                position_ids=packed.positions,
+                past_key_values=cache,
+                use_cache=not torch.is_grad_enabled(),
+            )
+        return out.logits, seen[self.spec.seg_read], out.past_key_values
+
+    def propagate(
+        self, features: Callable[[int], Features], num_frames: int, prompts: dict[int, tuple[list[int], Prompt]]
+    ) -> Iterator[tuple[int, list[int], Decoded]]:
+        """Masks of every frame from prompts on some: SAM2's memory. Frames before the first prompt come last."""
+        multimask = self.spec.multimask and all(p.boxes_n4 is None for _, p in prompts.values())
+        yield from self.sam.propagate(features, num_frames, prompts, multimask=multimask)
+        if (first := min(prompts)) > 0:
+            back = {first: prompts[first]}
+            for step in self.sam.propagate(features, num_frames, back, multimask=multimask, reverse=True):
+                if step[0] < first:
+                    yield step
+
+    def states(
+        self, frames: Frames, question: str, prompt_frames: Sequence[int], *, answer: str | None = None,
+        tsf_nd: Tensor | None = None, max_new_tokens: int = 512,
+    ) -> Iterator[PromptState]:  # fmt: skip
+        """Ask about each prompted frame: the language model sees the video from there to the next one.
+
+        answer: forced instead of generated. tsf_nd: [n, D] tokens for the prompt's TSF slots.
+        """
+        bounds = [*prompt_frames, len(frames)]
+        for start, stop in pairwise(bounds):
+            inputs = self.prepare(frames[start:stop])
+            ids, begin = self.conversation(question, answer, 0 if tsf_nd is None else len(tsf_nd))
+            packed = self.pack([ids], [inputs], tsf=[tsf_nd])
+            if answer is None:
+                said = self.generate(packed, max_new_tokens)
+                all_ids, hidden, text = said.ids_l, said.hidden_ld, self.tokenizer.decode(said.answer)
+            else:
+                _, states, _ = self.lm(packed)
+                all_ids, hidden, text = packed.ids_bl[0], states[0, :-1], answer
+            answer_from = len(packed) if answer is None else expanded(packed.ids_bl[0], ids, begin)
+            yield self.prompt_state(start, all_ids, hidden, answer_from, text, forced=answer is not None)
+
+    # --- the same for all ---
+
+    def seg_prompt(self, states_nd: Tensor) -> Tensor:
+        """Hidden states of [SEG] -> prompt vectors [N, seg_vectors, 256]."""
+        return self.seg_head(states_nd).unflatten(1, (self.spec.seg_vectors, -1))
+
+    def sam_features(self, frames: Frames) -> Features:
+        """Frames [F, H, W, 3] through the mask model's image encoder, once."""
+        device = self.sam.no_mem_embed.device
+        return self.sam.features(prepare(frames, self.spec.sam_size, device).to(self.sam.no_mem_embed.dtype))
+
+    def prompt(self, seg_nd: Tensor | None, boxes_n4: Tensor | None, *, training: bool = False) -> Prompt:
+        """The host's order of sparse tokens: [corners | nothing] [padding] [vectors]."""
+        spec = self.spec
+        pads = spec.box_pads if boxes_n4 is not None else spec.train_pads if training else spec.pads
+        return Prompt(None if seg_nd is None else self.seg_prompt(seg_nd), boxes_n4, pads)
+
+    def token_id(self, token: str) -> int:
+        """The id of one of the tokenizer's own tokens. ValueError if it is not one."""
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise ValueError(f"{self.spec.name}'s tokenizer does not know {token}: add_tokens([{token!r}]) first")
+        return found
+
+    @property
+    def seg_id(self) -> int:
+        return self.token_id(self.spec.seg_token)
+
+    @torch.no_grad()
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Give the vocabulary new tokens; their rows in both tables start as the mean of the others. Returns ids."""
+        before = len(self.tokenizer)
+        self.tokenizer.add_tokens([t for t in tokens if t not in self.tokenizer.get_vocab()])
+        ids = [self.token_id(t) for t in tokens]
+        rows = self.token_embeddings().weight.shape[0]
+        if max(ids) >= rows:
+            self.llm.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+        new = [i for i in ids if i >= before]
+        tables = {id(m.weight): m.weight for m in (self.token_embeddings(), self.llm.get_output_embeddings())}
+        for weight in tables.values():
+            if new and not weight.is_meta:
+                weight[new] = weight[: min(before, rows)].mean(0)
+        return ids
+
+    def pack(
+        self, ids: list[list[int]], inputs: list[dict[str, Tensor]], *, tsf: list[Tensor | None] | None = None,
+        answer_begins: list[int] | None = None,
+    ) -> Packed:  # fmt: skip
+        """Put visual and TSF tokens in place of their sentinels, in order; pad on the right.
+
+        ids: a dialogue per sample, with one IMAGE per entry of `visual_tokens`. answer_begins: where each answer
+        starts in `ids`; gives labels. ValueError if slots and tokens do not pair up, or the text does not fit.
+        """
+        samples = [
+            self._fill(
+                one,
+                self.visual_tokens(pixels),
+                None if tsf is None else tsf[i],
+                None if answer_begins is None else answer_begins[i],
+            )
+            for i, (one, pixels) in enumerate(zip(ids, inputs, strict=True))
+        ]
+        longest = max(len(flat) for flat, _, _ in samples)
+        if longest > self.spec.max_len:
+            raise ValueError(
+                f"a prompt of {longest} positions does not fit {self.spec.name}'s {self.spec.max_len}: shorten the text"
+            )
+
+        def stack(rows: list[Tensor], fill: float) -> Tensor:
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+
+        flat = [one for one, _, _ in samples]
+        attention = stack([torch.ones_like(one, dtype=torch.bool) for one in flat], False)
+        ids_bl = stack(flat, self.tokenizer.pad_token_id or 0)
+        labels = None if answer_begins is None else stack([one for _, _, one in samples if one is not None], IGNORE)
+        return Packed(
+            stack([one for _, one, _ in samples], 0.0), ids_bl, attention,
+            self.positions(ids_bl, attention, inputs), labels,
+        )  # fmt: skip
+
+    def _fill(
+        self, ids: list[int], visual: list[Tensor], tsf: Tensor | None, begin: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        table = self.token_embeddings()
+        slots = {IMAGE: iter(visual), TSF: iter(() if tsf is None else tsf[:, None])}
+        wanted = {IMAGE: (ids.count(IMAGE), len(visual)), TSF: (ids.count(TSF), 0 if tsf is None else len(tsf))}
+        for sentinel, (places, given) in wanted.items():
+            if places != given:
+                kind = "visual" if sentinel == IMAGE else "TSF"
+                raise ValueError(f"the prompt has {places} {kind} slots, but {given} were given")
+        text = table(torch.tensor([max(i, 0) for i in ids], device=table.weight.device))
+        parts, flat, labels = [], [], []
+        for k, token in enumerate(ids):
+            part = text[k : k + 1] if token >= 0 else next(slots[token]).to(text)
+            parts.append(part)
+            flat += [token] * len(part)
+            labels += [token if begin is not None and k >= begin and token >= 0 else IGNORE] * len(part)
+        ids_l = torch.tensor(flat, device=text.device)
+        return ids_l, torch.cat(parts), None if begin is None else torch.tensor(labels, device=text.device)
+
+    @torch.no_grad()
+    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+        """Greedy decoding of one sample with a key-value cache; the prompt is run once. Ends at `stop` or </s>."""
+        if packed.ids_bl.shape[0] != 1:
+            raise ValueError(f"generation takes one sample at a time, not {packed.ids_bl.shape[0]}")
+        ends = set(stop or ()) | {self.tokenizer.eos_token_id}
+        ids, hidden, answer, step, cache = packed.ids_bl[0], [], [], packed, None
+        length = len(packed)
+        while True:
+            logits, states, cache = self.lm(step, cache)
+            hidden.append(states[0])
+            token = int(logits[0, -1].argmax())
+            answer.append(token)
+            length += 1
+            if token in ends or len(answer) >= max_new_tokens or length >= self.spec.max_len:
+                break
+            step = self._next(step, token)
+        new = torch.tensor(answer, device=ids.device)
+        return Generated(torch.cat([ids, new]), torch.cat(hidden), answer)
+
+    def _next(self, step: Packed, token: int) -> Packed:
+        ids = torch.full_like(step.ids_bl[:, :1], token)
+        seen = torch.cat([step.attention_bl, torch.ones_like(step.attention_bl[:, :1])], 1)
+        return replace(
+            step, embeds_bld=self.token_embeddings()(ids), ids_bl=ids, attention_bl=seen,
+            positions=step.positions[..., -1:] + 1,
+        )  # fmt: skip
+
+    def prompt_state(
+        self, frame: int, ids_l: Tensor, hidden_ld: Tensor, answer_from: int, text: str, *, forced: bool
+    ) -> PromptState:
+        """Read [SEG] and [BOX] states off an answer. The n-th [BOX] belongs to the n-th [SEG], in either order."""
+        said, states = ids_l[answer_from:], hidden_ld[answer_from - 1 :]
+        seg = states[said == self.seg_id]
+        box = states[said == self.token_id(BOX_TOKEN)] if BOX_TOKEN in self.tokenizer.get_vocab() else states[:0]
+        if len(box) not in (0, len(seg)):
+            n = min(len(box), len(seg))  # an answer that breaks off: what is not paired is not used
+            seg, box = seg[:n], box[:n]
+        return PromptState(frame, seg, box if len(box) else None, text, forced)
+
+
+@contextmanager
+def _watch(norm: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What goes into the final norm and what comes out of it, while the model runs."""
+    seen: dict[str, Tensor] = {}
+    hook = norm.register_forward_hook(lambda _, args, out: seen.update(pre_norm=args[0], post_norm=out))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def select(hidden_ld: Tensor, ids_l: Tensor, token: int) -> Tensor:
+    """States at the positions whose NEXT id is `token` (LISA's convention): [n, D]."""
+    return hidden_ld[: len(ids_l) - 1][ids_l[1:] == token]
+
+
+def expanded(ids_l: Tensor, ids: list[int], begin: int) -> int:
+    """Where position `begin` of unexpanded `ids` lies in `ids_l`; `begin` is after every sentinel."""
+    return len(ids_l) - (len(ids) - begin)
