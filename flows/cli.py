@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import weights
+from flows import model, weights
 
 app = typer.Typer(
     name="sparrow",
@@ -236,6 +236,7 @@ def sql(
 
 
 app.add_typer(weights.app, name="weights")
+app.add_typer(model.app, name="model")
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 

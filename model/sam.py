@@ -124,6 +124,10 @@ class Sam2(SAM2Base):
             tokens.append(prompt.vectors_nk256)
         return torch.cat([t.to(pad.dtype) for t in tokens], 1)
 
+    def without_memory(self, features: Features) -> Tensor:
+        """The coarsest map as the decoder gets it on a frame that has no past: [F, 256, S/16, S/16]."""
+        return features.maps[2] + self.no_mem_embed.reshape(1, -1, 1, 1)
+
     def decode(
         self, features: Features, prompt: Prompt, *, multimask: bool, embedding: Tensor | None = None
     ) -> Decoded:
@@ -135,7 +139,7 @@ class Sam2(SAM2Base):
         if len(features) != len(prompt):
             raise ValueError(f"{len(prompt)} prompts need as many rows of features, not {len(features)}")
         if embedding is None:
-            embedding = features.maps[2] + self.no_mem_embed[0, :, :, None]
+            embedding = self.without_memory(features)
         dense = self.sam_prompt_encoder.no_mask_embed.weight[:, :, None, None].expand_as(embedding)
         logits, ious, _, score = self.sam_mask_decoder(
             image_embeddings=embedding,

@@ -32,8 +32,11 @@ class Inert:
         pass
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """Whatever a checkpoint file holds, on the CPU; unknown classes become `Inert`. CheckpointError says why not."""
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Any:
+    """Whatever a checkpoint file holds, on the CPU; unknown classes become `Inert`. CheckpointError says why not.
+
+    mmap: leave the tensors in the file until they are touched. Files of torch before 1.6 cannot do that.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (sparrow weights list: where it comes from and where to put it)")
@@ -45,7 +48,7 @@ def read_checkpoint(path: str | Path) -> Any:
         unknown = _unknown_classes(path)
         stubs: list[Any] = [(type(f"Inert{i}", (Inert,), {}), name) for i, name in enumerate(unknown)]
         with torch.serialization.safe_globals(stubs):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged or hostile file may raise anything; none of it is ours
@@ -66,11 +69,11 @@ def _unknown_classes(path: Path) -> list[str]:
         return []
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file by name, whether it is one dict of them or holds it under `net`, `model` or
-    `state_dict`. The prefix of DistributedDataParallel is taken off. CheckpointError if there are none."""
-    found = read_checkpoint(path)
-    for key in ("net", "model", "state_dict"):
+def read_state_dict(path: str | Path, *, mmap: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name, whether it is one dict of them or holds it under `net`, `model`,
+    `module` or `state_dict`. The prefix of DistributedDataParallel is taken off. CheckpointError if there are none."""
+    found = read_checkpoint(path, mmap=mmap)
+    for key in ("net", "model", "module", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
             break
@@ -105,11 +108,12 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, *, ig
         if name in state and own[name].shape != state[name].shape
     ]
     if rows:
-        raise CheckpointError(_table(what, type(module).__name__, rows))
+        raise CheckpointError(mismatch_table(what, type(module).__name__, rows))
     module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
 
 
-def _table(what: str, model: str, rows: list[tuple], most: int = 20) -> str:
+def mismatch_table(what: str, model: str, rows: list[tuple], most: int = 20) -> str:
+    """One message about rows of ("missing" | "unknown" | "mis-shaped", name, shape wanted, shape found)."""
     counts = {kind: sum(row[0] == kind for row in rows) for kind in ("missing", "unknown", "mis-shaped")}
     head = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     lines = [f"  {kind:10}  {name:60}  model {wanted!s:20}  file {found}" for kind, name, wanted, found in rows[:most]]

@@ -106,5 +106,5 @@ def seed_module(module: nn.Module, salt: str = "s0:", *, extra: bool = True) -> 
     for name, tensor in module.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() and id(tensor) not in done:
             done.add(id(tensor))
-            tensor.copy_(torch.from_numpy(seeded(name, tuple(tensor.shape), salt, extra=extra)))
+            tensor.copy_(torch.as_tensor(seeded(name, tuple(tensor.shape), salt, extra=extra)))
     return module

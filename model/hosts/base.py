@@ -8,7 +8,7 @@ and index is a comparison, never an offset.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -62,6 +62,14 @@ class HostSpec:
     """Best of three masks where there is no box (inference). With a box: always one mask."""
     temporal_dim: int | None = None
     """Width of what the temporal projector reads, for hosts that have one."""
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Last names of the language model's decoder layers that LoRA wraps (the host's own training)."""
+    projectors: tuple[str, ...] = ("image_projector",)
+    """Module names of the V->L adapters."""
+    train_memory: bool = False
+    """Training masks come from propagation through memory, not frame by frame."""
+    loss_on_tokens_only: bool = False
+    """Language loss on grounding tokens only (GLUS)."""
     visual_token: str = ""
     """What stands in the host's own ids where we have IMAGE; empty if it uses IMAGE too."""
 
@@ -148,6 +156,10 @@ class Host(nn.Module, ABC):
 
     # --- what a host may have of its own ---
 
+    def question(self, phrase: str) -> str:
+        """The host's own request for a mask of `phrase`, which is put the way its evaluation puts it."""
+        return self.template.format(phrase=phrase)
+
     def project_temporal(self, features: Tensor) -> Tensor:
         """[..., temporal_dim] -> [..., D]. ValueError for hosts without a temporal encoder."""
         raise ValueError(f"{self.spec.name} has no temporal projector: Table 9's temporal paths need videoglamm")
@@ -179,12 +191,22 @@ class Host(nn.Module, ABC):
         return out.logits, seen[self.spec.seg_read], out.past_key_values
 
     def propagate(
-        self, features: Callable[[int], Features], num_frames: int, prompts: dict[int, tuple[list[int], Prompt]]
+        self,
+        features: Callable[[int], Features],
+        num_frames: int,
+        prompts: Mapping[int, tuple[list[int], Prompt]],
+        multimask: bool | None = None,
     ) -> Iterator[tuple[int, list[int], Decoded]]:
-        """Masks of every frame from prompts on some: SAM2's memory. Frames before the first prompt come last."""
-        multimask = self.spec.multimask and all(p.boxes_n4 is None for _, p in prompts.values())
+        """Masks of every frame from prompts on some: (frame, objects, decoded). Frames before the first prompt last.
+
+        prompts: asked for one by one, when their frame has come; an answer may depend on what was yielded so far.
+        multimask: of prompted frames; as `HostSpec.multimask` says if None, and never where there is a box.
+        """
+        first = min(prompts)
+        if multimask is None:
+            multimask = self.spec.multimask and prompts[first][1].boxes_n4 is None
         yield from self.sam.propagate(features, num_frames, prompts, multimask=multimask)
-        if (first := min(prompts)) > 0:
+        if first > 0:
             back = {first: prompts[first]}
             for step in self.sam.propagate(features, num_frames, back, multimask=multimask, reverse=True):
                 if step[0] < first:

@@ -71,3 +71,10 @@ def test_a_module_is_filled_in_place():
     assert net.again.weight is net.first.weight  # shared: the values of the first name
     assert net.table.tolist() == list(range(5))
     assert net.first.weight.requires_grad
+
+
+def test_a_single_number_is_seeded_too():
+    module = nn.Module()
+    module.gamma = nn.Parameter(torch.zeros(()))
+    assert seed_module(module).gamma.item() == pytest.approx(float(seeded("gamma", ())))
+    assert module.gamma.item() != 0

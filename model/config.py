@@ -1,0 +1,189 @@
+"""Every choice of SPARROW in one config: the paper's by default, the release's by name, the ablations as overrides.
+
+`docs/paper_vs_release.md` says in which points paper and released code differ, and what each field does about it.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from model.adapt import LoraOptions
+from model.corruption import Corruption
+from model.filtration import FiltrationConfig
+from model.losses import FilterLossConfig
+from model.proposer.config import ProposerConfig
+from model.release import ReleaseFilterConfig
+from model.tsf import TSFConfig
+from schemas.config import Config
+
+Part = Literal["llm", "projectors", "seg_head", "rows", "tsf", "box_adapter", "filter"]
+"""What a stage can train: the language model (by LoRA only), the host's V->L and L->V [SEG] adapters, the rows of new
+tokens, the bridge of Table 9's temporal paths, W_LV^BOX, and the filtration head."""
+
+
+class BoxConfig(Config):
+    """The [BOX] prompt. adapter: its own W_LV^BOX (paper), or the host's segmentation head for both tokens (release).
+
+    order: paper section 4.1 prints [SEG] first, the released code says [BOX] first. Each state is read one position
+    early, so with [SEG] first its state is the host's own, and the [BOX] state has seen [SEG].
+    """
+
+    enabled: bool = True
+    adapter: Literal["own", "shared"] = "own"
+    order: Literal["seg_box", "box_seg"] = "seg_box"
+
+
+class ProposalConfig(Config):
+    """Which of the proposer's boxes the filter sees. Paper: objectness filter and NMS; release: the best 100, as is.
+
+    input: "shared" reads the feature maps that the mask decoder reads; a number squashes the frame to that side and
+    runs the image encoder once more (the released proposer was trained on 448, by a copy of the same encoder).
+    """
+
+    keep: int = Field(default=100, ge=1)
+    nms: float | None = Field(default=0.8, gt=0, le=1)
+    threshold: float = Field(default=0.05, ge=0, lt=1)
+    input: Literal["shared"] | int = "shared"
+
+    @model_validator(mode="after")
+    def _side(self) -> "ProposalConfig":
+        if self.input != "shared" and (self.input < 64 or self.input % 32):
+            raise ValueError(f'proposals.input {self.input} must be "shared" or a multiple of 32 from 64 on')
+        return self
+
+
+class DecodeConfig(Config):
+    """What SAM2 is given (Table 5C), and whether masks go through its memory or are made frame by frame.
+
+    The released evaluation is frame by frame, with the boxes of frame 0 on every frame; its memory branch fails as soon
+    as there is a box. box_pad: SAM2's own padding token after the corners of a box; the release has none.
+    """
+
+    prompts: Literal["box+seg", "seg", "box"] = "box+seg"
+    mode: Literal["memory", "frame"] = "memory"
+    box_pad: bool = True
+
+
+class LossConfig(Config):
+    """Weights of Eq. 11; filter: bounds and weights of Eq. 13 (the paper's values are lost)."""
+
+    ce: float = Field(default=1.0, ge=0)
+    bce: float = Field(default=2.0, ge=0)
+    dice: float = Field(default=0.5, ge=0)
+    filter: FilterLossConfig = FilterLossConfig()
+
+
+class StageConfig(Config):
+    """Which parts a stage trains, all of their weights or through LoRA, and by which losses."""
+
+    full: tuple[Part, ...] = ()
+    lora: tuple[Part, ...] = ()
+    losses: tuple[Literal["language", "masks", "proposals"], ...]
+
+    @model_validator(mode="after")
+    def _sane(self) -> "StageConfig":
+        if "llm" in self.full:
+            raise ValueError("stage.full: the language model trains through LoRA only; put llm in stage.lora")
+        if wrong := {"rows", "filter", "box_adapter", "tsf"} & set(self.lora):
+            raise ValueError(f"stage.lora: {', '.join(sorted(wrong))} train in full or not at all")
+        return self
+
+
+class SparrowConfig(Config):
+    """SPARROW on a host. Defaults are preset `paper`."""
+
+    preset: str = "paper"
+    tsf: TSFConfig = TSFConfig()
+    corruption: Corruption = Corruption()
+    proposer: ProposerConfig = ProposerConfig(heads=("objectness",))
+    proposals: ProposalConfig = ProposalConfig()
+    box: BoxConfig = BoxConfig()
+    filter: FiltrationConfig | ReleaseFilterConfig = Field(default=FiltrationConfig(), discriminator="kind")
+    decode: DecodeConfig = DecodeConfig()
+    lora: LoraOptions = LoraOptions()
+    loss: LossConfig = LossConfig()
+    stage1: StageConfig = StageConfig(
+        full=("projectors", "seg_head", "rows", "tsf"), lora=("llm",), losses=("language", "masks")
+    )
+    stage2: StageConfig = StageConfig(full=("filter", "box_adapter"), losses=("proposals",))
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SparrowConfig":
+        if not self.box.enabled and self.decode.prompts != "seg":
+            raise ValueError(
+                f'decode.prompts {self.decode.prompts!r} needs box.enabled; without [BOX] only "seg" works'
+            )
+        if self.filter.kind == "release" and self.proposer.kind not in ("deformable", "detr"):
+            raise ValueError(
+                f"filter.kind release compares embeddings, which proposer.kind {self.proposer.kind} has not"
+            )
+        return self
+
+    def with_(self, **changes: Any) -> "SparrowConfig":
+        """A changed config, validated as a whole: `with_(**{"tsf.path": "sum", "box.enabled": False})`."""
+        values = self.model_dump()
+        for name, value in changes.items():
+            *path, last = name.split(".")
+            node = values
+            for step in path:
+                if not isinstance(node.get(step), dict):
+                    raise ValueError(f"{name}: there is no section {step!r}; sections are {', '.join(values)}")
+                node = node[step]
+            if last not in node:
+                raise ValueError(f"{name}: no such field; known there: {', '.join(node)}")
+            node[last] = value
+        return type(self).model_validate(values)
+
+
+def release() -> SparrowConfig:
+    """What the released code does, fault by fault, so that released weights can be loaded and compared."""
+    return SparrowConfig(
+        preset="release",
+        tsf=TSFConfig(dropout=0.0, selection="online"),
+        proposer=ProposerConfig(),
+        proposals=ProposalConfig(keep=100, nms=None, threshold=0.0, input=448),
+        box=BoxConfig(adapter="shared", order="box_seg"),
+        filter=ReleaseFilterConfig(),
+        decode=DecodeConfig(mode="frame", box_pad=False),
+        loss=LossConfig(filter=FilterLossConfig(positive=0.3, negative=0.3, l1_weight=0.0, giou_weight=0.0)),
+        stage1=StageConfig(lora=("llm", "projectors", "seg_head"), losses=("language", "masks")),
+        stage2=StageConfig(full=("filter",), lora=("llm", "seg_head"), losses=("language", "masks", "proposals")),
+    )
+
+
+PRESETS = {"paper": SparrowConfig, "release": release}
+
+_LEVELS = {"jitter": (0.05, 0.1, 0.2), "id_switch": (0.05, 0.1, 0.2), "dropout": (0.1, 0.3, 0.5)}
+
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "Table 4": {
+        "neither": {"tsf.path": "none", "box.enabled": False, "decode.prompts": "seg"},
+        "BOX only": {"tsf.path": "none"},
+        "TSF in training": {"box.enabled": False, "decode.prompts": "seg"},
+        "TSF in training + BOX": {},
+        "TSF in both": {"tsf.infer": True, "box.enabled": False, "decode.prompts": "seg"},
+        "TSF in both + BOX": {"tsf.infer": True},
+    },
+    "Table 5A": {token: {"filter.supervision_token": token} for token in ("seg", "box")},
+    "Table 5B": {where: {"filter.where": where} for where in ("mllm", "head")},
+    "Table 5C": {prompts: {"decode.prompts": prompts} for prompts in ("seg", "box", "box+seg")},
+    "Table 9": {path: {"tsf.path": path} for path in ("none", "temporal", "concat", "sum", "spatial")},
+    "Table 10": {
+        f"{kind} {level}": {"corruption.kind": kind, "corruption.level": level}
+        for kind, levels in (
+            ("jitter", (0.05, 0.1, 0.2)),
+            ("id_switch", (0.05, 0.1, 0.2)),
+            ("dropout", (0.1, 0.3, 0.5)),
+        )
+        for level in levels
+    },
+    "Table 11": {kind: {"proposer.kind": kind} for kind in ("coords", "mlp", "fcos", "detr", "deformable")},
+}
+"""The paper's ablations, table by table, as overrides of preset `paper` (`SparrowConfig.with_`)."""
+
+
+def configure(preset: str = "paper", **changes: Any) -> SparrowConfig:
+    """A preset with fields changed by dotted name. ValueError for names that do not exist, values that do not fit."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known: one of {', '.join(PRESETS)}")
+    return PRESETS[preset]().with_(**changes)
