@@ -38,11 +38,13 @@ class ProposalConfig(Config):
 
     input: "shared" reads the feature maps that the mask decoder reads; a number squashes the frame to that side and
     runs the image encoder once more (the released proposer was trained on 448, by a copy of the same encoder).
+    clip: cut to the frame; the release leaves boxes that lie a little outside.
     """
 
     keep: int = Field(default=100, ge=1)
     nms: float | None = Field(default=0.8, gt=0, le=1)
     threshold: float = Field(default=0.05, ge=0, lt=1)
+    clip: bool = True
     input: Literal["shared"] | int = "shared"
 
     @model_validator(mode="after")
@@ -141,7 +143,7 @@ def release() -> SparrowConfig:
         preset="release",
         tsf=TSFConfig(dropout=0.0, selection="online"),
         proposer=ProposerConfig(),
-        proposals=ProposalConfig(keep=100, nms=None, threshold=0.0, input=448),
+        proposals=ProposalConfig(keep=100, nms=None, threshold=0.0, clip=False, input=448),
         box=BoxConfig(adapter="shared", order="box_seg"),
         filter=ReleaseFilterConfig(),
         decode=DecodeConfig(mode="frame", box_pad=False),

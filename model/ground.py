@@ -89,7 +89,7 @@ def ground(
     for phrase in phrases:
         said = host.states(
             frames,
-            host.template.format(phrase=phrase),
+            host.question(phrase),
             prompt_frames,
             answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
             max_new_tokens=max_new_tokens,

@@ -122,7 +122,7 @@ class Sparrow(nn.Module):
             small = prepare(frame[None], options.input, maps[0].device).to(maps[0].dtype)
             maps = self.host.sam.features(small).fpn
         assert self.proposer is not None
-        return propose(self.proposer(maps), options.keep, options.nms, options.threshold)[0]
+        return propose(self.proposer(maps), options.keep, options.nms, options.threshold, options.clip)[0]
 
     def pyramid(self, features: Features) -> list[Tensor]:
         """The maps that the filter pools: the feature pyramid (paper), or what the mask decoder reads (release)."""

@@ -35,4 +35,6 @@ def build(name: str, size: Literal["full", "tiny"] = "full", device: str = "meta
 
     # parameters only: tables that a constructor computes (rotary angles, window positions) are not in any file
     with init_empty_weights(include_buffers=False):
-        return host(config).eval()
+        built = host(config).eval()
+    built.llm.tie_weights()  # each parameter has just become a tensor of its own
+    return built

@@ -1,0 +1,328 @@
+"""GLUS: LLaVA-7B with SAM2, which is asked about every frame anew (`spec/hosts.md` section 1.3).
+
+CLIP at 224 px gives 64 tokens per picture. Four context pictures stand for the whole video; frames come one by one as
+the turns of a dialogue, and each answer has a [SEG] of its own. Masks of earlier frames are remembered by a bank of its
+own, which is simpler than SAM2's.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from model.hosts import clip
+from model.hosts.base import BOX_TOKEN, IMAGE, TSF, Frames, Host, HostSpec, PromptState, expanded, select
+from model.hosts.glus_memory import MemoryBank
+from model.hosts.tokenizer import byte_tokenizer
+from model.sam import Decoded, Features, Prompt, build_sam, concatenate
+from schemas.config import Config
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+)
+CONTEXT = "\nPlease finished the following tasks on the context frames above.\n"
+"""The release's own words."""
+START, END, SEG = "<im_start>", "<im_end>", "[SEG]"
+
+
+class GLUSConfig(Config):
+    """Sizes; the defaults are the released model's.
+
+    vocab: rows of the embedding table. 32003 gives the paper's count; take the checkpoint's. pool: neighbouring patches
+    of a row that become one token. context: pictures that stand for the whole video. window: frames in the dialogue
+    at a time. memory_stride: of the frames remembered beyond the previous one, at inference; training has 1.
+    tokenizer: comes with a checkpoint, or speaks bytes.
+    """
+
+    vocab: int = 32003
+    llm_dim: int = 4096
+    llm_layers: int = 32
+    llm_heads: int = 32
+    llm_mlp: int = 11008
+    max_len: int = 2048
+    clip_dim: int = 1024
+    clip_layers: int = 24
+    clip_heads: int = 16
+    clip_mlp: int = 4096
+    clip_size: int = 224
+    pool: int = Field(default=4, ge=1)
+    context: int = Field(default=4, ge=1)
+    window: int = Field(default=4, ge=1)
+    memory_stride: int = Field(default=3, ge=1)
+    sam: str = "2.0-l"
+    sam_size: int = 1024
+    tokenizer: Literal["checkpoint", "bytes"] = "checkpoint"
+
+
+class GLUS(Host):
+    """Inputs of its tower: {"context": [4, 3, 224, 224], "query": [n, 3, 224, 224]}, n frames asked about in turn.
+
+    [BOX] is said on prompted frames only, beside the [SEG] that every frame has: SPARROW's addition, for the release
+    decodes one token per frame.
+    """
+
+    template = "Can you segment the {phrase} in this frame?"
+    answer = "Sure, the segmentation result is {seg}."
+
+    @staticmethod
+    def configs() -> dict[str, GLUSConfig]:
+        tiny = GLUSConfig(
+            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, clip_dim=32, clip_layers=3, clip_heads=4,
+            clip_mlp=64, clip_size=56, sam="2.0-tiny", sam_size=128, tokenizer="bytes",
+        )  # fmt: skip
+        return {"full": GLUSConfig(), "tiny": tiny}
+
+    def __init__(self, config: GLUSConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GLUSConfig()
+        dim = config.llm_dim
+        self.spec = HostSpec(
+            name="glus", llm_dim=dim, patch_dim=config.clip_dim, seg_token=SEG, seg_vectors=1, seg_read="post_norm",
+            seg_granularity="frame", max_len=config.max_len, sam=config.sam, sam_size=config.sam_size,
+            sam_postprocess=True, pads=0, multimask=False, train_memory=True, loss_on_tokens_only=True,
+        )  # fmt: skip
+        self.llm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab, hidden_size=dim, intermediate_size=config.llm_mlp,
+                num_hidden_layers=config.llm_layers, num_attention_heads=config.llm_heads,
+                max_position_embeddings=config.max_len, rms_norm_eps=1e-6,
+                bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            )
+        )  # fmt: skip
+        self.image_encoder = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.clip_dim, intermediate_size=config.clip_mlp, num_hidden_layers=config.clip_layers,
+                num_attention_heads=config.clip_heads, image_size=config.clip_size, patch_size=14,
+            )
+        )  # fmt: skip
+        self.image_projector = nn.Linear(config.clip_dim, dim)
+        self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
+        self.sam = build_sam(config.sam, postprocess=True, image_size=config.sam_size)
+        self.tokenizer = byte_tokenizer([START, END, SEG]) if config.tokenizer == "bytes" else None
+
+    # --- eyes ---
+
+    def prepare(self, frames: Frames, query: Sequence[int] = (0,)) -> dict[str, Tensor]:
+        """[T, H, W, 3] uint8 RGB -> {"context": [4, 3, 224, 224], "query": [n, 3, 224, 224]}: middle squares, as CLIP's
+        processor cuts them.
+
+        Context is the middle frame of each quarter (`context_frames`); query, the frames that are asked about.
+        float32 on the CPU. ValueError for other shapes.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+        chosen = {"context": context_frames(len(frames), self.config.context), "query": list(query)}
+        return {name: clip.centre_crops(frames[index], self.config.clip_size) for name, index in chosen.items()}
+
+    def look(self, pixels_n3ss: Tensor) -> Tensor:
+        """[n, 3, 224, 224] -> CLIP's patch features [n, 256, 1024], without gradient.
+
+        `visual_tokens` takes them in place of pixels, so that no frame is looked at twice.
+        """
+        return clip.patch_tokens(self.image_encoder, pixels_n3ss)
+
+    def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """[64, D] per picture: the context, then the frames asked about. ValueError for other keys and shapes."""
+        side = self.config.clip_size
+        shapes = ((3, side, side), ((side // 14) ** 2, self.config.clip_dim))
+        context, query = inputs.get("context"), inputs.get("query")
+        bad = context is None or query is None or len(context) != self.config.context or not len(query)
+        if bad or any(tuple(x.shape[1:]) not in shapes for x in inputs.values()):
+            seen = {name: list(x.shape) for name, x in inputs.items()}
+            raise ValueError(
+                f"glus looks at {self.config.context} context and n query pictures {shapes[0]}, not {seen}"
+            )
+        patches = [x if x.ndim == 3 else self.look(x) for x in (context, query) if x is not None]
+        return list(self.project_spatial(torch.cat(patches)))
+
+    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """n pictures [h, w, 3] -> [n, 256, 1024]. Stretched to the square, as in curation (`pipeline.encode.clip`)."""
+        return self.look(clip.whole_crops(crops, self.config.clip_size))
+
+    def project_spatial(self, patches: Tensor) -> Tensor:
+        """[..., patches, 1024] -> [..., patches / 4, D]: the mean of four patches in raster order, then projected.
+
+        A single patch, the mean of a whole crop, is projected as it is. ValueError if patches are not in fours.
+        """
+        pool = 1 if patches.shape[-2] == 1 else self.config.pool
+        if patches.shape[-2] % pool:
+            raise ValueError(f"glus pools {pool} patches into a token: {list(patches.shape)} has no such groups")
+        return self.image_projector(patches.unflatten(-2, (-1, pool)).mean(-2))
+
+    # --- words ---
+
+    def question(self, phrase: str) -> str:
+        """The evaluation script's request: lower case, without a final period."""
+        return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
+
+    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+        """A dialogue of one turn: see `dialogue`."""
+        ids, begins = self.dialogue([(question, answer)], tsf)
+        return ids, begins[0]
+
+    def dialogue(self, turns: Sequence[tuple[str, str | None]], tsf: int = 0) -> tuple[list[int], list[int]]:
+        """Questions and answers about successive frames -> ids, and where each answer begins (Vicuna's format).
+
+        Every question follows its frame's picture. The first one also has the context pictures before it, and the TSF
+        slots after it: so both are there wherever the window of turns stands. Without a last answer the ids end where
+        it would begin. ValueError if there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("glus has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+        pieces: list[str | int] = [SYSTEM]
+        begins = []
+        for i, (question, answer) in enumerate(turns):
+            context: list[str | int] = [] if i else [*[START, IMAGE, END] * self.config.context, CONTEXT]
+            slots: list[str | int] = ["\n", *[TSF] * tsf] if tsf and not i else []
+            pieces += ["USER: ", *context, START, IMAGE, END, f"\n{question}", *slots, " ASSISTANT:"]
+            begins.append(len(self._encode(pieces)))
+            pieces += [] if answer is None else [f" {answer}{self.tokenizer.eos_token}"]
+        return self._encode(pieces), begins
+
+    def _encode(self, pieces: Sequence[str | int]) -> list[int]:
+        """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here."""
+        ids: list[int] = []
+        for is_text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
+            if not is_text:
+                ids += [int(sentinel) for sentinel in group]
+                continue
+            found = self.tokenizer("".join(map(str, group)))["input_ids"]
+            ids += found[1:] if ids and found[0] == self.tokenizer.bos_token_id else found
+        return ids
+
+    # --- frame by frame ---
+
+    def states(
+        self, frames: Frames, question: str, prompt_frames: Sequence[int], *, answer: str | None = None,
+        tsf_nd: Tensor | None = None, max_new_tokens: int = 512,
+    ) -> Iterator[PromptState]:  # fmt: skip
+        """Ask about every frame of the video, the dialogue holding the last four; [BOX] is for `prompt_frames` only.
+
+        answer: forced; on frames that are not prompted its [BOX] is left out. Without it, as in the release, the answer
+        is forced up to its first grounding token, and that one is the model's own. On a prompted frame it may be
+        [SEG] or [BOX], and the other follows. If it is neither, the frame has no state, and the dialogue goes on as if
+        it had been [SEG]. max_new_tokens: has no effect, for one decides.
+        """
+        context = self.look(self.prepare(frames)["context"])
+        plain = self.answer.format(seg=SEG)
+        both = [self.answer.format(seg=f"{SEG} {BOX_TOKEN}"), self.answer.format(seg=f"{BOX_TOKEN} {SEG}")]
+        has_box = BOX_TOKEN in self.tokenizer.get_vocab()
+        past: deque[tuple[str, Tensor]] = deque(maxlen=self.config.window - 1)
+        for t in range(len(frames)):
+            picture = self.look(clip.centre_crops(frames[t : t + 1], self.config.clip_size))
+            inputs = {"context": context, "query": torch.cat([*(seen for _, seen in past), picture])}
+            if answer is not None:
+                texts = [answer if t in prompt_frames else without_box(answer)]
+            else:
+                texts = both if has_box and t in prompt_frames else [plain]
+            turns = [(question, said) for said, _ in past]
+            state = self._ask(t, inputs, question, turns, texts, tsf_nd, forced=answer is not None)
+            past.append((state.text if len(state.seg_nd) else plain, picture))
+            yield state
+
+    def _ask(
+        self, t: int, inputs: dict[str, Tensor], question: str, turns: list[tuple[str, str]], texts: list[str],
+        tsf_nd: Tensor | None, *, forced: bool,
+    ) -> PromptState:  # fmt: skip
+        """The first of `texts` that the model would begin as it is written, or any if it is forced."""
+        for text in texts:
+            ids, begins = self.dialogue([*turns, (question, text)], 0 if tsf_nd is None else len(tsf_nd))
+            packed = self.pack([ids], [inputs], tsf=[tsf_nd])
+            logits, hidden, _ = self.lm(packed)
+            flat = packed.ids_bl[0]
+            begin = expanded(flat, ids, begins[-1])
+            state = self.prompt_state(t, flat, hidden[0, :-1], begin, text, forced=forced)
+            if forced:
+                return state
+            here = begin + next(i for i, token in enumerate(flat[begin:].tolist()) if token in self._grounding)
+            said = int(logits[0, here - 1].argmax())
+            if said == flat[here]:
+                return state
+        prefix = self.answer.partition("{")[0]
+        return PromptState(t, hidden[0, :0], None, prefix + self.tokenizer.decode([said]), forced)
+
+    @property
+    def _grounding(self) -> set[int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return {vocabulary[token] for token in (SEG, BOX_TOKEN) if token in vocabulary}
+
+    def prompt_state(
+        self, frame: int, ids_l: Tensor, hidden_ld: Tensor, answer_from: int, text: str, *, forced: bool
+    ) -> PromptState:
+        """Read the states off one answer, or off all answers of a training dialogue: [SEG] of every turn in order, and
+        the [BOX] of the first, paired with its [SEG]."""
+        pictures = (ids_l[answer_from:] == IMAGE).nonzero()
+        end = answer_from + int(pictures[0]) if len(pictures) else len(ids_l)
+        first = super().prompt_state(frame, ids_l[:end], hidden_ld[: end - 1], answer_from, text, forced=forced)
+        later = select(hidden_ld[end - 1 :], ids_l[end - 1 :], self.seg_id)
+        return replace(first, seg_nd=torch.cat([first.seg_nd, later]))
+
+    def propagate(
+        self,
+        features: Callable[[int], Features],
+        num_frames: int,
+        prompts: Mapping[int, tuple[list[int], Prompt]],
+        multimask: bool | None = None,
+    ) -> Iterator[tuple[int, list[int], Decoded]]:
+        """Masks of every frame, each from its own prompt and the bank of earlier ones: (frame, objects, decoded).
+
+        prompts: of every frame, as `states` answers. A frame or object without one is decoded from memory alone; the
+        release leaves such a frame blank. The object score gates nothing. Frames before the first prompt come last,
+        backwards, from that one prompt.
+        """
+        first = min(prompts)
+        multimask = self.spec.multimask if multimask is None else multimask
+        yield from self._follow(range(first, num_frames), features, prompts, multimask)
+        if first > 0:
+            for step in self._follow(range(first, -1, -1), features, {first: prompts[first]}, multimask):
+                if step[0] < first:
+                    yield step
+
+    def _follow(
+        self,
+        order: Sequence[int],
+        features: Callable[[int], Features],
+        prompts: Mapping[int, tuple[list[int], Prompt]],
+        multimask: bool,
+    ) -> Iterator[tuple[int, list[int], Decoded]]:
+        bank = MemoryBank(self.sam, 1 if self.training else self.config.memory_stride)
+        known: list[int] = []
+        for position, t in enumerate(order):
+            frame = features(t)
+            batches = [prompts[t]] if t in prompts else []
+            fresh = batches[0][0] if batches else []
+            if rest := [name for name in known if name not in fresh]:
+                nothing = torch.full((len(rest), 4), torch.nan, device=frame.maps[2].device)
+                batches.append((rest, Prompt(None, nothing)))
+            known = [*fresh, *rest]
+            embedding = bank.condition(position, frame, known)
+            rows = embedding.split([len(names) for names, _ in batches])
+            decoded = concatenate(
+                [
+                    self.sam.decode(frame.rows([0] * len(names)), prompt, multimask=multimask, embedding=embedding_n)
+                    for (names, prompt), embedding_n in zip(batches, rows, strict=True)
+                ]
+            )
+            bank.add(position, known, embedding, decoded.logits_n1hw)
+            yield t, known, decoded
+
+
+def context_frames(total: int, wanted: int) -> list[int]:
+    """The middle frame of each of `wanted` equal parts of a video, as the evaluation script picks them."""
+    bounds = np.linspace(0, total, wanted + 1, dtype=int).tolist()
+    half = -(-total // wanted) // 2
+    return [max(0, min(start + half, stop - 1)) for start, stop in pairwise(bounds)]
+
+
+def without_box(answer: str) -> str:
+    """An answer as it is on a frame without [BOX]."""
+    return answer.replace(f" {BOX_TOKEN}", "").replace(f"{BOX_TOKEN} ", "")

@@ -1,0 +1,301 @@
+"""UniPixel-3B: Qwen2.5-VL with SAM2.1 (`spec/hosts.md` section 1.2).
+
+One tower: Qwen's vision transformer takes frames two by two at their own aspect ratio, and its merger makes one token
+of 2 x 2 patches. A [SEG] gives two prompt vectors, read before the language model's final norm. Positions are M-RoPE.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from sam2.modeling.sam.prompt_encoder import PromptEncoder
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from model import sam
+from model.hosts.base import IMAGE, TSF, Frames, Generated, Host, HostSpec, Packed
+from model.hosts.tokenizer import byte_tokenizer
+from model.hosts.unipixel_reference import MEM, REF, Pointed, TimeCode, fill, pointed_tokens, region_tokens
+from schemas.config import Config
+
+START, END, VISION, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
+SEG, VIDEO = "<|seg|>", "<|video_pad|>"
+PATCH, CELL, PAIR = 14, 28, 2
+"""Pixels of a patch and of a token's cell (2 x 2 patches) on a side; frames of a token."""
+
+
+class UniPixelConfig(Config):
+    """Sizes; the defaults are UniPixel-3B's.
+
+    vit_full: blocks of the vision transformer that see a whole frame pair; the others see windows of `vit_window`
+    pixels. frames: sampled from a video. min_tokens, max_tokens: of a frame pair; fewer frames may have more each.
+    crop_size: side in pixels of a TSF crop; ours, 576 patches as the paper's CLIP has.
+    region_order: which rows of the vision transformer a region mask picks. It gives rows window by window.
+    "window" takes them for raster order, as the reference does and the released weights have learned; "raster" picks
+    what lies under the mask. tokenizer: comes with a checkpoint, or speaks bytes.
+    """
+
+    vocab: int = 151936
+    llm_dim: int = 2048
+    llm_layers: int = 36
+    llm_heads: int = 16
+    llm_kv_heads: int = 2
+    llm_mlp: int = 11008
+    rope_section: tuple[int, int, int] = (16, 24, 24)
+    """Frequencies of a head that turn with time, height and width."""
+    max_len: int = 128000
+    vit_dim: int = 1280
+    vit_layers: int = 32
+    vit_heads: int = 16
+    vit_mlp: int = 3420
+    vit_window: int = 112
+    vit_full: tuple[int, ...] = (7, 15, 23, 31)
+    frames: int = 16
+    min_tokens: int = 128
+    max_tokens: int = 256
+    crop_size: int = Field(default=336, multiple_of=CELL)
+    region_order: Literal["window", "raster"] = "window"
+    sam: str = "2.1-b+"
+    sam_size: int = 768
+    tokenizer: Literal["checkpoint", "bytes"] = "checkpoint"
+
+
+class UniPixel(Host):
+    """Inputs of its tower: {"patches": [t * h * w, 1176], "grid": [1, 3] (t, h, w)}: frame pairs, rows and columns of
+    patches. A prompt has one IMAGE, for t * h * w / 4 tokens. The vision transformer is not run without gradients:
+    what of it is trained is a matter of `requires_grad`, and its merger is the projector."""
+
+    template = "Please segment the {phrase} in this video."
+    answer = "The segmentation result is {seg}."
+
+    @staticmethod
+    def configs() -> dict[str, UniPixelConfig]:
+        tiny = UniPixelConfig(
+            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_kv_heads=2, llm_mlp=128, rope_section=(2, 3, 3),
+            max_len=1024, vit_dim=32, vit_layers=2, vit_heads=4, vit_mlp=64, vit_window=56, vit_full=(1,),
+            min_tokens=4, max_tokens=16, crop_size=56, sam="2.1-tiny", sam_size=128, tokenizer="bytes",
+        )  # fmt: skip
+        return {"full": UniPixelConfig(), "tiny": tiny}
+
+    def __init__(self, config: UniPixelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or UniPixelConfig()
+        dim, merged = config.llm_dim, 4 * config.vit_dim
+        self.spec = HostSpec(
+            name="unipixel", llm_dim=dim, patch_dim=config.vit_dim, seg_token=SEG, seg_vectors=2, seg_read="pre_norm",
+            seg_granularity="video", max_len=config.max_len, sam=config.sam, sam_size=config.sam_size,
+            sam_postprocess=False, pads=2, train_pads=2, lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+            projectors=("llm.model.visual.merger",), train_memory=True, visual_token=VIDEO,
+        )  # fmt: skip
+        self.llm = Qwen2_5_VLForConditionalGeneration(_qwen(config))
+        self.sam = sam.build_sam(config.sam, postprocess=False, image_size=config.sam_size)
+        self.seg_head = nn.Sequential(
+            nn.RMSNorm(dim, eps=1e-6), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 2 * 256)
+        )
+        side, size = config.sam_size // 16, config.sam_size
+        self.ref_encoder = PromptEncoder(256, (side, side), (size, size), 16)
+        self.ref_proj_single, self.ref_proj_double = nn.Linear(512, 768), nn.Linear(768, 768)
+        self.ref_proj = nn.Sequential(nn.GELU(), nn.Linear(1536, dim))
+        self.tem_pe, self.tem_emb, self.tem_proj = TimeCode(128), nn.Embedding(1, 256), nn.Linear(256, 768)
+        self.msk_proj = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, dim))
+        words = [START, END, VISION, VISION_END, VIDEO, REF, SEG, MEM]
+        self.tokenizer = byte_tokenizer(words) if config.tokenizer == "bytes" else None
+
+    @property
+    def visual(self) -> Any:
+        """The vision transformer: (patches, grid) -> patch features window by window, tokens in raster order."""
+        return self.llm.model.visual
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.llm.model.language_model.norm
+
+    # --- eyes ---
+
+    def prepare(self, frames: Frames) -> dict[str, Tensor]:
+        """[T, H, W, 3] uint8 RGB -> {"patches": [t * h * w, 1176], "grid": [1, 3]}, float32 and int64 on the CPU.
+
+        16 frames evenly from the first to the last; a shorter video as it is, the last frame again if their number is
+        odd. Resized (bicubic) to multiples of 28 px with 128 to 256 cells of 28 x 28 per frame, aspect ratio kept as
+        well as that goes: 480 x 854 -> 308 x 588. n < 16 frames may have int(16 / n) times as many cells. OpenAI CLIP
+        statistics. ValueError for other shapes.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+        config = self.config
+        chosen = frames[sample_frames(len(frames), config.frames)]
+        most = config.max_tokens * (config.frames // len(chosen))
+        height, width = smart_resize(
+            frames.shape[1], frames.shape[2], CELL, config.min_tokens * CELL**2, most * CELL**2
+        )
+        return patchify(np.stack([_resized(frame, height, width) for frame in chosen]))
+
+    def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """One block, frame pair by frame pair in raster order: [t * h * w / 4, D]. ValueError for other shapes."""
+        return [self._see(inputs)[1]]
+
+    def _see(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the vision transformer says before its merger, window by window, and the tokens."""
+        patches, grid = inputs["patches"], inputs["grid"]
+        if grid.shape != (1, 3) or patches.shape != (int(grid.prod()), 3 * PAIR * PATCH**2):
+            raise ValueError(
+                f"unipixel looks at patches [t * h * w, 1176] and a grid [[t, h, w]], not {list(patches.shape)} and"
+                f" {grid.tolist()}"
+            )
+        out = self.visual(patches.to(self.llm.device, self.llm.dtype), grid_thw=grid.to(self.llm.device))
+        return out.last_hidden_state, out.pooler_output
+
+    @torch.no_grad()
+    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """n pictures [h, w, 3] -> [n, 576, 1280] before the merger; four patches in a row become one token.
+
+        Ours, the reference has no crops: stretched to 336 x 336, shown as a frame pair of its own.
+        """
+        side = self.config.crop_size
+        shape = (len(crops), (side // PATCH) ** 2, self.spec.patch_dim)
+        if not crops:
+            return torch.empty(shape, device=self.llm.device, dtype=self.llm.dtype)
+        seen = [patchify(_resized(crop, side, side)[None]) for crop in crops]
+        patches, grids = torch.cat([one["patches"] for one in seen]), torch.cat([one["grid"] for one in seen])
+        out = self.visual(patches.to(self.llm.device, self.llm.dtype), grid_thw=grids.to(self.llm.device))
+        return out.last_hidden_state.reshape(shape)
+
+    def project_spatial(self, patches: Tensor) -> Tensor:
+        """The merger: [..., patches, 1280] -> [..., patches / 4, D]. ValueError if patches are not in fours.
+
+        A single patch, the mean of a whole crop, takes all four places.
+        """
+        if patches.ndim >= 2 and patches.shape[-2] == 1:
+            patches = patches.expand(*patches.shape[:-2], 4, -1)
+        if patches.ndim < 2 or patches.shape[-2] % 4:
+            raise ValueError(f"unipixel merges four patches into a token: {list(patches.shape)} has no fours")
+        lead = (*patches.shape[:-2], patches.shape[-2] // 4)
+        return self.visual.merger(patches.flatten(0, -2)).unflatten(0, lead)
+
+    # --- words ---
+
+    def question(self, phrase: str) -> str:
+        """The evaluation script's request: final periods, a capital and a leading article are dropped."""
+        phrase = phrase.strip().strip(".")
+        phrase = phrase[:1].lower() + phrase[1:]
+        for article in ("the ", "an ", "a "):
+            phrase = phrase.removeprefix(article)
+        return self.template.format(phrase=phrase)
+
+    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+        """ChatML with Qwen's system line; the video (between its start and end tokens) right before the question.
+
+        ValueError if there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("unipixel has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+        slots = "\n" if tsf else ""
+        ids = [
+            *self._ids(f"{START}system\nYou are a helpful assistant.{END}\n{START}user\n{VISION}"),
+            IMAGE,
+            *self._ids(f"{VISION_END}{question}{slots}"),
+            *[TSF] * tsf,
+            *self._ids(f"{END}\n{START}assistant\n"),
+        ]
+        return (ids, len(ids)) if answer is None else (ids + self._ids(answer + END), len(ids))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def positions(self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]) -> Tensor:
+        """[3, B, L]: see `mrope`. Zero at padding."""
+        positions = torch.zeros(3, *ids_bl.shape, dtype=torch.long, device=ids_bl.device)
+        for row, (ids_l, seen, one) in enumerate(zip(ids_bl, attention_bl, inputs, strict=True)):
+            positions[:, row, seen] = mrope(ids_l[seen], one["grid"]).to(ids_l.device)
+        return positions
+
+    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+        """Greedy; a turn ends with <|im_end|>."""
+        return super().generate(packed, max_new_tokens, [self.token_id(END)] if stop is None else stop)
+
+    def refer(
+        self, packed: Packed, inputs: dict[str, Tensor], *, pointed: Sequence[Pointed] = (),
+        regions_otyx: Tensor | None = None,
+    ) -> Packed:  # fmt: skip
+        """One packed sample with objects that were pointed at in place of its <|ref|> and <|mem|> tokens, in order.
+
+        pointed: a point or box per <|ref|>. regions_otyx: bool [objects, t, h / 2, w / 2], cells of each object
+        (`region_cells`); a <|mem|> per object and frame pair in which it has any. Regions run the vision transformer
+        again. ValueError if tokens and references do not pair up.
+        """
+        embeds = packed.embeds_bld
+        if pointed:
+            tokens = pointed_tokens(self, pointed, PAIR * int(inputs["grid"][0, 0]))
+            embeds = fill(embeds, packed.ids_bl == self.token_id(REF), tokens, REF)
+        if regions_otyx is not None:
+            tokens = region_tokens(self, self._see(inputs)[0], inputs["grid"], regions_otyx)
+            embeds = fill(embeds, packed.ids_bl == self.token_id(MEM), tokens, MEM)
+        return Packed(embeds, packed.ids_bl, packed.attention_bl, packed.positions, packed.labels_bl)
+
+
+def _qwen(config: UniPixelConfig) -> Qwen2_5_VLConfig:
+    text = {
+        "vocab_size": config.vocab, "hidden_size": config.llm_dim, "intermediate_size": config.llm_mlp,
+        "num_hidden_layers": config.llm_layers, "num_attention_heads": config.llm_heads,
+        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_len, "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(config.rope_section)},
+        "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
+    }  # fmt: skip
+    vision = {
+        "depth": config.vit_layers, "hidden_size": config.vit_dim, "intermediate_size": config.vit_mlp,
+        "num_heads": config.vit_heads, "out_hidden_size": config.llm_dim, "patch_size": PATCH,
+        "window_size": config.vit_window, "fullatt_block_indexes": list(config.vit_full), "tokens_per_second": 2,
+    }  # fmt: skip
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+
+
+def sample_frames(total: int, wanted: int) -> NDArray[np.int64]:
+    """Indices of `wanted` frames, evenly and with both ends; of all frames if there are no more."""
+    if total <= wanted:
+        return np.arange(total)
+    return np.linspace(0, total - 1, wanted).round().astype(np.int64)
+
+
+def _resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def patchify(frames_thwc: NDArray[np.uint8]) -> dict[str, Tensor]:
+    """[T, H, W, 3] RGB, multiples of 28 px -> {"patches": [t * h * w, 1176], "grid": [1, 3]}: Qwen2-VL's layout.
+
+    A row is (channel, frame of the pair, y, x) of a patch; the four patches of a cell follow each other. An odd number
+    of frames repeats the last one.
+    """
+    if len(frames_thwc) % PAIR:
+        frames_thwc = np.concatenate([frames_thwc, frames_thwc[-1:]])
+    time, height, width, _ = frames_thwc.shape
+    t, h, w = time // PAIR, height // CELL, width // CELL
+    mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
+    pixels = (torch.from_numpy(frames_thwc).float() / 255 - mean) / std
+    cells = pixels.reshape(t, PAIR, h, 2, PATCH, w, 2, PATCH, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return {"patches": cells.reshape(4 * t * h * w, -1), "grid": torch.tensor([[t, 2 * h, 2 * w]])}
+
+
+def mrope(ids_l: Tensor, grid: Tensor) -> Tensor:
+    """Positions [3, L] in time, height and width of ids with IMAGE at the video's tokens. TSF counts as text.
+
+    Text counts up on all three axes. The video's tokens count from where it begins: two per frame pair (the reference
+    says one second for a pair, whatever the frame rate), one per row and per column. Text goes on after the largest
+    of them. transformers 5 goes on after the largest row or column, inside the video's time if it has more frames
+    than cells on a side; UniPixel was trained with 4.53, which does as here.
+    """
+    t, h, w = grid[0].tolist()
+    axes = torch.meshgrid(2 * torch.arange(t), torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    video = torch.stack(axes).flatten(1)
+    parts, start = [], 0
+    runs, lengths = torch.unique_consecutive(ids_l == IMAGE, return_counts=True)
+    for visual, length in zip(runs.tolist(), lengths.tolist(), strict=True):
+        parts.append(start + (video if visual else torch.arange(length).expand(3, -1)))
+        start = int(parts[-1].max()) + 1
+    return torch.cat(parts, 1)

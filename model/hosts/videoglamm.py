@@ -1,0 +1,212 @@
+"""VideoGLaMM: the host of the released SPARROW (`spec/model.md` section 1, `spec/hosts.md` section 1.1).
+
+Two frozen towers look at the same 16 frames: CLIP at 336 px picture by picture, InternVideo2 at 224 px four frames at a
+time. Each has its own projector into Phi-3's space, and pooling comes after projection.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM
+
+from model import sam
+from model.hosts import clip
+from model.hosts.base import IMAGE, TSF, Frames, Generated, Host, HostSpec, Packed
+from model.hosts.internvideo2 import InternVideo2, InternVideo2Config
+from model.hosts.tokenizer import byte_tokenizer
+from schemas.config import Config
+
+SYSTEM = "<|system|>\nYou are a helpful AI assistant.<|end|>\n<|user|>\n"
+ASSISTANT = "<|end|>\n<|assistant|>\n"
+END = "<|end|>"
+
+
+class VideoGLaMMConfig(Config):
+    """Sizes; the defaults are the released model's.
+
+    vocab: rows of the embedding table. The release shrinks Phi-3's 32064 to its tokenizer's 32011 plus [SEG].
+    sliding_window: positions that a token attends to, itself included. Phi-3's config says 2047 and meant one more
+    under the transformers it was trained with: 2048 here gives the same numbers (`spec/hosts.md` section 9).
+    frames: sampled from a video for both towers. tokenizer: comes with a checkpoint, or speaks bytes.
+    """
+
+    vocab: int = 32012
+    llm_dim: int = 3072
+    llm_layers: int = 32
+    llm_heads: int = 32
+    llm_mlp: int = 8192
+    max_len: int = 4096
+    sliding_window: int = 2048
+    clip_dim: int = 1024
+    clip_layers: int = 24
+    clip_heads: int = 16
+    clip_mlp: int = 4096
+    clip_size: int = 336
+    video: InternVideo2Config = InternVideo2Config()
+    video_text: int = 512
+    """Width of InternVideo2's projection to its text space: in checkpoints and counts, never run."""
+    frames: int = 16
+    sam: str = "2.0-l"
+    sam_size: int = 1024
+    tokenizer: Literal["checkpoint", "bytes"] = "checkpoint"
+
+
+class VideoGLaMM(Host):
+    """Inputs of its towers: {"image": [16, 3, 336, 336], "video": [16, 3, 224, 224]} for a video, {"image": [1, ...]}
+    for a picture."""
+
+    template = "What is {phrase} in this video? Please respond with segmentation masks."
+    answer = "Sure, it is {seg}."
+
+    @staticmethod
+    def configs() -> dict[str, VideoGLaMMConfig]:
+        tiny = VideoGLaMMConfig(
+            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, max_len=1024, sliding_window=512,
+            clip_dim=32, clip_layers=3, clip_heads=4, clip_mlp=64, clip_size=56,
+            video=InternVideo2Config(
+                width=64, depth=3, heads=4, mlp=128, image_size=56, pooled=32, teacher=32, teacher_final=32,
+                teacher_layers=1,
+            ),
+            video_text=32, sam="2.0-tiny", sam_size=128, tokenizer="bytes",
+        )  # fmt: skip
+        return {"full": VideoGLaMMConfig(), "tiny": tiny}
+
+    def __init__(self, config: VideoGLaMMConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or VideoGLaMMConfig()
+        if config.frames % config.video.frames:
+            raise ValueError(f"frames={config.frames}: take a multiple of the {config.video.frames} of a video chunk")
+        dim = config.llm_dim
+        self.spec = HostSpec(
+            name="videoglamm", llm_dim=dim, patch_dim=config.clip_dim, seg_token="[SEG]", seg_vectors=1,
+            seg_read="post_norm", seg_granularity="video", max_len=config.max_len, sam=config.sam,
+            sam_size=config.sam_size, sam_postprocess=True, pads=2, temporal_dim=config.video.width,
+            lora_targets=("qkv_proj",), projectors=("image_projector", "video_projector"),
+        )  # fmt: skip
+        self.llm = Phi3ForCausalLM(
+            Phi3Config(
+                vocab_size=config.vocab, hidden_size=dim, intermediate_size=config.llm_mlp,
+                num_hidden_layers=config.llm_layers, num_attention_heads=config.llm_heads,
+                max_position_embeddings=config.max_len, original_max_position_embeddings=config.max_len,
+                sliding_window=config.sliding_window, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            )
+        )  # fmt: skip
+        self.image_encoder = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.clip_dim, intermediate_size=config.clip_mlp, num_hidden_layers=config.clip_layers,
+                num_attention_heads=config.clip_heads, image_size=config.clip_size, patch_size=14,
+            )
+        )  # fmt: skip
+        self.video_encoder = InternVideo2(config.video)
+        self.vision_proj = nn.Linear(config.video.pooled, config.video_text)
+        self.image_projector = nn.Sequential(nn.Linear(config.clip_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.video_projector = nn.Sequential(nn.Linear(config.video.width, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
+        self.sam = sam.build_sam(config.sam, postprocess=True, image_size=config.sam_size)
+        self.tokenizer = (
+            byte_tokenizer(["<|system|>", "<|user|>", "<|assistant|>", END, "[SEG]"])
+            if config.tokenizer == "bytes"
+            else None
+        )
+
+    # --- eyes ---
+
+    def prepare(self, frames: Frames) -> dict[str, Tensor]:
+        """[T, H, W, 3] uint8 RGB -> {"image": [16, 3, 336, 336], "video": [16, 3, 224, 224]}; one frame is a picture.
+
+        16 frames evenly from the first to the last (rounded down); a shorter video repeats its last frame. CLIP sees
+        the middle square, InternVideo2 the whole frame stretched (bilinear, ImageNet statistics): `spec/hosts.md`
+        section 1.1. float32 on the CPU. ValueError for other shapes.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+        if len(frames) == 1:
+            return {"image": clip.centre_crops(frames, self.config.clip_size)}
+        chosen = frames[sample_frames(len(frames), self.config.frames)]
+        side = self.config.video.image_size
+        small = np.stack([cv2.resize(frame, (side, side)) for frame in chosen])
+        mean, std = (torch.tensor(values)[:, None, None] for values in (sam.MEAN, sam.STD))
+        video = (torch.from_numpy(small).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return {"image": clip.centre_crops(chosen, self.config.clip_size), "video": video}
+
+    def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """One block: of a video all spatial tokens frame by frame, then all temporal ones: [16 * 144 + 16 * 64, D].
+
+        Of a picture [576, D], not pooled. ValueError for other keys and shapes.
+        """
+        config, side = self.config, self.config.video.image_size
+        good = {"image": (config.frames if "video" in inputs else 1, 3, config.clip_size, config.clip_size)}
+        if "video" in inputs:
+            good["video"] = (config.frames, 3, side, side)
+        if (seen := {name: tuple(pixels.shape) for name, pixels in inputs.items()}) != good:
+            raise ValueError(f"videoglamm looks at {good}, not {seen}")
+        spatial = self.project_spatial(clip.patch_tokens(self.image_encoder, inputs["image"]))
+        if "video" not in inputs:
+            return [spatial[0]]
+        temporal = self.project_temporal(self.video_patches(inputs["video"]))
+        return [torch.cat([halve(spatial).flatten(0, 1), halve(temporal).flatten(0, 1)])]
+
+    @torch.no_grad()
+    def video_patches(self, pixels_t3ss: Tensor) -> Tensor:
+        """[T, 3, 224, 224] -> [T, 256, 1408]: four frames at a time, the last block but one, no class token."""
+        encoder = self.video_encoder
+        weight = encoder.cls_token
+        chunks = pixels_t3ss.to(weight.device, weight.dtype).unflatten(0, (-1, encoder.config.frames)).transpose(1, 2)
+        return encoder(chunks)[:, 1:].unflatten(1, (encoder.config.frames, -1)).flatten(0, 1)
+
+    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """n pictures [h, w, 3] -> [n, 576, 1024]. Stretched to the square, as in curation (`pipeline.encode.clip`)."""
+        return clip.patch_tokens(self.image_encoder, clip.whole_crops(crops, self.config.clip_size))
+
+    def project_spatial(self, patches: Tensor) -> Tensor:
+        return self.image_projector(patches)
+
+    def project_temporal(self, features: Tensor) -> Tensor:
+        return self.video_projector(features)
+
+    # --- words ---
+
+    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+        """Phi-3's turns: system, user (visual block, question, TSF slots: a line each), assistant.
+
+        The release repeats its visual placeholder 16 times and replaces the run by one block; here it is one IMAGE.
+        Prompt and answer become ids separately, so that a trained and a generated answer follow the same prompt.
+        ValueError if there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("videoglamm has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+        ids = [*self._ids(SYSTEM, first=True), IMAGE]
+        if tsf:
+            ids += self._ids(f"\n{question}\n") + [TSF] * tsf + self._ids(ASSISTANT)
+        else:
+            ids += self._ids(f"\n{question}{ASSISTANT}")
+        return (ids, len(ids)) if answer is None else (ids + self._ids(answer + END), len(ids))
+
+    def _ids(self, text: str, *, first: bool = False) -> list[int]:
+        ids = self.tokenizer(text)["input_ids"]
+        return ids[1:] if not first and ids[0] == self.tokenizer.bos_token_id else ids
+
+    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+        """Greedy; a turn ends with <|end|>, which is not the tokenizer's end of text."""
+        return super().generate(packed, max_new_tokens, [self.token_id(END)] if stop is None else stop)
+
+
+def sample_frames(total: int, wanted: int) -> NDArray[np.int64]:
+    """Indices of `wanted` frames, evenly from the first to the last; the last again and again if there are fewer."""
+    if total < wanted:
+        return np.minimum(np.arange(wanted), total - 1)
+    return np.linspace(0, total - 1, wanted).astype(np.int64)
+
+
+def halve(tokens_tnd: Tensor) -> Tensor:
+    """Square grids of tokens [T, n, D] -> [T, n / 4, D]: adaptive average pooling to half the side."""
+    frames, count, width = tokens_tnd.shape
+    side = round(count**0.5)
+    maps = tokens_tnd.transpose(1, 2).reshape(frames, width, side, side)
+    return adaptive_avg_pool2d(maps, side // 2).flatten(2).transpose(1, 2)
