@@ -94,7 +94,8 @@ def ground(
             answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
             max_new_tokens=max_new_tokens,
         )
-        states[phrase] = {state.frame: state for state in said}
+        # a host that is asked about every frame speaks of the earlier ones too; masks start where the prompts do
+        states[phrase] = {state.frame: state for state in said if state.frame >= prompt_frames[0]}
     texts = {phrase: next(iter(by_frame.values())).text for phrase, by_frame in states.items()}
     run = _Run(sparrow, frames, states)
     return Grounding(texts, run.follow(), answer == "force")
@@ -110,7 +111,15 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
         self.seen: dict[int, Features] = {}
         self.last: dict[int, Tensor] = {}
         """Instance -> its latest box [4], xyxy in [0, 1]; NaN while its mask is empty."""
-        self.prompted = sorted({t for by_frame in states.values() for t, s in by_frame.items() if len(s.seg_nd)})
+        boxes_only = sparrow.config.decode.prompts == "box"
+        self.prompted = sorted(
+            {
+                t
+                for by_frame in states.values()
+                for t, state in by_frame.items()
+                if len(state.seg_nd) and not (boxes_only and sparrow.box_vectors(state) is None)
+            }
+        )
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.prompted)
@@ -170,7 +179,8 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
             state = by_frame.get(t)
             if state is None:
                 continue
-            found = self.sparrow.locate(state, self.features(t), self.frames[t])
+            boxless = self.sparrow.config.decode.prompts == "seg"
+            found = None if boxless else self.sparrow.locate(state, self.features(t), self.frames[t])
             for referent, seg_d in enumerate(state.seg_nd):
                 chosen = None if found is None else found[referent]
                 ids = self._instances(t, phrase, referent, chosen)

@@ -184,7 +184,7 @@ class Sam2(SAM2Base):
                 rows = [objects.index(name) for name in group.objects if name in objects]
                 fresh = prompt.rows(rows) if prompt is not None and rows else None
                 done.append(self._follow(t, frame, group, fresh, num_frames, multimask, reverse))
-            yield t, [name for group in groups for name in group.objects], _concatenate(done)
+            yield t, [name for group in groups for name in group.objects], concatenate(done)
 
     def _follow(
         self,
@@ -263,7 +263,7 @@ def _regroup(groups: list[_Group], prompted: list[int]) -> list[_Group]:
     return parts
 
 
-def _concatenate(parts: list[Decoded]) -> Decoded:
+def concatenate(parts: list[Decoded]) -> Decoded:
     if len(parts) == 1:
         return parts[0]
     width = max(p.ious_nm.shape[1] for p in parts)  # prompted objects may have been offered fewer masks

@@ -98,6 +98,8 @@ class Generated:
     hidden_ld: Tensor
     """Row i is the state that predicts id i + 1, as `seg_read` says. One row less than `ids_l`."""
     answer: list[int]
+    length: int
+    """Of the answer without the token that ended it."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,12 @@ class Host(nn.Module, ABC):
     def question(self, phrase: str) -> str:
         """The host's own request for a mask of `phrase`, which is put the way its evaluation puts it."""
         return self.template.format(phrase=phrase)
+
+    def lesson(
+        self, frames: Frames, question: str, answer: str, tsf: int = 0
+    ) -> tuple[dict[str, Tensor], list[int], int]:
+        """What the host is trained on: inputs, ids, and where the answers begin. frames: those that have masks."""
+        return self.prepare(frames), *self.conversation(question, answer, tsf)
 
     def project_temporal(self, features: Tensor) -> Tensor:
         """[..., temporal_dim] -> [..., D]. ValueError for hosts without a temporal encoder."""
@@ -227,7 +235,7 @@ class Host(nn.Module, ABC):
             packed = self.pack([ids], [inputs], tsf=[tsf_nd])
             if answer is None:
                 said = self.generate(packed, max_new_tokens)
-                all_ids, hidden, text = said.ids_l, said.hidden_ld, self.tokenizer.decode(said.answer)
+                all_ids, hidden, text = said.ids_l, said.hidden_ld, self.tokenizer.decode(said.answer[: said.length])
             else:
                 _, states, _ = self.lm(packed)
                 all_ids, hidden, text = packed.ids_bl[0], states[0, :-1], answer
@@ -352,7 +360,7 @@ class Host(nn.Module, ABC):
                 break
             step = self._next(step, token)
         new = torch.tensor(answer, device=ids.device)
-        return Generated(torch.cat([ids, new]), torch.cat(hidden), answer)
+        return Generated(torch.cat([ids, new]), torch.cat(hidden), answer, len(answer) - (answer[-1] in ends))
 
     def _next(self, step: Packed, token: int) -> Packed:
         ids = torch.full_like(step.ids_bl[:, :1], token)

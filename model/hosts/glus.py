@@ -178,15 +178,25 @@ class GLUS(Host):
         """
         if self.tokenizer is None:
             raise ValueError("glus has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+        picture: list[str | int] = [START, IMAGE, END]
         pieces: list[str | int] = [SYSTEM]
         begins = []
         for i, (question, answer) in enumerate(turns):
-            context: list[str | int] = [] if i else [*[START, IMAGE, END] * self.config.context, CONTEXT]
-            slots: list[str | int] = ["\n", *[TSF] * tsf] if tsf and not i else []
-            pieces += ["USER: ", *context, START, IMAGE, END, f"\n{question}", *slots, " ASSISTANT:"]
+            pieces += ["USER: "] if i else ["USER: ", *picture * self.config.context, CONTEXT]
+            pieces += [*picture, f"\n{question}"]
+            pieces += ["\n", *[TSF] * tsf] if tsf and not i else []
+            pieces += [" ASSISTANT:"]
             begins.append(len(self._encode(pieces)))
             pieces += [] if answer is None else [f" {answer}{self.tokenizer.eos_token}"]
         return self._encode(pieces), begins
+
+    def lesson(
+        self, frames: Frames, question: str, answer: str, tsf: int = 0
+    ) -> tuple[dict[str, Tensor], list[int], int]:
+        """A turn per frame with masks, [BOX] in the first one only."""
+        turns = [(question, answer if t == 0 else without_box(answer)) for t in range(len(frames))]
+        ids, begins = self.dialogue(turns, tsf)
+        return self.prepare(frames, range(len(frames))), ids, begins[0]
 
     def _encode(self, pieces: Sequence[str | int]) -> list[int]:
         """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here."""
@@ -205,7 +215,8 @@ class GLUS(Host):
         self, frames: Frames, question: str, prompt_frames: Sequence[int], *, answer: str | None = None,
         tsf_nd: Tensor | None = None, max_new_tokens: int = 512,
     ) -> Iterator[PromptState]:  # fmt: skip
-        """Ask about every frame of the video, the dialogue holding the last four; [BOX] is for `prompt_frames` only.
+        """Ask about every frame from the first prompted one on, the dialogue holding the last four; [BOX] is said on
+        prompted frames only. Context comes from the whole video.
 
         answer: forced; on frames that are not prompted its [BOX] is left out. Without it, as in the release, the answer
         is forced up to its first grounding token, and that one is the model's own. On a prompted frame it may be
@@ -217,7 +228,7 @@ class GLUS(Host):
         both = [self.answer.format(seg=f"{SEG} {BOX_TOKEN}"), self.answer.format(seg=f"{BOX_TOKEN} {SEG}")]
         has_box = BOX_TOKEN in self.tokenizer.get_vocab()
         past: deque[tuple[str, Tensor]] = deque(maxlen=self.config.window - 1)
-        for t in range(len(frames)):
+        for t in range(min(prompt_frames), len(frames)):
             picture = self.look(clip.centre_crops(frames[t : t + 1], self.config.clip_size))
             inputs = {"context": context, "query": torch.cat([*(seen for _, seen in past), picture])}
             if answer is not None:
@@ -277,7 +288,7 @@ class GLUS(Host):
 
         prompts: of every frame, as `states` answers. A frame or object without one is decoded from memory alone; the
         release leaves such a frame blank. The object score gates nothing. Frames before the first prompt come last,
-        backwards, from that one prompt.
+        backwards from that one prompt; the release's key frame mode asks about them again.
         """
         first = min(prompts)
         multimask = self.spec.multimask if multimask is None else multimask

@@ -172,6 +172,10 @@ class VideoGLaMM(Host):
 
     # --- words ---
 
+    def question(self, phrase: str) -> str:
+        """The evaluation scripts' request: lower case, without a final period."""
+        return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
+
     def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
         """Phi-3's turns: system, user (visual block, question, TSF slots: a line each), assistant.
 

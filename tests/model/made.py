@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from model.config import SparrowConfig, configure
+from model.corruption import corrupt
 from model.hosts import build
 from model.hosts.base import Host
 from model.sam import prepare
@@ -55,10 +56,12 @@ def sample(sparrow: Sparrow, *, objects: int = 1, frames: int = 4, config: Sparr
     wanted = config.tsf.wanted(training=True)
     spelled = " [0.10,0.20,0.60,0.70]" if config.proposer.kind == "coords" else ""
     answer = host.answer.format(seg=" and ".join([sparrow.grounding_tokens()] * objects)) + spelled
-    ids, begins = host.conversation(host.question("square"), answer, config.tsf.tokens if wanted else 0)
-    crops = [crop(pictures[t % frames], pixels[t % frames]) for t in range(config.tsf.k)]
+    inputs, ids, begins = host.lesson(pictures, host.question("square"), answer, config.tsf.tokens if wanted else 0)
+    track = corrupt(pixels, config.corruption, (pixels[::-1],), key=1)
+    there = np.flatnonzero(~np.isnan(track).any(1))
+    crops = [crop(pictures[t], track[t]) for t in np.resize(there, config.tsf.k)]
     return Sample(
-        inputs=host.prepare(pictures), ids=ids, answer_begins=begins,
+        inputs=inputs, ids=ids, answer_begins=begins,
         sam_frames_f3ss=prepare(pictures, host.spec.sam_size), masks_nfhw=masks,
         boxes_n4=torch.from_numpy(boxes[:1]).repeat(objects, 1),
         crops=host.crop_features(crops) if wanted else None, text=answer, frame=pictures[0],
