@@ -95,9 +95,10 @@ def describe(name: str, config: SparrowConfig | None = None, frames: int = 16) -
     sam = host.sam
     pixels = {
         key: value.to("meta") if value.is_floating_point() else value
-        for key, value in host.prepare(np.zeros((frames, 480, 854, 3), np.uint8)).items()
+        for key, value in host.everything(np.zeros((frames, 480, 854, 3), np.uint8)).items()
     }
-    seen = _count(host, lambda: host.visual_tokens(pixels))
+    flops = host.visual_flops(pixels)
+    seen = _count(host, lambda: host.visual_tokens(pixels)) if flops is None else {"llm": flops / 1e9}
     picture = torch.empty(1, 3, host.spec.sam_size, host.spec.sam_size, device="meta")
     features = sam.features(picture)
     encoder = _count(sam, lambda: sam.features(picture))[""]

@@ -98,7 +98,11 @@ class _Group:
 
 
 class Sam2(SAM2Base):
-    """SAM2 2.0 or 2.1. `state_dict` names are the official ones. Frames come prepared (`prepare`)."""
+    """SAM2 2.0 or 2.1. `state_dict` names are the official ones. Frames come prepared (`prepare`).
+
+    Parameters stay float32, beside a language model of any dtype: the package's position codes are float32, and its
+    own bfloat16 is autocast.
+    """
 
     memory_dtype: torch.dtype | None = None
     """Memories of past frames are rounded to this; the official predictor stores bfloat16."""

@@ -166,7 +166,15 @@ class Host(nn.Module, ABC):
         self, frames: Frames, question: str, answer: str, tsf: int = 0
     ) -> tuple[dict[str, Tensor], list[int], int]:
         """What the host is trained on: inputs, ids, and where the answers begin. frames: those that have masks."""
-        return self.prepare(frames), *self.conversation(question, answer, tsf)
+        return self.everything(frames), *self.conversation(question, answer, tsf)
+
+    def everything(self, frames: Frames) -> dict[str, Tensor]:
+        """Inputs with all that the towers see of a video in the course of grounding, each picture once."""
+        return self.prepare(frames)
+
+    def visual_flops(self, inputs: dict[str, Tensor]) -> float | None:
+        """FLOPs of `visual_tokens`, where it cannot run on the meta device; None where it can."""
+        return None
 
     def project_temporal(self, features: Tensor) -> Tensor:
         """[..., temporal_dim] -> [..., D]. ValueError for hosts without a temporal encoder."""

@@ -196,7 +196,10 @@ class GLUS(Host):
         """A turn per frame with masks, [BOX] in the first one only."""
         turns = [(question, answer if t == 0 else without_box(answer)) for t in range(len(frames))]
         ids, begins = self.dialogue(turns, tsf)
-        return self.prepare(frames, range(len(frames))), ids, begins[0]
+        return self.everything(frames), ids, begins[0]
+
+    def everything(self, frames: Frames) -> dict[str, Tensor]:
+        return self.prepare(frames, range(len(frames)))
 
     def _encode(self, pieces: Sequence[str | int]) -> list[int]:
         """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here."""

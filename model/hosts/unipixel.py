@@ -151,6 +151,21 @@ class UniPixel(Host):
         out = self.visual(patches.to(self.llm.device, self.llm.dtype), grid_thw=grid.to(self.llm.device))
         return out.last_hidden_state, out.pooler_output
 
+    def visual_flops(self, inputs: dict[str, Tensor]) -> float:
+        """Of the vision transformer, which reads its grid and so cannot run on shapes alone: matrix products, and
+        attention within windows or (in four blocks) within frame pairs."""
+        vision, (pairs, height, width) = self.visual.config, inputs["grid"][0].tolist()
+        patches, dim, mlp = pairs * height * width, vision.hidden_size, vision.intermediate_size
+        side = vision.window_size // vision.patch_size
+        sizes = [[min(side, length - start) for start in range(0, length, side)] for length in (height, width)]
+        windows = sum((h * w) ** 2 for h in sizes[0] for w in sizes[1])
+        whole = len(vision.fullatt_block_indexes)
+        pairs_seen = pairs * (whole * (height * width) ** 2 + (vision.depth - whole) * windows)
+        block = patches * (4 * dim * dim + 3 * dim * mlp)
+        merged = dim * vision.spatial_merge_size**2
+        merger = patches / vision.spatial_merge_size**2 * (merged * merged + merged * vision.out_hidden_size)
+        return 2 * (patches * dim * inputs["patches"].shape[1] + vision.depth * block + merger + 2 * pairs_seen * dim)
+
     @torch.no_grad()
     def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         """n pictures [h, w, 3] -> [n, 576, 1280] before the merger; four patches in a row become one token.
