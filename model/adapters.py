@@ -4,6 +4,7 @@ The paper has two language-to-visual adapters (section 3.1), and trains this one
 [BOX] and [SEG] through the host's one segmentation head instead, and has no such module.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,9 +22,13 @@ class BoxAdapter(nn.Module):
         self.norm = nn.RMSNorm(llm_dim, eps=1e-6) if norm else nn.Identity()
         self.mlp = nn.Sequential(nn.Linear(llm_dim, llm_dim), nn.ReLU(), nn.Linear(llm_dim, prompt_dim))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def forward(self, hidden_nd: Tensor) -> Tensor:
         """States [N, D] of the positions that predict [BOX] -> [N, prompt_dim]. ValueError for another width."""
         width = self.mlp[0].in_features
         if hidden_nd.ndim != 2 or hidden_nd.shape[1] != width:
             raise ValueError(f"BoxAdapter: hidden states must be [N, {width}], got {list(hidden_nd.shape)}")
-        return self.mlp(self.norm(hidden_nd))
+        return self.mlp(self.norm(hidden_nd.to(self.dtype)))

@@ -6,6 +6,7 @@ through the image encoder once, whatever the number of phrases, instances and pr
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
 from model.filtration import Selected
-from model.hosts.base import Frames, PromptState
+from model.hosts.base import Frames, Host, PromptState
 from model.sam import Decoded, Features, Prompt, to_frame
 
 if TYPE_CHECKING:
@@ -86,40 +87,52 @@ def ground(
     phrases = [phrases] if isinstance(phrases, str) else list(dict.fromkeys(phrases))
     host = sparrow.host
     states: dict[str, dict[int, PromptState]] = {}
-    for phrase in phrases:
-        said = host.states(
-            frames,
-            host.question(phrase),
-            prompt_frames,
-            answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
-            max_new_tokens=max_new_tokens,
-        )
-        # a host that is asked about every frame speaks of the earlier ones too; masks start where the prompts do
-        states[phrase] = {state.frame: state for state in said if state.frame >= prompt_frames[0]}
-    texts = {phrase: next(iter(by_frame.values())).text for phrase, by_frame in states.items()}
-    run = _Run(sparrow, frames, states)
-    return Grounding(texts, run.follow(), answer == "force")
+    with _precision(host):
+        for phrase in phrases:
+            said = host.states(
+                frames,
+                host.question(phrase),
+                prompt_frames,
+                answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
+                max_new_tokens=max_new_tokens,
+            )
+            states[phrase] = {state.frame: state for state in said}
+        texts = {phrase: next(iter(by_frame.values())).text for phrase, by_frame in states.items()}
+        return Grounding(texts, _Run(sparrow, frames, states, prompt_frames).follow(), answer == "force")
+
+
+def _precision(host: Host) -> AbstractContextManager:
+    """A language model in half precision has its mask model, whose position codes are float32, under autocast."""
+    dtype = host.llm.dtype
+    return torch.autocast(host.llm.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
 class _Run(Mapping[int, tuple[list[int], Prompt]]):
     """Prompts by frame, made when their frame has come: a new box must be matched with what is followed by then."""
 
-    def __init__(self, sparrow: "Sparrow", frames: Frames, states: dict[str, dict[int, PromptState]]):
+    def __init__(
+        self,
+        sparrow: "Sparrow",
+        frames: Frames,
+        states: dict[str, dict[int, PromptState]],
+        prompt_frames: Sequence[int],
+    ):
         self.sparrow, self.frames, self.states = sparrow, frames, states
+        self.boxed = () if sparrow.config.decode.prompts == "seg" else prompt_frames
         self.instances: list[Instance] = []
         self.made: dict[int, tuple[list[int], Prompt]] = {}
         self.seen: dict[int, Features] = {}
         self.last: dict[int, Tensor] = {}
         """Instance -> its latest box [4], xyxy in [0, 1]; NaN while its mask is empty."""
-        boxes_only = sparrow.config.decode.prompts == "box"
         self.prompted = sorted(
-            {
-                t
-                for by_frame in states.values()
-                for t, state in by_frame.items()
-                if len(state.seg_nd) and not (boxes_only and sparrow.box_vectors(state) is None)
-            }
+            {t for by_frame in states.values() for t, state in by_frame.items() if self._says(t, state)}
         )
+
+    def _says(self, t: int, state: PromptState) -> bool:
+        """Whether anything is prompted by this answer: it has a [SEG], or where only boxes count, a [BOX] too."""
+        if self.sparrow.config.decode.prompts != "box":
+            return len(state.seg_nd) > 0
+        return len(state.seg_nd) > 0 and t in self.boxed and self.sparrow.box_vectors(state) is not None
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.prompted)
@@ -179,8 +192,7 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
             state = by_frame.get(t)
             if state is None:
                 continue
-            boxless = self.sparrow.config.decode.prompts == "seg"
-            found = None if boxless else self.sparrow.locate(state, self.features(t), self.frames[t])
+            found = self.sparrow.locate(state, self.features(t), self.frames[t]) if t in self.boxed else None
             for referent, seg_d in enumerate(state.seg_nd):
                 chosen = None if found is None else found[referent]
                 ids = self._instances(t, phrase, referent, chosen)

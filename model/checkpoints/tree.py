@@ -15,6 +15,7 @@ class Tree:
 
     def __init__(self, model: nn.Module, rename: Callable[[str], str] = str) -> None:
         self.model = model
+        self.float32 = tuple(f"{part}." for part in getattr(getattr(model, "host", model), "float32", ()))
         self.tensors: dict[str, Tensor] = {}
         """First name -> tensor, in the model's order."""
         self.first: dict[str, str] = {}
@@ -35,9 +36,11 @@ class Tree:
         """Values for the tensor with this first name, under all its names.
 
         One that has memory keeps dtype and device. One on meta gets memory on `device` (default: the CPU), and if it
-        is a floating-point parameter `dtype` (default: its own).
+        is a floating-point parameter `dtype` (default: its own; `Host.float32` says what keeps that).
         """
         old = self.tensors[name]
+        if self._places[name][0].removeprefix("host.").startswith(self.float32):
+            dtype = None
         if not old.is_meta:
             with torch.no_grad():
                 old.copy_(value)

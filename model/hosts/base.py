@@ -130,6 +130,9 @@ class Host(nn.Module, ABC):
     """The host's own request for a mask of {phrase}."""
     answer: str
     """What it would answer; {seg} stands for the grounding tokens."""
+    float32: tuple[str, ...] = ("sam",)
+    """Modules that stay in float32 whatever the language model is in: SAM2's position codes are. Autocast does the
+    rest (`model.ground`)."""
 
     # --- what a host writes ---
 
@@ -287,7 +290,7 @@ class Host(nn.Module, ABC):
         rows = self.token_embeddings().weight.shape[0]
         if max(ids) >= rows:
             self.llm.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-        new = [i for i in ids if i >= before]
+        new = [i for i in ids if i >= min(before, rows)]
         tables = {id(m.weight): m.weight for m in (self.token_embeddings(), self.llm.get_output_embeddings())}
         for weight in tables.values():
             if new and not weight.is_meta:

@@ -71,6 +71,7 @@ class UniPixel(Host):
     patches. A prompt has one IMAGE, for t * h * w / 4 tokens. The vision transformer is not run without gradients:
     what of it is trained is a matter of `requires_grad`, and its merger is the projector."""
 
+    float32 = ("sam", "ref_encoder", "tem_pe")
     template = "Please segment the {phrase} in this video."
     answer = "The segmentation result is {seg}."
 

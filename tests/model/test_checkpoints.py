@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -276,7 +277,11 @@ def test_dtype_device_and_tables_after_loading_onto_meta(tmp_path, glus):
         require_filled(model)
     load_official(model, put(tmp_path / "clip", clip), dtype=torch.bfloat16)
     require_filled(model)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for name, p in model.named_parameters() if not name.startswith("sam.")} == {torch.bfloat16}
+    assert {p.dtype for p in model.sam.parameters()} == {torch.float32}
+    found = sparrow(model, "paper").ground(np.zeros((3, 64, 96, 3), np.uint8), "square", answer="force")
+    assert found.instances
+    assert all(np.isfinite(one.scores_t).all() for one in found.instances)
     assert torch.equal(model.llm.model.rotary_emb.inv_freq, glus.llm.model.rotary_emb.inv_freq)
     assert torch.equal(model.seg_head[0].weight, glus.seg_head[0].weight.bfloat16())
 
