@@ -235,6 +235,25 @@ def sql(
     print(json.dumps(rows, indent=2, default=str)) if as_json else show_rows(rows)
 
 
+@app.command(epilog='Example: sparrow ground clip.mp4 "the dog that jumps" --size tiny --answer force')
+def ground(
+    video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.", show_default=False)],
+    phrases: Annotated[list[str], typer.Argument(help="What to find; each phrase on its own.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/ground"),
+    host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
+    size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: random weights, to see it run.")] = "full",
+    checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
+    preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
+    prompt_frame: Annotated[list[int] | None, typer.Option(help="Prompt here (repeatable). Default: 0.")] = None,
+    frames: Annotated[int, typer.Option(help="Read at most so many frames.", min=1)] = 512,
+    answer: Annotated[Literal["generate", "force"], typer.Option(help="force the grounding tokens.")] = "generate",
+) -> None:
+    """Masks of what words refer to in a video, as COCO RLE and as a picture."""
+    from flows.ground import run
+
+    run(video, phrases, host, size, preset, checkpoint or [], out, prompt_frame or [0], frames, answer, print)
+
+
 app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)

@@ -38,7 +38,8 @@ WHY = {
     "head and adapter as described add up to it for UniPixel's 2048 only",
     "flops": "the paper has +35 GFLOPs for every host. A 6-layer deformable decoder without encoder on three levels "
     "is 36 GMACs; the network of Table 11's size is what is counted here, once per prompted frame",
-    "videoglamm": "38,927 fits a 16-frame clip (encoders and mask model together), not a frame",
+    "videoglamm": "38,927 is no frame: CLIP, InternVideo2 and SAM2's image encoder over 16 frames, without attention "
+    "products, are 39,552",
     "unipixel": "no combination of modules that we tried comes within 5 % of 1,530",
     "glus": "2,680 fits one CLIP picture and one frame of the mask model with full memory",
 }
@@ -134,12 +135,19 @@ def _sparrow(host: Host, config: SparrowConfig) -> list[Component]:
     sparrow = Sparrow(host, config).to("meta")
     rows = 2 if host.llm.get_input_embeddings().weight is not host.llm.get_output_embeddings().weight else 1
     features = host.sam.features(torch.empty(1, 3, host.spec.sam_size, host.spec.sam_size, device="meta"))
+    extra: list[Component] = []
     parts: list[tuple[str, nn.Module, Callable[[], object], str]] = []
     said = torch.empty(1, host.spec.llm_dim, device="meta")
     state = PromptState(0, said, said, "", forced=True)
     if isinstance(sparrow.proposer, nn.Module) and config.proposer.kind != "coords":
-        proposer = sparrow.proposer
-        parts.append(("proposer", proposer, lambda: proposer(features.fpn), "one prompted frame"))
+        proposer, side = sparrow.proposer, config.proposals.input
+        maps = features.fpn
+        if side != "shared":
+            picture = torch.empty(1, 3, side, side, device="meta")
+            again = _count(host.sam, lambda: host.sam.features(picture))[""]
+            extra = [Component("image encoder again", 0, again, f"one prompted frame at {side} px")]
+            maps = host.sam.features(picture).fpn
+        parts.append(("proposer", proposer, lambda: proposer(maps), "one prompted frame"))
     if sparrow.box_adapter is not None:
         parts.append(("box_adapter", sparrow.box_adapter, lambda: sparrow.box_vectors(state), "one [BOX]"))
     if (head := sparrow.filter) is not None:
@@ -148,7 +156,7 @@ def _sparrow(host: Host, config: SparrowConfig) -> list[Component]:
         inputs = torch.empty(1, 256, device="meta"), sparrow.pyramid(features), boxes, scores
         embeddings = torch.empty(keep, 256, device="meta")
         parts.append(("filter", head, lambda: head(*inputs, embeddings), f"{keep} proposals"))
-    found = [Component(n, _parameters(m), _count(m, run)[""], what) for n, m, run, what in parts]
+    found = extra + [Component(n, _parameters(m), _count(m, run)[""], what) for n, m, run, what in parts]
     if sparrow.tsf.bridge is not None:
         found.append(Component("tsf", _parameters(sparrow.tsf), 0.0, "training only"))
     if config.box.enabled:

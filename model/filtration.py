@@ -67,6 +67,16 @@ class FilterOutput(ModelOutput):
     deltas: Tensor | None = None
     """[N, k, 4] float32, of Eq. 9."""
 
+    def by_proposal(self) -> Tensor:
+        """Refined boxes in the order of the proposals [N, P, 4], for the box losses of Eq. 13.
+
+        ValueError unless all proposals were refined (`FiltrationHead.forward` does that in training mode)."""
+        if self.index.shape != self.logits.shape:
+            raise ValueError(
+                f"{self.index.shape[1]} of {self.logits.shape[1]} proposals are refined: use training mode"
+            )
+        return torch.zeros_like(self.boxes).scatter(1, self.index[..., None].expand_as(self.boxes), self.boxes)
+
 
 @dataclass(frozen=True)
 class Selected:

@@ -67,6 +67,7 @@ def ground(
     *,
     prompt_frames: Sequence[int] = (0,),
     answer: str = "generate",
+    crops: Mapping[str, Sequence[NDArray[np.uint8]]] | None = None,
     max_new_tokens: int = 512,
 ) -> Grounding:
     """Masks of everything that `phrases` refer to.
@@ -74,7 +75,8 @@ def ground(
     frames: [T, H, W, 3] uint8 RGB. phrases: put into the host's own request for a mask.
     prompt_frames: frames at which [BOX] and [SEG] are emitted anew, ascending; each corrects what has drifted.
     answer: "generate", or "force" to have the grounding tokens said whatever the model would say (untrained models
-    never say them). ValueError for bad shapes and frames.
+    never say them). crops: with `tsf.infer`, phrase -> the pictures [h, w, 3] of its representatives (Table 4's
+    "train + infer"). ValueError for bad shapes and frames.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
@@ -94,11 +96,24 @@ def ground(
                 host.question(phrase),
                 prompt_frames,
                 answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
+                tsf_nd=_tsf_tokens(sparrow, phrase, crops),
                 max_new_tokens=max_new_tokens,
             )
             states[phrase] = {state.frame: state for state in said}
         texts = {phrase: next(iter(by_frame.values())).text for phrase, by_frame in states.items()}
         return Grounding(texts, _Run(sparrow, frames, states, prompt_frames).follow(), answer == "force")
+
+
+def _tsf_tokens(
+    sparrow: "Sparrow", phrase: str, crops: Mapping[str, Sequence[NDArray[np.uint8]]] | None
+) -> Tensor | None:
+    if not sparrow.config.tsf.wanted(training=False):
+        if crops:
+            raise ValueError("crops were given, but tsf.infer is off: this model is asked without TSF")
+        return None
+    if not crops or phrase not in crops:
+        raise ValueError(f"tsf.infer is on: give crops of {phrase!r} ({sparrow.config.tsf.k} pictures of the target)")
+    return sparrow.tsf_tokens(sparrow.host.crop_features(crops[phrase]))
 
 
 def _precision(host: Host) -> AbstractContextManager:
@@ -173,15 +188,14 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
 
     def _steps(self) -> Iterator[tuple[int, list[int], Decoded]]:
         host, decode = self.sparrow.host, self.sparrow.config.decode
-        multimask = host.spec.multimask and decode.prompts == "seg"
         if decode.mode == "memory":
-            yield from host.propagate(self.features, len(self.frames), self, multimask)
+            yield from host.propagate(self.features, len(self.frames), self)
             return
         names, prompt = self[self.prompted[0]]
         for t in range(len(self.frames)):  # every frame by itself, from the latest prompt
             if t in self.prompted:
                 names, prompt = self[t]
-            yield t, names, host.sam.decode(self.features(t).rows([0] * len(names)), prompt, multimask=multimask)
+            yield t, names, host.sam.decode(self.features(t).rows([0] * len(names)), prompt, multimask=False)
 
     def _prompt(self, t: int) -> tuple[list[int], Prompt]:
         """{boxes, vectors} of every referent on frame t, and which instances they belong to."""
@@ -202,7 +216,9 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
         host, decode = self.sparrow.host, self.sparrow.config.decode
         boxes_n4 = torch.stack(boxes).to(seg[0].device)
         prompt = host.prompt(
-            None if decode.prompts == "box" else torch.stack(seg), None if boxes_n4.isnan().all() else boxes_n4
+            None if decode.prompts == "box" else torch.stack(seg),
+            None if boxes_n4.isnan().all() else boxes_n4,
+            training=decode.mode == "frame",  # frame by frame is how masks are made in training
         )
         return names, prompt if decode.box_pad or prompt.boxes_n4 is None else replace(prompt, pads=0)
 

@@ -174,9 +174,11 @@ class FilterLossConfig(Config):
         return self
 
     @classmethod
-    def release(cls) -> "FilterLossConfig":
-        """One threshold, nothing ignored; 0.01 * (L1 + 1 - GIoU), its L1 a mean over four numbers, ours their sum."""
-        return cls(positive=0.3, negative=0.3, l1_weight=0.01 / 4, giou_weight=0.01)
+    def release(cls, *, boxes: bool = False) -> "FilterLossConfig":
+        """One threshold, nothing ignored. boxes: its optional term, off by default: 0.01 * (L1 + 1 - GIoU), whose L1
+        is a mean over four numbers, ours their sum."""
+        weight = 0.01 if boxes else 0.0
+        return cls(positive=0.3, negative=0.3, l1_weight=weight / 4, giou_weight=weight)
 
 
 def proposal_labels(boxes_p4: Tensor, targets_s4: Tensor, config: FilterLossConfig | None = None) -> Tensor:

@@ -44,9 +44,12 @@ class ReleaseOutput(FilterOutput):
     attention: Tensor = None  # type: ignore[assignment]
     """[N, P]: softmax of the selector's logits."""
     refined: Tensor = None  # type: ignore[assignment]
-    """[N, dim]: the vector, plus what the attention gathers; used only where [SEG] came without [BOX]."""
+    """[N, dim]: the vector, plus what the attention gathers; the release reads it where [SEG] came without [BOX]."""
     predicted_boxes: Tensor = None  # type: ignore[assignment]
     """[N, P, 4] xyxy: regressed without reference to the proposal's box; for a loss at most."""
+
+    def by_proposal(self) -> Tensor:
+        return self.predicted_boxes
 
 
 class ProposalSelector(nn.Module):

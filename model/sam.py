@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from trackers import sam2 as network
@@ -232,12 +232,19 @@ class Sam2(SAM2Base):
         side = self.sam_image_embedding_size
         picture = (self.image_size, self.image_size)
         self.sam_prompt_encoder = _PromptEncoder(self.sam_prompt_embed_dim, (side, side), picture, 16)
+        self.sam_mask_decoder.register_forward_hook(_present_in_training)
 
     def _use_multimask(self, is_init_cond_frame: bool, point_inputs: Any) -> bool:
         """The package counts points, and the two corners of a box would switch it off; hosts say it outright."""
         if point_inputs is not None and "multimask" in point_inputs:
             return point_inputs["multimask"]
         return super()._use_multimask(is_init_cond_frame, point_inputs)
+
+
+def _present_in_training(decoder: nn.Module, _: Any, answer: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Training masks are of objects that are there. SAM2 would set those it thinks absent to -1024 in memory mode,
+    where no gradient comes back."""
+    return (*answer[:3], answer[3].clamp_min(1.0)) if decoder.training else None
 
 
 class _PromptEncoder(PromptEncoder):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from model.adapt import LORA, ROWS, add_lora, train_rows
@@ -24,7 +25,7 @@ from model.ground import Grounding, ground
 from model.hosts.base import BOX_TOKEN, IGNORE, Frames, Host, PromptState
 from model.losses import filter_loss, mask_losses
 from model.proposer import CoordinatesProposer, Proposals, build_proposer, propose
-from model.sam import Features, Prompt, prepare, to_frame
+from model.sam import Features, Prompt, prepare
 from model.tsf import TSFInjector
 
 
@@ -97,7 +98,7 @@ class Sparrow(nn.Module):
             return None
         proposals = self.propose(features, frame, state.text)
         output = self.filter(h_nd, self.pyramid(features), *proposals[:3])
-        return self.filter.select(output, self._masks_of(features, frame))
+        return self.filter.select(output, self._masks_of(features))
 
     def box_vectors(self, state: PromptState) -> Tensor | None:
         """h of each object: W_LV^BOX of its [BOX] state, or of its [SEG] state (Table 5A)."""
@@ -131,13 +132,10 @@ class Sparrow(nn.Module):
             return features.fpn
         return [*features.maps[:2], self.host.sam.without_memory(features)]
 
-    def _masks_of(self, features: Features, frame: Frames) -> Callable[[Tensor], Tensor]:
-        height, width = frame.shape[:2]
-
+    def _masks_of(self, features: Features) -> Callable[[Tensor], Tensor]:
         def masks(boxes_m4: Tensor) -> Tensor:
             rows = features.rows([0] * len(boxes_m4))
-            decoded = self.host.sam.decode(rows, Prompt(None, boxes_m4), multimask=False)
-            return to_frame(decoded.logits_n1hw, height, width)
+            return self.host.sam.decode(rows, Prompt(None, boxes_m4, pads=1), multimask=False).logits_n1hw[:, 0] > 0
 
         return masks
 
@@ -257,11 +255,13 @@ class Sparrow(nn.Module):
             ]
         size = sample.masks_nfhw.shape[-2:]
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        bce, dice = mask_losses(logits, sample.masks_nfhw)
+        padded = max(count, self.config.loss.pad_objects) * frames if self.config.loss.pad_objects else None
+        bce, dice = mask_losses(logits, sample.masks_nfhw, padded)
         return {"bce": bce, "dice": dice}
 
     def _proposal_losses(self, sample: Sample, state: PromptState, features: Features) -> dict[str, Tensor]:
-        """Eq. 13: the first frame's proposals against its own boxes (the release: against the union over time)."""
+        """Eq. 13: the first frame's proposals against its own boxes. (The release makes one box of the union of all
+        frames' masks; who wants that puts it into `Sample.boxes_n4`.)"""
         h_nd, options = self.box_vectors(state), self.config.loss.filter
         if h_nd is None or self.filter is None:
             raise ValueError(f"the answer has no {BOX_TOKEN}: stage 2 needs {self.grounding_tokens()} for every object")
@@ -272,9 +272,7 @@ class Sparrow(nn.Module):
         self.filter.train(was)
         refined = None
         if options.l1_weight or options.giou_weight:
-            rows = torch.arange(len(output.index), device=output.index.device)[:, None]
-            refined = torch.zeros_like(output.boxes)
-            refined[rows, output.index] = output.boxes
+            refined = output.by_proposal()
         return {
             "proposals": filter_loss(output.logits, proposals.boxes_xyxy, sample.boxes_n4, refined, config=options)[
                 "total"
@@ -282,8 +280,13 @@ class Sparrow(nn.Module):
         }
 
     def train(self, mode: bool = True) -> "Sparrow":
-        """Training mode, except for what is frozen in every stage and would only add noise."""
+        """Training mode, except for frozen parts whose dropout would only add noise: the proposer, the mask model's
+        memory attention, and LoRA that this stage does not train."""
         super().train(mode)
         if self.proposer is not None:
             self.proposer.eval()
+        self.host.sam.memory_attention.eval()
+        for module in self.host.modules():
+            if isinstance(module, LoraLayer):
+                module.train(mode and any(p.requires_grad for p in module.parameters()))
         return self

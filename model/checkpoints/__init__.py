@@ -14,6 +14,7 @@ from model.checkpoints.official import load_official as load_official
 from model.checkpoints.official import require_filled as require_filled
 from model.checkpoints.official import save_official as save_official
 from model.checkpoints.own import describe as describe
+from model.checkpoints.own import is_ours as is_ours
 from model.checkpoints.own import load as load
 from model.checkpoints.own import save as save
 from trackers.checkpoints import CheckpointError as CheckpointError

@@ -52,6 +52,15 @@ def save(model: nn.Module, folder: str | Path, only: Literal["trainable", "all"]
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
+def is_ours(folder: str | Path) -> bool:
+    """Whether a folder is a save of this project, readable by this code or not."""
+    try:
+        about = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and "format" in about and "host_config" in about
+
+
 def describe(folder: str | Path) -> dict[str, Any]:
     """`config.json` of a save: format, version, only, host, vocabulary, host_config, and of a Sparrow its config.
 

@@ -109,6 +109,7 @@ class VideoGLaMM(Host):
         self.video_projector = nn.Sequential(nn.Linear(config.video.width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
         self.sam = sam.build_sam(config.sam, postprocess=True, image_size=config.sam_size)
+        self.sam.memory_dtype = torch.bfloat16
         self.tokenizer = (
             byte_tokenizer(["<|system|>", "<|user|>", "<|assistant|>", END, "[SEG]"])
             if config.tokenizer == "bytes"

@@ -120,3 +120,29 @@ def test_the_release_goes_frame_by_frame_and_keeps_one_box(video):
     found = tiny("videoglamm", "release", host=host).ground(video, "square", answer="force")
     assert len(found.instances) == 1
     assert found.texts["square"].index(BOX_TOKEN) < found.texts["square"].index("[SEG]")
+
+
+def test_tsf_at_inference_changes_what_the_model_is_asked(host, video):
+    sparrow = tiny(
+        host.spec.name, host=host, **{"tsf.infer": True, "filter.threshold": 0.0, "proposals.threshold": 0.0}
+    )
+    crops = [video[t, 10:50, 20:80] for t in range(4)]
+    found = sparrow.ground(video, "square", answer="force", crops={"square": crops})
+    other = sparrow.ground(video, "square", answer="force", crops={"square": [255 - crop for crop in crops]})
+    assert found.instances
+    assert any(a.confidence != b.confidence for a, b in zip(found.instances, other.instances, strict=False))
+    with pytest.raises(ValueError, match="give crops"):
+        sparrow.ground(video, "square", answer="force")
+    with pytest.raises(ValueError, match=r"tsf\.infer is off"):
+        tiny(host.spec.name, host=host).ground(video, "square", crops={"square": crops})
+
+
+def test_without_a_box_the_prompt_is_the_hosts_own(host, video, monkeypatch):
+    seen = []
+    sparse = host.sam.sparse
+    monkeypatch.setattr(host.sam, "sparse", lambda prompt: seen.append(prompt) or sparse(prompt))
+    grounded(host, video, **{"decode.prompts": "seg"})
+    assert [prompt.pads for prompt in seen[:1]] == [host.spec.pads]
+    seen.clear()
+    grounded(host, video, **{"decode.prompts": "seg", "decode.mode": "frame"})
+    assert {prompt.pads for prompt in seen} == {host.spec.train_pads}

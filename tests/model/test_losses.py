@@ -193,7 +193,7 @@ def selection(golden):
 
 def test_golden_labels(selection):
     boxes, targets, arrays, _ = selection
-    labels = proposal_labels(boxes, targets, FilterLossConfig.release())
+    labels = proposal_labels(boxes, targets, FilterLossConfig.release(boxes=True))
     np.testing.assert_array_equal(labels, arrays["targets_iou0.3"])
 
 
@@ -206,7 +206,7 @@ def test_golden_filter_losses(selection):
         if case["use_roi_helper"]:
             logits = logits + min(max(case["gamma"], 0), 1) * torch.from_numpy(arrays["roi/logits"])
         refined = torch.from_numpy(arrays[f"selector/{which}/pred_boxes_xyxy"])
-        found = filter_loss(logits, boxes, targets, refined, valid, FilterLossConfig.release())
+        found = filter_loss(logits, boxes, targets, refined, valid, FilterLossConfig.release(boxes=True))
         box = found["loss_bbox"] / 4 + found["loss_giou"]  # the reference's L1 is a mean over four numbers
         assert box.item() == pytest.approx(case["box_l1_plus_giou"], rel=RELATIVE)
         if case["proposal_bce"] is None:  # not a number there: masked proposals have infinite logits

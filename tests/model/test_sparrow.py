@@ -148,3 +148,36 @@ def test_lora_of_the_release_has_the_published_size():
 def test_configs_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         configure("paper", **changes)
+
+
+def test_what_is_frozen_adds_no_noise(name):
+    """Dropout of LoRA that a stage does not train would make its losses differ from run to run."""
+    sparrow = tiny(name, **{"lora.dropout": 0.5})
+    sparrow.adapt()
+    for stage, same in ((sparrow.config.stage1, False), (sparrow.config.stage2, True)):
+        sparrow.train_stage(stage)
+        step(sparrow, stage, [sample(sparrow)])  # LoRA starts at zero, where dropout changes nothing
+        losses = [float(sparrow.train()([sample(sparrow)], stage)["loss"].detach()) for _ in range(3)]
+        assert (len(set(losses)) == 1) is same
+
+
+def test_masks_of_objects_that_look_absent_still_teach():
+    sparrow = tiny("unipixel")
+    with torch.no_grad():
+        sparrow.host.sam.sam_mask_decoder.pred_obj_score_head.layers[2].bias.fill_(-8.0)
+    sparrow.adapt()
+    sparrow.train_stage(sparrow.config.stage1)
+    _, changed = step(sparrow, sparrow.config.stage1, [sample(sparrow)])
+    assert any("seg_head" in n for n in changed)
+
+
+LOOSE = {"loss.filter": {"positive": 1e-3, "negative": 0.0, "l1_weight": 1.0, "giou_weight": 1.0}}
+"""Untrained proposals hardly overlap a target: any overlap makes one positive."""
+
+
+def test_the_release_s_box_term_reaches_its_box_head():
+    sparrow = tiny("videoglamm", "release", **LOOSE)
+    sparrow.adapt()
+    sparrow.train_stage(sparrow.config.stage2)
+    _, changed = step(sparrow, sparrow.config.stage2, [sample(sparrow)])
+    assert any("box_head" in n for n in changed)
