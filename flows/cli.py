@@ -334,7 +334,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command(epilog="Example: sparrow bench tracker --quick")
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode. Default: all.")
+        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode, model. Default: all.")
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,
