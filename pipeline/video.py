@@ -109,7 +109,9 @@ def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
         try:
             frames, fps, decoder = *_with_pyav(str(path), clip, config), "pyav"
         except _DecoderGaveUp as second:
-            why = root.words(f"decord: {first}; pyav: {second}")
+            # cut after the root is out: where messages end must not depend on where the data lies
+            tried = [f"{name}: {root.words(str(error))[:200]}" for name, error in (("decord", first), ("pyav", second))]
+            why = "; ".join(tried)
             raise Quarantined(Reason.MEDIA_UNREADABLE, f"{clip.media.path}: {why}", stage="decode") from second
     return Decoded(frames, np.ones((len(clip), 2), np.float32), decoder, fps, mark)
 
@@ -145,7 +147,7 @@ def _with_decord(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[n
             frames[i] = first if i == 0 else reader[source_frame].asnumpy()
         return frames, float(reader.get_avg_fps())
     except (decord.DECORDError, RuntimeError, IndexError, ValueError) as error:
-        raise _DecoderGaveUp(str(error).strip().splitlines()[0][:200] or type(error).__name__) from error
+        raise _DecoderGaveUp(str(error).strip().splitlines()[0] or type(error).__name__) from error
 
 
 def _with_pyav(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.uint8], float | None]:
@@ -168,7 +170,7 @@ def _with_pyav(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.
                     done += 1
             fps = float(stream.average_rate) if stream.average_rate else None
     except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise _DecoderGaveUp(f"{type(error).__name__}: {error}"[:200]) from error
+        raise _DecoderGaveUp(f"{type(error).__name__}: {error}") from error
     if found == 0:
         raise _DecoderGaveUp("no frame could be decoded")
     _check_count(clip, found)

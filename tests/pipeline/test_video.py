@@ -140,6 +140,17 @@ def test_a_path_out_of_the_root_is_refused(root):
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 @pytest.mark.parametrize("count", [N - 2, N + 2])
+def test_the_reason_does_not_depend_on_where_the_data_lies(tmp_path):
+    said = set()
+    for folder in ("a", "a/" + "/".join(["long-name"] * 20)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "v.mp4").write_bytes(b"no video" * 50)
+        with pytest.raises(Quarantined) as caught:
+            decode(DataRoot(tmp_path / folder), clip_of(VIDEO), DecodeConfig())
+        said.add(str(caught.value))
+    assert len(said) == 1
+
+
 def test_another_number_of_frames_than_annotated_is_a_mismatch(root, request, decoder, count):
     if decoder == "pyav":
         request.getfixturevalue("without_decord")
