@@ -106,32 +106,37 @@ def write(found: "Grounding", frames: NDArray[np.uint8], out: Path, note: str, s
 
 
 def overlay(found: "Grounding", frames: NDArray[np.uint8], note: str, columns: int = 4, most: int = 8) -> Any:
-    """Up to eight frames with masks and boxes, a colour per instance."""
+    """Prompted frames and others between them, eight in all if there are so many, a colour per instance."""
     from PIL import Image, ImageDraw
 
     height, width = frames.shape[1:3]
-    times = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    prompted = sorted({t for one in found.instances for t in one.boxes})[:most]
+    spread = np.linspace(0, len(frames) - 1, min(most, len(frames)) - len(prompted)).round().astype(int).tolist()
+    times = sorted({*prompted, *spread})
     scale = 320 / width
     tile = (320, round(height * scale))
     rows = -(-len(times) // columns)
     sheet = Image.new("RGB", (tile[0] * min(columns, len(times)), (tile[1] + 4) * rows + 22), "white")
     draw = ImageDraw.Draw(sheet)
-    words = [f"{one.phrase} #{i}" for i, one in enumerate(found.instances)] or ["nothing found"]
-    draw.text((4, 4), "   ".join(([note] if note else []) + words[:6]), fill="black")
+    words = [(f"{one.phrase} #{i}", COLOURS[i % len(COLOURS)]) for i, one in enumerate(found.instances)]
+    left = 4.0
+    for text, colour in [(note, (0, 0, 0)), *(words[:6] or [("nothing found", (0, 0, 0))])]:
+        draw.text((left, 4), text, fill=colour)
+        left += draw.textlength(text) + 14 if text else 0
     for place, t in enumerate(times):
         picture = frames[t].astype(np.float32)
         for i, one in enumerate(found.instances):
             mask = one.masks_thw[t]
             picture[mask] = 0.5 * picture[mask] + 0.5 * np.array(COLOURS[i % len(COLOURS)], np.float32)
-        left, top = place % columns * tile[0], 22 + place // columns * (tile[1] + 4)
-        sheet.paste(Image.fromarray(picture.astype(np.uint8)).resize(tile), (left, top))
-        draw.text((left + 4, top + 4), f"frame {t}", fill="white")
+        x, top = place % columns * tile[0], 22 + place // columns * (tile[1] + 4)
+        sheet.paste(Image.fromarray(picture.astype(np.uint8)).resize(tile), (x, top))
+        draw.text((x + 4, top + 4), f"frame {t}{', prompted' if t in prompted else ''}", fill="white")
         for i, one in enumerate(found.instances):
             if t in one.boxes:
                 x1, y1, x2, y2 = (one.boxes[t] * scale).tolist()
                 colour = COLOURS[i % len(COLOURS)]
                 draw.rectangle(
-                    (left + x1, top + y1, left + max(x2, x1 + 1), top + max(y2, y1 + 1)), outline=colour, width=2
+                    (x + x1, top + y1, x + max(x2, x1 + 1), top + max(y2, y1 + 1)), outline=colour, width=2
                 )
     return sheet
 
