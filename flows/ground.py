@@ -135,9 +135,8 @@ def overlay(found: "Grounding", frames: NDArray[np.uint8], note: str, columns: i
             if t in one.boxes:
                 x1, y1, x2, y2 = (one.boxes[t] * scale).tolist()
                 colour = COLOURS[i % len(COLOURS)]
-                draw.rectangle(
-                    (x + x1, top + y1, x + max(x2, x1 + 1), top + max(y2, y1 + 1)), outline=colour, width=2
-                )
+                corners = (x + x1, top + y1, x + max(x2, x1 + 1), top + max(y2, y1 + 1))
+                draw.rectangle(corners, outline=colour, width=2)
     return sheet
 
 
