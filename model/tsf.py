@@ -138,4 +138,6 @@ def crop_boxes(frames: Sequence[NDArray[np.uint8]], boxes_n4: ArrayLike) -> list
         raise ValueError(f"crop_boxes: {len(frames)} frames need boxes [{len(frames)}, 4], got {list(boxes.shape)}")
     if wrong := [list(f.shape) for f in frames if f.ndim != 3 or f.shape[2] != 3]:
         raise ValueError(f"crop_boxes: frames must be [H, W, 3], got {wrong}")
-    return [crop(f, box * (2 * [f.shape[1], f.shape[0]])) for f, box in zip(frames, boxes, strict=True)]
+    pixels = [box * (2 * [f.shape[1], f.shape[0]]) for f, box in zip(frames, boxes, strict=True)]
+    # shares were float32: without rounding, whole pixels come back as a little more and make the crop one wider
+    return [crop(f, box.round(3)) for f, box in zip(frames, pixels, strict=True)]
