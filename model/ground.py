@@ -171,19 +171,13 @@ class _Run(Mapping[int, tuple[list[int], Prompt]]):
     def follow(self) -> list[Instance]:
         if not self.prompted:
             return []
-        height, width = self.frames.shape[1:3]
         for t, names, decoded in self._steps():
-            masks = to_frame(decoded.logits_n1hw, height, width)
-            for name, mask, score in zip(names, masks, decoded.object_score_n, strict=True):
-                self.instances[name].masks_thw[t] = mask.cpu().numpy()
-                self.instances[name].scores_t[t] = float(score)
-                scale = torch.tensor([width, height, width, height], device=mask.device)
-                box = (
-                    masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1], device=mask.device)
-                    if mask.any()
-                    else None
-                )
-                self.last[name] = torch.full((4,), torch.nan) if box is None else (box / scale).cpu()
+            masks = to_frame(decoded.logits_n1hw, *self.frames.shape[1:3]).cpu()
+            for name, mask, score in zip(names, masks, decoded.object_score_n.tolist(), strict=True):
+                self.instances[name].masks_thw[t] = mask.numpy()
+                self.instances[name].scores_t[t] = score
+                if t < self.prompted[-1]:  # a later prompt will ask where everything was last
+                    self.last[name] = _box_of(mask)
         return self.instances
 
     def _steps(self) -> Iterator[tuple[int, list[int], Decoded]]:

@@ -250,9 +250,8 @@ class Sparrow(nn.Module):
             every = seg_nfd.expand(count, frames, -1).flatten(0, 1)
             prompt = self.host.prompt(every, None, training=True)
             rows = features.rows(list(range(frames)) * count)
-            logits = self.host.sam.decode(rows, prompt, multimask=False).logits_n1hw.unflatten(0, (count, frames))[
-                :, :, 0
-            ]
+            decoded = self.host.sam.decode(rows, prompt, multimask=False)
+            logits = decoded.logits_n1hw[:, 0].unflatten(0, (count, frames))
         size = sample.masks_nfhw.shape[-2:]
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         padded = max(count, self.config.loss.pad_objects) * frames if self.config.loss.pad_objects else None
@@ -270,14 +269,9 @@ class Sparrow(nn.Module):
         self.filter.train()  # box losses need every proposal refined, wherever it ranks
         output = self.filter(h_nd[: len(sample.boxes_n4)], self.pyramid(features), *proposals[:3])
         self.filter.train(was)
-        refined = None
-        if options.l1_weight or options.giou_weight:
-            refined = output.by_proposal()
-        return {
-            "proposals": filter_loss(output.logits, proposals.boxes_xyxy, sample.boxes_n4, refined, config=options)[
-                "total"
-            ]
-        }
+        refined = output.by_proposal() if options.l1_weight or options.giou_weight else None
+        found = filter_loss(output.logits, proposals.boxes_xyxy, sample.boxes_n4, refined, config=options)
+        return {"proposals": found["total"]}
 
     def train(self, mode: bool = True) -> "Sparrow":
         """Training mode, except for frozen parts whose dropout would only add noise: the proposer, the mask model's
