@@ -38,3 +38,21 @@ def test_the_pipeline_s_rows_cover_its_stages(tmp_path):
 def test_an_unknown_benchmark_names_the_known_ones():
     with pytest.raises(ValueError, match=", ".join(NAMES)):
         run(["speed"])
+
+
+def test_the_model_s_rows_say_what_sparrow_costs_and_that_no_frame_is_encoded_twice():
+    import torch
+
+    from benchmarks.measure import Setting
+    from benchmarks.model import one_host
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = {row.what: row for row in one_host(Setting(torch.device("cpu"), torch.float32, True), "glus")}
+    finally:
+        torch.set_num_threads(threads)
+    assert rows["glus: whole video, with SPARROW"].ratio > 0
+    assert "image encoder 1 x a frame" in rows["glus: whole video, with SPARROW"].note
+    assert rows["glus: decoding"].baseline.startswith("no cache")
+    assert rows["glus: peak memory"].value > 0
