@@ -1,0 +1,238 @@
+"""Loader: batches of records for one rank, in the order of `model.data.order`, resumable after any step.
+
+The order is computed, not replayed, so resuming costs nothing, and neither the number of workers nor of ranks changes
+what a step sees. Workers read and decode; at most `prefetch` samples each wait ahead.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model.corruption import Corruption
+from model.data.index import Index
+from model.data.order import Rows, epoch_order, shares
+from model.data.read import Corrupt, Reader
+from model.data.record import Record, make_record
+from model.tsf import TSFConfig
+from schemas.config import Config
+
+STATE_VERSION = 1
+_SPARES = 3
+"""How many samples after a corrupt one are tried in its place."""
+
+
+class LoaderOptions(Config):
+    """What a step sees. batch: samples of a step, of all ranks together. frames: mask frames of a sample.
+
+    weights: of sources (None: their sizes). samples: of an epoch (None: as many as there are). What does not fill a
+    step at the end of an epoch, fewer than `batch`, is dropped. block, window: of the shuffle, in samples and blocks.
+    tsf: its dropout is met exactly, up to one sample of an epoch. max_corrupt: the share of an epoch's samples of a
+    rank that may be corrupt before the run fails. verify: compare sha256 of every member that is read.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=8, ge=1)
+    frames: int = Field(default=8, ge=1)
+    samples: int | None = Field(default=None, ge=1)
+    weights: dict[str, float] | None = None
+    block: int = Field(default=32, ge=1)
+    window: int = Field(default=64, ge=1)
+    tsf: TSFConfig = TSFConfig()
+    corruption: Corruption = Corruption()
+    max_corrupt: float = Field(default=0.01, ge=0, le=1)
+    verify: bool = False
+    prefetch: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _noise_is_seen(self) -> "LoaderOptions":
+        if self.corruption.kind != "none" and not self.tsf.wanted(training=True):
+            raise ValueError(
+                f"corruption.kind {self.corruption.kind} changes nothing without TSF in training: set tsf.train and "
+                'tsf.path, or corruption.kind "none"'
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A position of an epoch, and the row that belongs there; the others stand in if it is corrupt."""
+
+    epoch: int
+    position: int
+    rows: tuple[int, ...]
+    tsf: bool
+
+
+@dataclass
+class Loaded:
+    """A record, and what was skipped on the way to it."""
+
+    record: Record | None
+    skipped: list[str]
+
+
+class Loader:
+    """`for batch in loader` runs from where the loader stands to the end of the epoch, then stands at the next one.
+
+    Each batch is a list of `options.batch // world` records. ValueError where the batch cannot be shared by the ranks,
+    an epoch has no full step, or (while iterating) more than `max_corrupt` of the samples are corrupt.
+    """
+
+    def __init__(
+        self, index: Index, options: LoaderOptions | None = None, *, rank: int = 0, world: int = 1, workers: int = 0
+    ):
+        self.index, self.options = index, options or LoaderOptions()
+        self.rank, self.world, self.workers = rank, world, workers
+        self.epoch, self.step = 0, 0
+        self.skipped: list[str] = []
+        """What was corrupt in this epoch, on this rank: one text each."""
+        self.uncorrupted = 0
+        """Samples with TSF of this epoch, on this rank, that "id_switch" left as they are: alone in their clip."""
+        batch = self.options.batch
+        if not 0 <= rank < world or batch % world:
+            raise ValueError(f"batch {batch} must be a multiple of world {world}, and rank {rank} below it")
+        self.counts = shares(index.sources, self.options.weights, self.options.samples)
+        self._steps = sum(self.counts.values()) // batch
+        if not self._steps:
+            raise ValueError(f"an epoch of {sum(self.counts.values())} samples has no step of {batch}: lower the batch")
+        self._tasks = _Tasks()
+        self._reads: DataLoader | None = None
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self._steps
+
+    def order(self, epoch: int) -> Rows:
+        """Rows of an epoch in order, of all ranks; whole steps only."""
+        options = self.options
+        return epoch_order(
+            self.index.sources, self.index.tar_of_row, options.seed, epoch,
+            counts=self.counts, block=options.block, window=options.window,
+        )[: self._steps * options.batch]  # fmt: skip
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        if self._reads is None:
+            workers: dict[str, Any] = {}
+            if self.workers:
+                workers = {"prefetch_factor": self.options.prefetch, "persistent_workers": True}
+            self._reads = DataLoader(
+                _Reads(self.index, self.options), batch_size=None, sampler=self._tasks, num_workers=self.workers,
+                collate_fn=_as_it_is, worker_init_fn=_quiet_worker, generator=torch.Generator(), **workers,
+            )  # fmt: skip
+        order, options = self.order(self.epoch), self.options
+        positions = range(self.step * options.batch + self.rank, len(order), self.world)
+        self._tasks.todo = _todo(order, options, self.epoch, positions)
+        share, batch = options.batch // self.world, []
+        for loaded in self._reads:
+            self._count(loaded)
+            batch.append(loaded.record)
+            if len(batch) == share:
+                self.step += 1
+                yield batch
+                batch = []
+        self.epoch, self.step, self.skipped, self.uncorrupted = self.epoch + 1, 0, [], 0
+
+    def _count(self, loaded: Loaded) -> None:
+        self.skipped += loaded.skipped
+        allowed = int(self.options.max_corrupt * self._steps * self.options.batch / self.world)
+        if len(self.skipped) > allowed or loaded.record is None:
+            raise ValueError(
+                f"{len(self.skipped)} corrupt samples in epoch {self.epoch}, {allowed} are allowed (max_corrupt "
+                f"{self.options.max_corrupt}); `sparrow verify` finds them all. The last: "
+                f"{'; '.join(self.skipped[-5:])}"
+            )
+        record, noise = loaded.record, self.options.corruption.kind != "none"
+        self.uncorrupted += noise and record.crops is not None and record.trajectory_t4 is None
+
+    # --- where it stands ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and text: where the loader stands, and what it must be given to go on from there."""
+        return {
+            "version": STATE_VERSION, **self._identity(), "epoch": self.epoch, "step": self.step,
+            "skipped": list(self.skipped), "uncorrupted": self.uncorrupted,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader stood. ValueError says what is not the same: data, options, or ranks."""
+        expected = {"version": STATE_VERSION, **self._identity()}
+        if wrong := [
+            f"{name} was {state.get(name)!r}, is {value!r}"
+            for name, value in expected.items()
+            if state.get(name) != value
+        ]:
+            raise ValueError(
+                f"the loader cannot go on from this state: {'; '.join(wrong)}. Resume with the same output, options "
+                "and ranks, or start a new run"
+            )
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.skipped, self.uncorrupted = list(state["skipped"]), state["uncorrupted"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which sample comes when; `rank` is left out, as rank 0 may save for all."""
+        options = self.options
+        fixed = options.model_dump(mode="json", exclude={"seed", "batch", "max_corrupt", "verify", "prefetch"})
+        return {
+            "manifest": self.index.fingerprint, "seed": options.seed, "batch": options.batch, "world": self.world,
+            "options": fixed,
+        }  # fmt: skip
+
+
+class _Tasks(Sampler[Task]):
+    """What `DataLoader` goes through next. It must not know the loader: workers of a cycle of objects end late."""
+
+    def __init__(self) -> None:
+        self.todo: Iterator[Task] = iter(())
+
+    def __iter__(self) -> Iterator[Task]:
+        return self.todo
+
+
+def _todo(order: Rows, options: LoaderOptions, epoch: int, positions: range) -> Iterator[Task]:
+    """The tasks at some positions of an epoch."""
+    # The share of TSF-free samples is met by drawing without replacement: (place in a shuffle + 1/2) / length.
+    draws = (np.random.default_rng([options.seed, epoch, 1]).permutation(len(order)) + 0.5) / len(order)
+    for position in positions:
+        rows = tuple(int(order[(position + i) % len(order)]) for i in range(min(_SPARES + 1, len(order))))
+        yield Task(epoch, position, rows, options.tsf.wanted(training=True, draw=float(draws[position])))
+
+
+class _Reads(Dataset[Loaded]):
+    def __init__(self, index: Index, options: LoaderOptions):
+        self.index, self.options = index, options
+        self.reader: Reader | None = None
+
+    def __getitem__(self, task: Task) -> Loaded:
+        self.reader = self.reader or Reader(self.index.out, verify=self.options.verify)
+        skipped: list[str] = []
+        for row in task.rows:
+            try:
+                return Loaded(self._record(self.reader, row, task), skipped)
+            except Corrupt as error:
+                skipped.append(str(error))
+        return Loaded(None, skipped)
+
+    def _record(self, reader: Reader, row: int, task: Task) -> Record:
+        entry, options = self.index.entry(row), self.options
+
+        def others() -> list[bytes]:
+            return [reader.members(self.index.entry(i), "track.npy")["track.npy"] for i in self.index.others(row)]
+
+        return make_record(
+            entry, reader.members(entry), np.random.default_rng([options.seed, task.epoch, task.position]),
+            frames=options.frames, tsf=options.tsf if task.tsf else None, corruption=options.corruption, others=others,
+        )  # fmt: skip
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(0)

@@ -1,0 +1,252 @@
+"""Record: a sample's members become frames, masks, boxes, crops and words.
+
+Everything is cut from the clip's own frames, before any model's preprocessing, and boxes are shares of the whole
+frame: so frames, masks, boxes and crops agree whatever the shape of the video.
+"""
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.corruption import Corruption, corrupt
+from model.data.index import Entry
+from model.data.read import Corrupt
+from model.tsf import TSFConfig
+from pipeline.sample import TRACK_DTYPE
+from pipeline.select import candidates, crop, evenly_spaced
+from schemas.geometry import rle_check, rle_decode
+from schemas.records import ORIGINS
+
+UNKNOWN = -1
+"""In masks: nobody said whether the target is here."""
+_GIVEN = [ORIGINS.index(name) for name in ("annotation", "mask", "none")]
+_ONLINE = 16
+"""Crops from which "online" selection chooses (the release)."""
+
+
+@dataclass
+class Record:
+    """One expression about one target, F frames of its clip. Plain arrays: no model has touched them."""
+
+    key: str
+    source: str
+    caption: str
+    qa: list[dict[str, str]]
+    """`qa_id`, `family`, `question`, `answer` as curated (`pipeline.questions`)."""
+    times_f: NDArray[np.int64]
+    """Which frames of the clip, ascending. The first shows the target."""
+    frames_fhw3: NDArray[np.uint8]
+    """RGB."""
+    masks_fhw: NDArray[np.int8]
+    """1 inside, 0 outside, -1 all over where nothing is known."""
+    boxes_t4: NDArray[np.float32]
+    """The curated trajectory over the whole clip, xyxy in [0, 1], NaN without a box. Never corrupted."""
+    crops: list[NDArray[np.uint8]] | None = None
+    """Representatives [h, w, 3] for TSF, in time order; None: this sample's prompt goes without TSF."""
+    trajectory_t4: NDArray[np.float32] | None = None
+    """The corrupted trajectory that `crops` were cut along; None where they are the curated ones."""
+
+    @property
+    def box_4(self) -> NDArray[np.float32]:
+        """The target on the first frame."""
+        return self.boxes_t4[self.times_f[0]]
+
+
+NONSENSE = (
+    KeyError, IndexError, TypeError, ValueError, EOFError, RuntimeError, tarfile.TarError, cv2.error, av.FFmpegError,
+)  # fmt: skip
+"""What bytes that are not what they should be can raise. Errors of the machine (OSError) are not among them."""
+
+Others = Callable[[], Sequence[bytes]]
+"""`.track.npy` members of other targets of the clip; asked for only if needed."""
+
+
+def make_record(
+    entry: Entry, members: dict[str, bytes], rng: np.random.Generator, *, frames: int = 8,
+    tsf: TSFConfig | None = None, corruption: Corruption | None = None, others: Others = tuple,
+) -> Record:  # fmt: skip
+    """Members -> record.
+
+    rng: draws the frames. tsf: how crops are chosen, None for a sample that goes without. corruption: applied to the
+    trajectory before crops are cut. A trajectory's noise is the same in every epoch, as a tracker's would be.
+    Corrupt if members are missing or make no sense.
+    """
+    try:
+        words = json.loads(members["json"])
+        track = _track(members["track.npy"])
+        masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
+        boxes_t4 = np.stack([track[c] for c in ("x1", "y1", "x2", "y2")], 1)
+        absent = _known_absent(track)
+        times = choose_frames(masks, absent, len(track), frames, rng)
+        trajectory, path, picks = None, boxes_t4, []
+        noisy = corruption is not None and corruption.kind != "none"
+        stored = tsf is not None and tsf.selection == "offline" and not noisy
+        if tsf is not None and not stored:
+            trajectory = _corrupted(boxes_t4, corruption, others, entry.key) if noisy and corruption else None
+            path = boxes_t4 if trajectory is None else trajectory
+            picks = _picks(path, track["kept"], words["tsf"], tsf)
+        decoded = _decode(entry, members, np.union1d(times, np.array(picks, np.int64)))
+        crops = None
+        if stored and tsf is not None:
+            pictures = [_picture(members[f"crop{row['rank']}.jpg"]) for row in words["tsf"]]
+            crops = [pictures[i] for i in _spread(len(pictures), tsf.k)]
+        elif picks:
+            crops = [crop(decoded[t], path[t]) for t in picks]
+        size = np.array([entry.width, entry.height] * 2, np.float32)
+        return Record(
+            entry.key, entry.source, words["referent"]["caption"], words["qa"], times,
+            np.stack([decoded[t] for t in times]), _masks(times, masks, absent, entry),
+            (boxes_t4 / size).astype(np.float32), crops,
+            None if trajectory is None else (trajectory / size).astype(np.float32),
+        )  # fmt: skip
+    except NONSENSE as error:
+        if isinstance(error, Corrupt):
+            raise
+        raise Corrupt(f"{entry.tar}: {entry.key}: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+# --- which frames ---------------------------------------------------------------------------------------------------
+
+
+def choose_frames(
+    masked: Iterable[int],
+    absent: NDArray[np.bool_],
+    total: int,
+    count: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """At most `count` frames, ascending and distinct: one drawn from each of `count` even stretches of those that teach
+    something: with a mask, or known to be without the target. The first has a mask: it is the prompted one.
+
+    Where too few teach, frames of the clip that come later than the first mask fill up, evenly: the host should still
+    see a video, and their masks are unknown. ValueError without any mask.
+    """
+    seen = np.array(sorted(masked), np.int64)
+    if not len(seen):
+        raise ValueError("no frame has a mask")
+    knows = np.union1d(seen, np.flatnonzero(absent))
+    knows = knows[knows >= seen[0]]
+    if len(knows) > count:
+        edges = np.linspace(0, len(knows), count + 1).round().astype(int)
+        first = seen[seen <= knows[edges[1] - 1]]  # of the first stretch, those with a mask; never empty
+        rest = [knows[rng.integers(low, high)] for low, high in pairwise(edges[1:])]
+        return np.array([first[rng.integers(len(first))], *rest], np.int64)
+    others = np.setdiff1d(np.arange(knows[0], total), knows)
+    return np.union1d(knows, others[evenly_spaced(len(others), min(count - len(knows), len(others)))])
+
+
+def _known_absent(track: NDArray) -> NDArray[np.bool_]:
+    """[T] the dataset looked and did not see the target. Where a tracker made the boxes, a frame without one says that
+    the tracker lost it; only a tracked box that meets no annotated one proves the absence."""
+    has_box = ~np.isnan(track["x1"])
+    meets_none = track["known"] & ~track["kept"] & np.isnan(track["iou"])
+    return meets_none & (has_box | np.isin(track["origin"], _GIVEN).all())
+
+
+def _picks(trajectory: NDArray, kept: NDArray[np.bool_], stored: list[dict], tsf: TSFConfig) -> list[int]:
+    """Frames to cut crops from: the curated representatives that still have a box, else others that do."""
+    there = ~np.isnan(trajectory).any(1)
+    if tsf.selection == "online":
+        return candidates(kept & there, _ONLINE).tolist()
+    chosen = sorted({row["frame"] for row in stored if there[row["frame"]]})
+    if not chosen:
+        chosen = candidates(kept & there, tsf.k).tolist()
+    return [chosen[i] for i in _spread(len(chosen), tsf.k)]
+
+
+def _spread(have: int, want: int) -> list[int]:
+    """`want` of `have` numbers, ascending: evenly if there are more, the last ones repeated if there are fewer."""
+    picks = evenly_spaced(have, min(have, want)).tolist()
+    return picks + picks[-1:] * (want - len(picks)) if picks else []
+
+
+def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str) -> NDArray | None:
+    """The trajectory with noise; None where "id_switch" has nobody to switch to."""
+    tracks: tuple[NDArray, ...] = ()
+    if options.kind == "id_switch":
+        tracks = tuple(np.stack([_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1) for data in others())
+        if not tracks:
+            return None
+    return corrupt(boxes_t4, options, tracks, zlib.crc32(key.encode()))
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def _track(data: bytes) -> NDArray:
+    track = np.load(io.BytesIO(data), allow_pickle=False)
+    if track.dtype != TRACK_DTYPE or not len(track):
+        raise ValueError(f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}")
+    return track
+
+
+def _masks(times: NDArray, masks: dict, absent: NDArray[np.bool_], entry: Entry) -> NDArray[np.int8]:
+    found = np.full((len(times), entry.height, entry.width), UNKNOWN, np.int8)
+    for place, t in zip(found, times, strict=True):
+        if t in masks:
+            place[:] = rle_decode(rle_check(masks[t], (entry.height, entry.width)))
+        elif absent[t]:
+            place[:] = 0
+    return found
+
+
+def _decode(entry: Entry, members: dict[str, bytes], times: NDArray[np.int64]) -> dict[int, NDArray[np.uint8]]:
+    """Frames [H, W, 3] RGB of the clip by number; decoded are they, and what lies between them and a key frame."""
+    if "mp4" in members:
+        found = _video(members["mp4"], set(times.tolist()))
+        if missing := [t for t in times.tolist() if t not in found]:
+            raise ValueError(f"the clip's video has no frame {missing[0]}")
+        pictures = [found[t] for t in times.tolist()]
+    else:
+        with tarfile.open(fileobj=io.BytesIO(members["frames.tar"])) as tar:
+            pictures = [_picture(tar.extractfile(f"{t:06d}.jpg").read()) for t in times]  # type: ignore[union-attr]
+    height, width = pictures[0].shape[:2]
+    if (height - entry.height, width - entry.width) not in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        raise ValueError(f"media is {width}x{height}, the clip {entry.width}x{entry.height}")
+    return {int(t): p[: entry.height, : entry.width] for t, p in zip(times, pictures, strict=True)}
+
+
+def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
+    """The wanted frames of an mp4: each stretch from a key frame on is decoded as far as it must be, or not at all.
+
+    Colours go the way back that `encode_mp4` came: through OpenCV's own I420.
+    """
+    found = {}
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        codec.thread_count = 1
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        number = {pts: n for n, pts in enumerate(sorted(int(packet.pts or 0) for packet in packets))}
+        keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+        for start, stop in pairwise([*keys, len(packets)]):
+            needed = wanted & {number[packet.pts or 0] for packet in packets[start:stop]}
+            if not needed:
+                continue
+            codec.flush_buffers()
+            for packet in (*packets[start:stop], None):
+                for frame in codec.decode(packet):
+                    n = number[frame.pts or 0]
+                    if n in needed:
+                        i420 = frame.to_ndarray(format="yuv420p")
+                        found[n] = np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)
+                        needed.remove(n)
+                if not needed:
+                    break
+    return found
+
+
+def _picture(data: bytes) -> NDArray[np.uint8]:
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError("a JPEG cannot be decoded")
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

@@ -1,0 +1,259 @@
+"""A record and a sample: frames, masks, boxes and crops say the same of a non-square, odd-sized video."""
+
+import io
+import tarfile
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from model.corruption import Corruption
+from model.data.collate import collate
+from model.data.index import Index
+from model.data.loader import Loader, LoaderOptions
+from model.data.read import Corrupt, Reader, plain_webdataset
+from model.data.record import _video, choose_frames, make_record
+from model.tsf import TSFConfig
+from pipeline.sample import add_member
+from pipeline.video import encode_jpeg, encode_mp4
+from tests.model.data.made import AWAY, COLOURS, FRAMES, HEIGHT, THINNED, WIDTH, boxes, frames_of
+from tests.model.made import tiny
+
+ALWAYS = TSFConfig(dropout=0.0)
+
+
+def records(index, **options):
+    options = {"tsf": ALWAYS, **options}
+    return [record for batch in Loader(index, LoaderOptions(batch=1, **options)) for record in batch]
+
+
+def target_of(record) -> tuple[int, int]:
+    clip, target = record.key.split("-c")[1].split("-")
+    return int(clip), int(target)
+
+
+def near(picture, target):
+    return np.abs(picture.astype(int) - COLOURS[target]).max(-1) < 60
+
+
+def test_frame_mask_box_and_crop_agree(index):
+    for record in records(index, frames=6):
+        clip, target = target_of(record)
+        assert record.frames_fhw3.shape == (6, HEIGHT, WIDTH, 3)
+        original = frames_of(clip)[record.times_f]
+        assert np.abs(record.frames_fhw3.astype(int) - original).mean() < 4  # h264, the right frames
+        pixels = record.boxes_t4 * np.float32([WIDTH, HEIGHT, WIDTH, HEIGHT])
+        np.testing.assert_allclose(pixels, boxes(clip)[target], atol=1e-3)
+        np.testing.assert_array_equal(record.box_4, record.boxes_t4[record.times_f[0]])
+        for t, frame, mask in zip(record.times_f, record.frames_fhw3, record.masks_fhw, strict=True):
+            if t in THINNED and target == 0:
+                assert (mask == -1).all()
+                continue
+            if t in AWAY and target == 0:
+                assert (mask == 0).all()
+                continue
+            if t in THINNED:
+                assert (mask == -1).all()
+                continue
+            ys, xs = np.nonzero(mask == 1)
+            np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], pixels[t], atol=1e-3)
+            if target == 1 or (near(frame, 0) == (mask == 1)).mean() > 0.9:
+                assert near(frame, target)[mask == 1].mean() > 0.5
+        assert len(record.crops) == 4
+        for crop in record.crops:
+            assert crop.shape == (33, 33, 3)
+            assert near(crop, target).mean() > 0.5
+
+
+def test_first_frame_shows_the_target_and_every_stretch_is_drawn_from():
+    rng = np.random.default_rng(0)
+    absent = np.zeros(40, bool)
+    absent[[3, 4, 30, 31]] = True
+    masked = [*range(5, 30), 32]
+    drawn = np.stack([choose_frames(masked, absent, 40, 7, rng) for _ in range(200)])
+    assert (np.diff(drawn, axis=1) > 0).all()
+    assert set(drawn.flat) == {*masked, 30, 31}  # known absences after it has appeared teach too
+    assert set(drawn[:, 0]) <= set(masked)
+    few = choose_frames([10], np.zeros(40, bool), 40, 4, rng)  # filled up with unknown ones, later ones only
+    assert few[0] == 10
+    assert len(few) == 4
+    with pytest.raises(ValueError, match="no frame has a mask"):
+        choose_frames([], absent, 40, 4, rng)
+
+
+def test_media_as_a_tar_of_jpegs_gives_the_same_frames(index):
+    entry = index.entry(0)
+    members = Reader(index.out).members(entry)
+    video = make_record(entry, members, np.random.default_rng(0))
+    frames = frames_of(0)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for t, frame in enumerate(frames):
+            add_member(tar, f"{t:06d}.jpg", encode_jpeg(frame))
+    del members["mp4"]
+    with pytest.raises(Corrupt, match=entry.key):
+        make_record(entry, members, np.random.default_rng(0))
+    tarred = make_record(entry, members | {"frames.tar": buffer.getvalue()}, np.random.default_rng(0))
+    np.testing.assert_array_equal(video.times_f, tarred.times_f)
+    assert np.abs(video.frames_fhw3.astype(int) - tarred.frames_fhw3).mean() < 4
+
+
+def test_any_frames_of_a_video_are_those_of_decoding_it_all():
+    ramp = np.arange(40, dtype=np.uint8)[:, None, None, None] * 5 + np.zeros((40, 64, 96, 3), np.uint8)
+    video = encode_mp4(ramp, 25.0, gop=12)
+    for wanted in ({0}, {39}, {11, 12, 13}, {5, 30}, set(range(40))):
+        found = _video(video, wanted)
+        assert found.keys() == wanted
+        for t, frame in found.items():
+            assert abs(float(frame.mean()) - 5 * t) < 2
+
+
+def test_frames_are_drawn_anew_in_each_epoch(index):
+    loader = Loader(index, LoaderOptions(batch=20, frames=3))
+    times = [{r.key: tuple(r.times_f) for batch in loader for r in batch} for _ in range(2)]
+    assert times[0].keys() == times[1].keys()
+    assert sum(times[0][key] != times[1][key] for key in times[0]) > 15
+
+
+def switched(record):
+    clip, target = target_of(record)
+    other = boxes(clip)[1 - target] / np.float32([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    there = ~np.isnan(record.boxes_t4[:, 0])
+    return (
+        there,
+        (record.trajectory_t4 == record.boxes_t4).all(1),
+        np.isclose(record.trajectory_t4, other, equal_nan=True).all(1),
+    )
+
+
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.5])
+def test_dropout_and_switches_have_exactly_their_rate_through_the_loader(index, level):
+    for record in records(index, frames=2, corruption=Corruption(kind="dropout", level=level)):
+        there = ~np.isnan(record.boxes_t4[:, 0])
+        gone = there & np.isnan(record.trajectory_t4[:, 0])
+        assert gone.sum() == round(level * there.sum())
+        assert all(near(crop, target_of(record)[1]).mean() > 0.5 for crop in record.crops)
+    wrong = 0
+    for record in records(index, frames=2, corruption=Corruption(kind="id_switch", level=level, segments=2)):
+        there, same, other = switched(record)
+        assert (there & ~same).sum() == (there & other).sum() == round(level * there.sum())
+        wrong += sum(near(crop, 1 - target_of(record)[1]).mean() > 0.5 for crop in record.crops)
+    assert wrong > 0  # TSF shows the other target there
+
+
+def test_alone_in_its_clip_nothing_is_switched_and_it_is_counted(tmp_path):
+    from benchmarks.loader import corpus
+
+    out, _ = corpus(tmp_path, 2, 12)
+    loader = Loader(
+        Index.open(str(out)), LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5})
+    )
+    for n, (record,) in enumerate(loader, 1):
+        assert record.trajectory_t4 is None
+        assert loader.state_dict()["uncorrupted"] == n
+
+
+def test_jitter_moves_crops_and_never_the_targets_of_the_losses(index):
+    for record in records(index, frames=2, corruption=Corruption(kind="jitter", level=0.2)):
+        clip, target = target_of(record)
+        there = ~np.isnan(record.boxes_t4[:, 0])
+        size = 33 / np.float32([WIDTH, HEIGHT])
+        moved = (record.trajectory_t4 - record.boxes_t4)[there].reshape(-1, 2, 2).mean(1) / size
+        assert 0.1 < np.abs(moved).max() <= 0.2 + 1e-4
+        np.testing.assert_allclose(record.boxes_t4 * np.float32([WIDTH, HEIGHT] * 2), boxes(clip)[target], atol=1e-3)
+
+
+def test_noise_is_the_trajectorys_own_in_every_epoch(index):
+    options = LoaderOptions(batch=20, frames=2, tsf=ALWAYS, corruption=Corruption(kind="dropout", level=0.5))
+    loader = Loader(index, options)
+    first, second = ({r.key: r.trajectory_t4 for batch in loader for r in batch} for _ in range(2))
+    for key, trajectory in first.items():
+        np.testing.assert_array_equal(trajectory, second[key])
+
+
+def test_everything_dropped_leaves_a_prompt_without_tsf(index):
+    for record in records(index, frames=2, corruption=Corruption(kind="dropout", level=1.0)):
+        assert record.crops is None
+
+
+def test_online_selection_is_offered_up_to_16_crops(index):
+    assert {len(r.crops) for r in records(index, frames=2, tsf=TSFConfig(dropout=0.0, selection="online"))} == {16}
+    assert {len(r.crops) for r in records(index, frames=2, tsf=TSFConfig(dropout=0.0, k=6))} == {6}
+
+
+@pytest.mark.parametrize("which", ["out", "curated"])
+def test_plain_webdataset_reads_the_same(which, request):
+    index = Index.open(str(request.getfixturevalue(which)))
+    reader = Reader(index.out, verify=True)
+    plain = list(plain_webdataset(index))
+    assert [entry.key for entry, _ in plain] == index.referents["referent_id"].to_pylist()
+    for row, (entry, members) in enumerate(plain):
+        ours = reader.members(index.entry(row))
+        assert ours == members
+        one, two = (make_record(entry, m, np.random.default_rng(0), tsf=ALWAYS) for m in (ours, members))
+        np.testing.assert_array_equal(one.frames_fhw3, two.frames_fhw3)
+    reader.close()
+
+
+def test_a_folder_behind_fsspec_reads_the_same(out, index):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(out), "/there", recursive=True)
+    far = Index.open("memory://there")
+    assert far.fingerprint == index.fingerprint
+    assert Reader("memory://there").members(far.entry(3)) == Reader(str(out)).members(index.entry(3))
+
+
+def test_what_curation_wrote_is_what_training_sees(curated):
+    index = Index.open(str(curated))
+    seen = records(index, frames=4)
+    assert len(seen) == 5
+    for record in seen:
+        assert record.frames_fhw3.shape[1:] == (96, 160, 3)
+        x1, y1, x2, y2 = record.box_4 * np.float32([160, 96, 160, 96])
+        ys, xs = np.nonzero(record.masks_fhw[0] == 1)
+        assert x1 - 4 <= xs.min() <= xs.max() < x2 + 4
+        assert y1 - 4 <= ys.min() <= ys.max() < y2 + 4
+        assert "square" in record.caption
+
+
+def test_where_selects_by_any_column_of_the_manifests(out):
+    index = Index.open(str(out), sources=["a"], where=pc.field("mean_iou") > 0.35)
+    assert index.referents["referent_id"].to_pylist() == [f"a-c{n}-{target}" for n in (4, 5) for target in (0, 1)]
+    with pytest.raises(ValueError, match="no referent with a mask"):
+        Index.open(str(out), where=pc.field("mean_iou") > 99)
+
+
+@pytest.mark.parametrize("host", ["videoglamm", "unipixel", "glus"])
+def test_a_batch_of_records_trains_a_host(index, host):
+    sparrow = tiny(host)
+    batch = next(iter(Loader(index, LoaderOptions(batch=2, frames=4, tsf={"dropout": 0.5}))))
+    samples = collate(batch, sparrow)
+    assert [sample.crops is None for sample in samples].count(True) <= 2
+    for record, sample in zip(batch, samples, strict=True):
+        assert sample.masks_nfhw.shape == (1, 4, HEIGHT, WIDTH)
+        assert sample.boxes_n4.tolist() == [record.box_4.tolist()]
+        assert sparrow.grounding_tokens() in sample.text
+    with torch.no_grad():
+        for stage in (sparrow.config.stage1, sparrow.config.stage2):
+            assert all(value.isfinite() for value in sparrow(samples, stage).values())
+    curated = collate(batch[:1], sparrow, "curated")[0]
+    assert curated.text == f"Here it is: {sparrow.grounding_tokens()}."
+    batch[0].qa.clear()
+    with pytest.raises(ValueError, match='no curated question of family "segment"'):
+        collate(batch[:1], sparrow, "curated")
+
+
+def test_boxes_are_spelled_out_where_words_are_the_proposer(index):
+    sparrow = tiny("videoglamm", **{"proposer.kind": "coords"})
+    record = records(index, frames=2)[0]
+    sample = collate([record], sparrow)[0]
+    assert f"[{record.box_4[0]:.2f},{record.box_4[1]:.2f}," in sample.text
+
+
+def test_crops_of_a_record_need_a_model_with_tsf(index):
+    with pytest.raises(ValueError, match=r"tsf\.path"):
+        collate(records(index, frames=2)[:1], tiny("videoglamm", **{"tsf.path": "none"}))
+    assert FRAMES == 24
