@@ -7,9 +7,9 @@ PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo test check shards serve bench clean
+.PHONY: help setup demo test check shards serve bench clean train-proposer train-stage1 train-stage2
 help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,24 @@ shards: $(if $(filter lite,$(PRESET)),.venv/.base,.venv/.full) ## curate every s
 
 serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=... OUT=...
 	$(BIN)/python -m flows.serve $(if $(DATA),--data $(DATA)) --out $(OUT)
+
+# One GPU, or a CPU with SIZE=tiny; for more, torchrun --nproc-per-node N -m flows.cli train ...
+HOST   ?= videoglamm
+SIZE   ?= tiny
+RUNS   ?= outputs/runs/$(HOST)-$(SIZE)
+STEPS  ?= $(if $(filter tiny,$(SIZE)),200)
+TRAIN   = --host $(HOST) --size $(SIZE) --workers $(WORKERS) $(if $(STEPS),--steps $(STEPS)) \
+          $(if $(filter tiny,$(SIZE)),--frames 4 --set train.batch=2 --set train.lr=0.003) $(ARGS)
+
+train-proposer: .venv/.full ## the proposer, on DATA=folder with coco, objects365, openimages or v3det
+	@test -n "$(DATA)" || { echo "say where the detection datasets are: make train-proposer DATA=/data"; exit 2; }
+	$(BIN)/sparrow train proposer --data $(DATA) --out $(RUNS)/proposer $(TRAIN)
+
+train-stage1: .venv/.full ## stage 1 on the shards of DATA=outputs/demo: SIZE=tiny HOST=videoglamm RUNS=... ARGS=...
+	$(BIN)/sparrow train stage1 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage1 $(TRAIN)
+
+train-stage2: .venv/.full ## stage 2, from the export of train-stage1
+	$(BIN)/sparrow train stage2 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage2 --from $(RUNS)/stage1/export $(TRAIN)
 
 bench: .venv/.full ## speed and memory of models and pipeline, for this machine
 	$(BIN)/sparrow bench

@@ -254,6 +254,40 @@ def ground(
     run(video, phrases, host, size, preset, checkpoint or [], out, prompt_frame or [0], frames, answer, print)
 
 
+@app.command(epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200")
+def train(
+    what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
+    data: Annotated[Path, typer.Option(help="Curated output; proposer: folder of detection datasets.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
+    host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
+    size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",
+    checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
+    preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
+    start: Annotated[str, typer.Option("--from", help="Export to begin with; stage2: stage 1's.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Default: the release's.", min=1)] = None,
+    frames: Annotated[int, typer.Option(help="Mask frames of a sample.", min=1)] = 8,
+    workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=0)] = 2,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="A field: --set tsf.path=none, --set train.lr=1e-4.")
+    ] = None,
+    official: Annotated[bool, typer.Option("--official", help="Also export in the published layout.")] = False,
+    ray: Annotated[int, typer.Option(help="So many processes by Ray Train; 0: this one, or torchrun's.", min=0)] = 0,
+) -> None:
+    """Train SPARROW from shards: the proposer, stage 1 (TSF injection), stage 2 (dual prompt). Resumes by itself."""
+    from flows import train as training
+
+    changes, options = training.parse(sets or [])
+    request = training.Request(
+        what=what, data=str(data), out=str(out), host=host, size=size, checkpoints=tuple(map(str, checkpoint or [])),
+        preset=preset, changes=changes, train=options | ({} if steps is None else {"steps": steps}), start=start,
+        frames=frames, workers=workers, official=official,
+    )  # fmt: skip
+    if ray:
+        training.with_ray(request, ray)
+    elif not training.run(request):
+        raise typer.Exit(143)
+
+
 app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
@@ -334,7 +368,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command(epilog="Example: sparrow bench tracker --quick")
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode, model. Default: all.")
+        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader. Default: all.")
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,

@@ -51,7 +51,7 @@ def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "t
     """A host with SPARROW, and what must be said of its weights ("" if they were all loaded)."""
     import torch
 
-    from model.checkpoints import is_ours, load, load_official, require_filled
+    from model.checkpoints import require_filled
     from model.config import configure
     from model.hosts import build
     from model.sparrow import Sparrow
@@ -62,8 +62,10 @@ def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "t
         torch.manual_seed(0)
         small = {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2}
         small |= {"proposals.input": 128} if preset == "release" else {}
-        built = build(host, "tiny", str(place))
-        return Sparrow(built, configure(preset, **small)).to(place), f"tiny {host}, {NONSENSE}"
+        sparrow = Sparrow(build(host, "tiny", str(place)), configure(preset, **small))
+        for path in checkpoints:
+            _fill(sparrow, path)
+        return sparrow.to(place), f"tiny {host}, {NONSENSE}"
     if not checkpoints:
         raise ValueError("--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which")
     from accelerate import init_empty_weights
@@ -73,12 +75,25 @@ def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "t
     with init_empty_weights(include_buffers=False):  # what no file fills must be seen, not made up
         sparrow = Sparrow(model, configure(preset))
     for path in checkpoints:
-        if is_ours(path):
-            load(sparrow, path, dtype=half, device=place)
-        else:
-            print(load_official(sparrow, path, strict=False, dtype=half, device=place))
+        _fill(sparrow, path, dtype=half, device=place)
     require_filled(sparrow)
     return sparrow.to(place), ""
+
+
+def _fill(sparrow: "Sparrow", path: Path, **where: Any) -> None:
+    """Published weights, a whole save of ours, or what a training exported (to be put on the weights it began with)."""
+    from model.adapt import merge
+    from model.checkpoints import is_ours, load, load_official
+    from model.train.export import ABOUT, load_export
+
+    if (path / ABOUT).is_file():
+        load_export(sparrow, path)
+        merge(sparrow)
+        sparrow.lora_names = {}
+    elif is_ours(path):
+        load(sparrow, path, **where)
+    else:
+        print(load_official(sparrow, path, strict=False, **where))
 
 
 def write(found: "Grounding", frames: NDArray[np.uint8], out: Path, note: str, seconds: float) -> list[Path]:

@@ -1,0 +1,298 @@
+"""`sparrow train`: the proposer, stage 1 and stage 2, by one process, by torchrun's, or by Ray Train's."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from schemas.config import Config
+
+if TYPE_CHECKING:
+    from model.sparrow import Sparrow
+    from model.train.config import TrainConfig
+    from model.train.parallel import World
+    from model.train.task import Loader, Task
+
+What = Literal["proposer", "stage1", "stage2"]
+MADE_UP = "tiny: made-up weights below; what it learns means nothing, that it learns is shown"
+STEPS = {"stage1": 15_000, "stage2": 4_000, "proposer": 500_000}
+"""Of the released training."""
+TINY = {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2}
+"""Of `sparrow ground --size tiny` too: an export of one fits the other."""
+
+
+class Request(Config):
+    """Everything that `sparrow train` was asked; plain values, so that it can travel to other machines."""
+
+    what: What
+    data: str
+    out: str
+    host: str = "videoglamm"
+    size: Literal["full", "tiny"] = "full"
+    checkpoints: tuple[str, ...] = ()
+    preset: str = "paper"
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Of the model's config."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Of `model.train.config.TrainConfig`."""
+    start: str = ""
+    """The export that training begins with."""
+    frames: int = Field(default=8, ge=1)
+    workers: int = Field(default=2, ge=0)
+    official: bool = False
+
+
+def parse(sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`field=value` pairs -> changes of the model's config, and (train.field) of the training's."""
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    for pair in sets:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair}: write it as field=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        (train if name.startswith("train.") else model)[name.removeprefix("train.")] = value
+    return model, train
+
+
+def run(request: Request, tell: Callable[[str], None] = print) -> bool:
+    """Train in this process, beside others if torchrun or Ray started them. False if SIGTERM ended it early."""
+    from model.train.export import save_export
+    from model.train.parallel import World
+    from model.train.trainer import Trainer
+    from trackers.runtime import device
+
+    world = World.join(device())
+    if not world.first:
+        tell = _nothing
+    start = _start(request)
+    config = _config(request)
+    sparrow = make_model(request, world)
+    if start is not None:
+        from model.train.export import load_export
+
+        load_export(sparrow, start)
+    else:
+        sparrow.adapt()
+    task, loader = _proposer(request, config, sparrow, world) if request.what == "proposer" else _stage(
+        request, config, sparrow, world
+    )  # fmt: skip
+    out = Path(request.out)
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        about = {**request.model_dump(mode="json"), "resolved": {
+            "train": config.model_dump(mode="json"), "model": sparrow.config.model_dump(mode="json")}}  # fmt: skip
+        (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if request.size == "tiny":
+        tell(MADE_UP)
+    with _Progress(request.what, config.steps, world.first) as progress:
+        trainer = Trainer(task, loader, config, out, world, show=progress.show, tell=tell)
+        progress.begin(trainer.step)
+        if trainer.step:
+            tell(f"going on from {trainer.step} steps")
+        outcome = trainer.run()
+    _report(out, tell)
+    if outcome.stopped:
+        tell(f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}")
+        return False
+    save_export(sparrow, out / "export", request.what, outcome.steps, world)
+    tell(f"  {out / 'export'}: what was trained, for the next stage")
+    if world.first:
+        for place in _whole(request, out):
+            tell(f"  {place}: the whole model, adapters merged")
+    world.wait()
+    return True
+
+
+def make_model(request: Request, world: "World") -> "Sparrow":
+    """The host with its published (or, tiny, made-up) weights, and SPARROW's modules as they begin."""
+    import torch
+
+    from model.checkpoints import is_ours, load, load_official, require_filled
+    from model.config import configure
+    from model.hosts import build
+    from model.sparrow import Sparrow
+
+    torch.manual_seed(0)
+    if request.size == "tiny":
+        small = TINY | ({"proposals.input": 128} if request.preset == "release" else {})
+        built = build(request.host, "tiny", "cpu")
+        return Sparrow(built, configure(request.preset, **(small | request.changes))).to(world.device)
+    if not request.checkpoints:
+        raise ValueError("--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which")
+    half = torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    # SPARROW's own modules are in no published file: they begin here
+    sparrow = Sparrow(build(request.host, "full", "meta"), configure(request.preset, **request.changes))
+    for path in request.checkpoints:
+        if is_ours(path):
+            load(sparrow, path, dtype=half, device=world.device)
+        else:
+            load_official(sparrow, path, strict=False, dtype=half, device=world.device)
+    require_filled(sparrow)
+    return sparrow.to(world.device)
+
+
+def with_ray(request: Request, processes: int, tell: Callable[[str], None] = print) -> None:
+    """`run` in so many processes of a Ray cluster; data, weights and `out` must be where all of them see them."""
+    try:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise ValueError(
+            f"--ray needs Ray Train, which is not installed ({error}): pip install 'ray[train]', or use torchrun: "
+            "torchrun --nproc-per-node N -m flows.cli train ..."
+        ) from error
+    import torch
+
+    def work(values: dict[str, Any]) -> None:
+        run(Request.model_validate(values))
+
+    TorchTrainer(
+        work,
+        train_loop_config=request.model_dump(mode="json"),
+        scaling_config=ScalingConfig(num_workers=processes, use_gpu=torch.cuda.is_available()),
+        run_config=RunConfig(name="train", storage_path=str((Path(request.out) / "ray").resolve())),
+    ).fit()
+    tell(f"Ray Train is done: {request.out}")
+
+
+def _start(request: Request) -> Path | None:
+    """The export to begin with. Stage 2 has to have stage 1's; ValueError says so."""
+    from model.train.export import describe
+
+    needed = request.what == "stage2"
+    if not request.start:
+        if needed:
+            raise ValueError("stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export")
+        return None
+    stage = describe(request.start)["stage"]
+    if needed and stage != "stage1":
+        raise ValueError(f"{request.start} is the export of {stage}: stage 2 starts from stage 1's")
+    return Path(request.start)
+
+
+def _config(request: Request) -> "TrainConfig":
+    from model.proposer.pretrain import RECIPE
+    from model.train.config import TrainConfig
+
+    values = {"steps": STEPS[request.what], **(RECIPE if request.what == "proposer" else {}), **request.train}
+    if "warmup" not in request.train:
+        values["warmup"] = min(100, int(values["steps"]) // 10)
+    return TrainConfig(**values)
+
+
+def _stage(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
+    from model.data.index import Index
+    from model.data.loader import Loader as Records
+    from model.data.loader import LoaderOptions
+    from model.train.task import Collated, StageTask
+
+    options = LoaderOptions(
+        seed=config.seed, batch=config.batch * world.size, frames=request.frames, tsf=sparrow.config.tsf,
+        corruption=sparrow.config.corruption,
+    )  # fmt: skip
+    records = Records(Index.open(request.data), options, rank=world.rank, world=world.size, workers=request.workers)
+    return StageTask(sparrow, "stage1" if request.what == "stage1" else "stage2"), Collated(records, sparrow)
+
+
+def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
+    """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is."""
+    from model.proposer.data.batches import BatchConfig, Batches, once
+    from model.proposer.data.readers import READERS, read
+    from model.proposer.data.transform import TransformConfig
+    from model.proposer.pretrain import ProposerTask
+    from pipeline.sources.base import DataRoot
+
+    data = Path(request.data)
+    places = {data.name: data} if data.name in READERS else {n: data / n for n in READERS if (data / n).is_dir()}
+    if not places:
+        raise ValueError(f"{data} has none of the folders {', '.join(READERS)}, and is not called so")
+    if sparrow.proposer is None:
+        raise ValueError("this model has no proposer: box.enabled is false")
+    tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
+    corpora = [read(name, DataRoot(place), keep=tables) for name, place in places.items()]
+    shared = sparrow.config.proposals.input
+    side = sparrow.host.spec.sam_size if shared == "shared" else shared  # what it will see at inference
+    options = BatchConfig(
+        batch=config.batch, transform=TransformConfig(side=side), seed=config.seed, workers=request.workers
+    )
+
+    def validation() -> "Iterable[Any]":
+        return once([read(name, DataRoot(place), "val", keep=tables) for name, place in places.items()], options)
+
+    batches = Batches(corpora, options, rank=world.rank, world=world.size)
+    return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
+
+
+def _whole(request: Request, out: Path) -> list[Path]:
+    """Merged exports of a model built anew: the trained one may be in shards, and goes on being trainable."""
+    import torch
+
+    from model.train.export import load_export, save_whole
+    from model.train.parallel import World
+
+    fresh = make_model(request, World(device=torch.device("cpu")))
+    load_export(fresh, out / "export")
+    return save_whole(fresh, out, request.official)
+
+
+def _report(out: Path, tell: Callable[[str], None]) -> None:
+    from model.train.log import read
+
+    rows = read(out / "steps.csv")
+    if not rows:
+        return
+    part = max(1, len(rows) // 10)
+    first, last = rows[:part], rows[-part:]
+
+    def mean(some: list[dict[str, float]], name: str) -> float:
+        values = [row[name] for row in some if name in row]
+        return sum(values) / len(values) if values else float("nan")
+
+    for name in rows[0]:
+        if name not in ("step", "lr", "grad_norm", "skipped", "seconds", "samples_per_s", "tokens_per_s"):
+            if name in ("memory_gb", "mfu"):
+                tell(f"  {name:<10} {mean(last, name):.3f}")
+            else:
+                tell(f"  {name:<10} {mean(first, name):.4f} -> {mean(last, name):.4f} (means of {part} steps)")
+    if mean(rows, "reachable") == 0:
+        tell("  no proposal overlapped any target: the filter has learned to say no, and nothing else (train proposer)")
+    tell(f"  {mean(last, 'samples_per_s'):.2f} samples/s, {mean(last, 'tokens_per_s'):.0f} text tokens/s")
+    for name in ("steps.csv", "losses.png", "tensorboard", "states"):
+        tell(f"  {out / name}")
+
+
+class _Progress:
+    """A bar with the loss beside it, on the first process."""
+
+    def __init__(self, what: str, steps: int, shown: bool):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+            TimeRemainingColumn(), console=Console(stderr=True), disable=not shown,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps)
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def show(self, row: dict[str, Any]) -> None:
+        self._bar.update(self._task, advance=1, description=f"loss {row['loss']:.4f}")
+
+
+def _nothing(_: str) -> None:
+    pass

@@ -1,0 +1,90 @@
+"""What a run writes about itself: a CSV with every step, TensorBoard, and a picture of the losses."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+FIGURES = ("seconds", "samples_per_s", "tokens_per_s", "memory_gb", "mfu")
+"""Columns that are about speed, not learning."""
+
+
+class Log:
+    """<run>/steps.csv, validation.csv, losses.png, tensorboard/. `step`: rows from there on are of a part that is
+    being trained again, and go."""
+
+    def __init__(self, run: Path, step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        for name in ("steps.csv", "validation.csv"):
+            _cut(run / name, step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+
+    def write(self, row: dict[str, Any], name: str = "steps") -> None:
+        """One row, "step" among its columns; numbers are written so that reading gives the same ones."""
+        path = self.run / f"{name}.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        for key, value in row.items():
+            if key != "step" and value != "":
+                group = name if name != "steps" else "speed" if key in FIGURES else "train"
+                self._board.add_scalar(f"{group}/{key}", value, row["step"])
+
+    def close(self) -> None:
+        """The picture, and the last of TensorBoard."""
+        self._board.close()
+        plot(self.run / "steps.csv", self.run / "losses.png")
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV of `Log`; what is empty is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+
+def plot(table: Path, picture: Path) -> None:
+    """Every loss over the steps, raw and smoothed."""
+    rows = read(table)
+    names = [n for n in (rows[0] if rows else {}) if n not in ("step", "lr", "grad_norm", "skipped", *FIGURES)]
+    if not names:
+        return
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    steps = np.array([row["step"] for row in rows])
+    window = max(1, len(rows) // 20)
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        values = np.array([row.get(name, np.nan) for row in rows])
+        axes.plot(steps, values, linewidth=0.6, alpha=0.4)
+        if window > 1:
+            smooth = np.convolve(values, np.full(window, 1 / window), "valid")
+            axes.plot(steps[window - 1 :], smooth, linewidth=1.5)
+        axes.set(title=name, xlabel="step")
+    figure.savefig(picture, dpi=110)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the rows from `step` on. A file with none left goes too."""
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        rows = [row for row in reader if row["step"] and int(row["step"]) < step]
+    if not rows:
+        path.unlink()
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)

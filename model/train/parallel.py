@@ -1,0 +1,121 @@
+"""Several processes that train one model: who am I, what do the others say, and DDP or FSDP2 around the model."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together. `size` 1: alone, and nothing here communicates."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def join(cls, device: torch.device) -> "World":
+        """By torchrun's environment (or whoever has made the process group already); alone without it."""
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            return cls(device=device)
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums over all processes, which must give the same names."""
+        if self.size == 1:
+            return dict(values)
+        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, for everybody."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def wrap(self, module: nn.Module, how: Literal["ddp", "fsdp"], blocks: Sequence[nn.Module]) -> nn.Module:
+        """What to call instead of `module` from now on. FSDP shards in place: layers one by one, and what else trains.
+
+        What is frozen outside the layers (towers, mask model, embeddings) is copied to every process by both: it is
+        also used outside of the module's forward pass.
+        """
+        if self.size == 1:
+            return module
+        if how == "ddp":  # samples without TSF do not use the bridge of Table 9, and unused is not an error
+            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        mesh = dist.init_device_mesh(self.device.type, (self.size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        inside = {id(p) for block in blocks for p in block.parameters()}
+        outside = {p for p in module.parameters() if id(p) not in inside and not p.requires_grad}
+        fully_shard(module, mesh=mesh, ignored_params=outside)
+        return module
+
+
+def last_pass(module: nn.Module, last: bool) -> Any:
+    """A context for one pass of an accumulated step: gradients travel with the last one only."""
+    if isinstance(module, DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every process (all must ask)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, as `like` is placed."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Inside, the sharded parameters of a module are whole and plain on every process, as copies that go afterwards.
+
+    (FSDP's own `unshard` does not do: asking for a state_dict shards again.)
+    """
+    plain: dict[int, nn.Parameter] = {}
+    before: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for owner in module.modules():
+        for leaf, p in owner._parameters.items():
+            if isinstance(p, DTensor):
+                before.append((owner, leaf, p))
+                if id(p) not in plain:
+                    plain[id(p)] = nn.Parameter(whole(p.detach()).clone(), requires_grad=p.requires_grad)
+    for owner, leaf, p in before:
+        owner._parameters[leaf] = plain[id(p)]
+    try:
+        yield
+    finally:
+        for owner, leaf, p in before:
+            owner._parameters[leaf] = p

@@ -1,0 +1,192 @@
+"""Where a run stopped, on disk: enough to go on as if it had not.
+
+    <run>/states/step-00000200/
+        state.json              step, task, config, names of what trains
+        model.safetensors       what trains, whole
+        optimizer.safetensors   <slot>/<parameter>
+        rank-0.safetensors      random states of torch, CUDA and numpy      one pair per process
+        rank-0.json             random state of python, position of the loader
+
+A state is written beside, synced and renamed: one that has its name is complete. Nothing in it is executed.
+What is frozen is not in it, nor are buffers: build the model the same way.
+"""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from model.train.config import FREE, TrainConfig
+from model.train.parallel import World, part_of, whole
+
+FORMAT = 1
+"""Goes up when older code could misread a new state."""
+
+
+class StateError(ValueError):
+    """A state that is not there, not whole, or of another training."""
+
+
+def named(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, by name, each once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete state of a run, by name; None if there is none."""
+    found = sorted((run / "states").glob("step-*"))
+    return found[-1] if found else None
+
+
+def save(
+    run: Path, step: int, task: str, module: nn.Module, optimizer: Optimizer, config: TrainConfig, world: World,
+    loader: Mapping[str, Any], extra: Mapping[str, Any],
+) -> Path:  # fmt: skip
+    """Write the state after `step` steps and remove all but `config.keep`. Every process calls it, on one disk."""
+    place = run / "states" / f"step-{step:08d}"
+    fresh = place.with_name(f".{place.name}.unfinished")
+    if world.first:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+    parameters = named(module)
+    model = {name: _plain(whole(p)) for name, p in parameters.items()}
+    slots = {
+        f"{slot}/{name}": _plain(whole(value))
+        for name, p in parameters.items()
+        for slot, value in optimizer.state.get(p, {}).items()
+    }
+    world.wait()
+    if world.first:
+        save_file(model, fresh / "model.safetensors")
+        save_file(slots, fresh / "optimizer.safetensors")
+        about = {
+            "format": FORMAT, "step": step, "task": task, "ranks": world.size, "config": config.model_dump(mode="json"),
+            "trained": {name: list(p.shape) for name, p in parameters.items()}, **extra,
+        }  # fmt: skip
+        (fresh / "state.json").write_text(json.dumps(about, indent=2) + "\n")
+    tensors, words = random_state(world.device)
+    save_file(tensors, fresh / f"rank-{world.rank}.safetensors")
+    (fresh / f"rank-{world.rank}.json").write_text(json.dumps({"random": words, "loader": dict(loader)}))
+    world.wait()
+    if world.first:
+        _publish(fresh, place)
+        for old in sorted(place.parent.glob("step-*"))[: -config.keep]:
+            shutil.rmtree(old)
+    world.wait()
+    return place
+
+
+def describe(place: Path) -> dict[str, Any]:
+    """`state.json`. StateError if it is not one, or newer code wrote it."""
+    try:
+        about = json.loads((place / "state.json").read_text())
+        known = about["format"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StateError(f"{place}: not the state of a training: {error!r}") from error
+    if known != FORMAT:
+        raise StateError(f"{place}: format {known}, but this code (format {FORMAT}) cannot read it: update it")
+    return about
+
+
+def check(place: Path, task: str, module: nn.Module, config: TrainConfig, world: World) -> dict[str, Any]:
+    """`describe`, if the training described goes on with these; StateError says what differs and what to do."""
+    about = describe(place)
+    if about["task"] != task:
+        raise StateError(
+            f"{place} is a state of {about['task']}, which {task} cannot go on from: give {task} a run folder of its "
+            "own, and start it from the other's export (--from RUN/export)"
+        )
+    if about["ranks"] != world.size:
+        raise StateError(
+            f"{place} was written by {about['ranks']} processes, now there are {world.size}: use as many again"
+        )
+    now, then = config.model_dump(mode="json"), about["config"]
+    rows = [
+        f"  {name}: now {now.get(name)}, then {then.get(name)}"
+        for name in sorted({*now, *then})
+        if name not in FREE and now.get(name) != then.get(name)
+    ]
+    if rows:
+        raise StateError(
+            "\n".join([f"{place} was trained with another config: keep it, or use a new run folder", *rows])
+        )
+    shapes = {name: list(p.shape) for name, p in named(module).items()}
+    if wrong := sorted(n for n in {*shapes, *about["trained"]} if shapes.get(n) != about["trained"].get(n)):
+        raise StateError(f"{place}: {len(wrong)} tensors that train differ from the model's: {', '.join(wrong[:5])}")
+    return about
+
+
+def load(place: Path, module: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Any]:
+    """Put parameters and optimiser back in place (after `check`); returns what `rank-N.json` has of the loader."""
+    tensors = load_file(place / "model.safetensors")
+    parameters = named(module)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(part_of(tensors[name], p))
+    for key, value in load_file(place / "optimizer.safetensors").items():
+        slot, _, name = key.partition("/")
+        p = parameters[name]
+        # "step" is one number, which Adam keeps on the CPU
+        optimizer.state[p][slot] = value if value.ndim == 0 else part_of(value, p)
+    return json.loads((place / f"rank-{world.rank}.json").read_text())["loader"]
+
+
+def restore_random(place: Path, world: World) -> None:
+    """The random states of this process, as they were when the state was written."""
+    tensors = load_file(place / f"rank-{world.rank}.safetensors")
+    words = json.loads((place / f"rank-{world.rank}.json").read_text())["random"]
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and world.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["cuda"], world.device)
+    kind, position, has_gauss, gauss = words["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().view(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = words["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Of python, numpy, torch and the device: tensors, and the rest as JSON."""
+    kind, keys, *rest = np.random.get_state()
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, np.uint32).view(np.int32))}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    return tensors, {"python": random.getstate(), "numpy": [kind, *rest]}
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Every random number of this process from (seed, rank)."""
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _publish(fresh: Path, place: Path) -> None:
+    """Rename, after everything has reached the disk. An older state of this name goes first: it is being replaced by
+    the same step of the same run."""
+    for path in [*fresh.iterdir(), fresh]:
+        _sync(path)
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.rename(place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

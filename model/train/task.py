@@ -1,0 +1,181 @@
+"""What the trainer trains, and what it is fed with: two small protocols, and the two stages of SPARROW."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.data.collate import collate
+from model.hosts.base import BOX_TOKEN
+from model.losses import proposal_labels
+from model.sparrow import Sample, Sparrow
+
+Stage = Literal["stage1", "stage2"]
+
+
+class Task(Protocol):
+    """Something that trains. `module` is called inside `losses`; the trainer may put a wrapper of it there (DDP)."""
+
+    name: str
+    """Kept in every state: another task's is refused."""
+    module: nn.Module
+    weights: dict[str, float]
+    """Of the terms in the loss."""
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Groups of what trains, as an optimiser takes them; "scale" multiplies the learning rate."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Terms of `weights`, each a mean over what it is taken of."""
+
+    def counts(self, batch: Any) -> dict[str, float]:
+        """Of how many things each term is the mean. From these, parts of a batch add up to exactly the whole."""
+
+    def size(self, batch: Any) -> tuple[int, int]:
+        """Samples and language tokens of a batch, for throughput."""
+
+    def keys(self, batch: Any) -> list[str]:
+        """Names of a batch's samples, for messages."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Layers that FSDP shards one by one."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures of merit; may be none."""
+
+    def gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass from now on."""
+
+
+class Loader(Protocol):
+    """Batches of one epoch per iteration, in an order that (seed, epoch) decides; the next iteration goes on.
+
+    `state_dict` is plain JSON and speaks of the batches handed out so far, whatever was read ahead.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Batch:
+    """Training samples and their names."""
+
+    samples: list[Sample]
+    keys: list[str]
+
+
+class StageTask:
+    """A stage of SPARROW (Eq. 11, Eq. 13) on batches of samples. It decides what of `sparrow` is trainable.
+
+    What trains becomes float32, whatever the rest is in: steps of 3e-4 are lost in half precision.
+    ValueError if the stage trains nothing of this model.
+    """
+
+    def __init__(self, sparrow: Sparrow, stage: Stage):
+        if not sparrow.lora_names:
+            sparrow.adapt()
+        self.sparrow = sparrow
+        self.name: str = stage
+        self.module: nn.Module = sparrow
+        self.stage = getattr(sparrow.config, stage)
+        self.trained = sparrow.train_stage(self.stage)
+        if not self.trained:
+            raise ValueError(f"{stage} trains nothing of this model: preset {sparrow.config.preset!r} has no such part")
+        for parameter in sparrow.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        loss = sparrow.config.loss
+        terms = {
+            "language": {"ce": loss.ce},
+            "masks": {"bce": loss.bce, "dice": loss.dice},
+            "proposals": {"proposals": 1.0},
+        }
+        self.weights = {name: weight for part in self.stage.losses for name, weight in terms[part].items()}
+        self._boxes: list[Tensor] = []
+        if "proposals" in self.weights and sparrow.filter is not None:
+            self.weights["reachable"] = 0.0  # not a loss: whether there is anything to learn from
+            sparrow.filter.register_forward_pre_hook(lambda _, args: self._boxes.append(args[2].detach()))
+        host = sparrow.host
+        tokens = [host.spec.seg_token, *([BOX_TOKEN] if sparrow.config.box.enabled else [])]
+        self._said = {host.token_id(token) for token in tokens} if host.spec.loss_on_tokens_only else None
+
+    def parameters(self) -> list[dict[str, Any]]:
+        return [{"params": [p for p in self.sparrow.parameters() if p.requires_grad], "scale": 1.0}]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The stage's terms; with proposals also "reachable": the share of targets that any proposal overlaps enough to
+        be a positive. Where it is 0 the filter learns to say no, and nothing else."""
+        device = next(self.sparrow.parameters()).device
+        self._boxes.clear()
+        losses = self.module([_on(sample, device) for sample in batch.samples], self.stage)
+        if "reachable" in self.weights:
+            config = self.sparrow.config.loss.filter
+            hits = [
+                (proposal_labels(boxes_p4, sample.boxes_n4.to(device), config) == 1).any(1)
+                for boxes_p4, sample in zip(self._boxes, batch.samples, strict=True)
+            ]
+            losses["reachable"] = torch.cat(hits).float().mean()
+        return losses
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Language: over labelled tokens of the batch; reachable: over targets; the others: over samples."""
+        words = [i for s in batch.samples for i in s.ids[s.answer_begins :] if i >= 0]
+        said = len(words) if self._said is None else sum(i in self._said for i in words)
+        special = {"ce": float(said), "reachable": float(sum(len(s.boxes_n4) for s in batch.samples))}
+        return {name: special.get(name, float(len(batch.samples))) for name in self.weights}
+
+    def size(self, batch: Batch) -> tuple[int, int]:
+        """Tokens are those of the text: what a picture becomes is the host's business."""
+        return len(batch.samples), sum(len(sample.ids) for sample in batch.samples)
+
+    def keys(self, batch: Batch) -> list[str]:
+        return batch.keys
+
+    def blocks(self) -> list[nn.Module]:
+        host = self.sparrow.host
+        norm = next(name for name, module in host.named_modules() if module is host.final_norm)
+        return list(host.get_submodule(norm.rpartition(".")[0] + ".layers").children())
+
+    def validate(self) -> dict[str, float]:
+        return {}
+
+    def gradient_checkpointing(self) -> None:
+        self.sparrow.host.llm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _on(sample: Sample, device: torch.device) -> Sample:
+    """The sample with all of its tensors on `device`."""
+    return replace(
+        sample,
+        inputs={name: value.to(device) for name, value in sample.inputs.items()},
+        sam_frames_f3ss=sample.sam_frames_f3ss.to(device),
+        masks_nfhw=sample.masks_nfhw.to(device),
+        boxes_n4=sample.boxes_n4.to(device),
+        crops=None if sample.crops is None else sample.crops.to(device),
+    )
+
+
+class Collated:
+    """A loader of curated records (`model.data.loader`) as one of training samples for a host.
+
+    Collation is in this process: the host's own towers see the crops.
+    """
+
+    def __init__(self, records: Loader, sparrow: Sparrow):
+        self.records, self.sparrow = records, sparrow
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.records:
+            with torch.no_grad():
+                samples = collate(batch, self.sparrow)
+            yield Batch(samples, [record.key for record in batch])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.records.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records.load_state_dict(state)

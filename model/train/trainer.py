@@ -1,0 +1,217 @@
+"""The loop: batches in, steps out, on one process or many; what it needs of a training is a `Task` and a `Loader`."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.train import state
+from model.train.config import TrainConfig
+from model.train.log import Log
+from model.train.parallel import World, last_pass, whole
+from model.train.task import Loader, Task
+
+PEAK = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bfloat16 FLOP/s by the makers' data sheets, for the MFU."""
+TERMINATED = 143
+"""Exit code of a process that SIGTERM ended in good order."""
+
+
+class TrainError(RuntimeError):
+    """A training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """steps: done in all; stopped: by SIGTERM, before the end; state: where to go on from."""
+
+    steps: int
+    stopped: bool
+    state: Path | None
+
+
+class Trainer:
+    """Trains `task` on what `loader` gives, in the folder `run`, and goes on where an earlier call there stopped.
+
+    Every process makes one, with its own loader. show: called with the row of each step, on the first process;
+    tell: with whatever a person should read.
+    StateError if `run` holds the state of another task, config or number of processes.
+    """
+
+    def __init__(
+        self, task: Task, loader: Loader, config: TrainConfig, run: str | Path, world: World | None = None,
+        show: Callable[[dict[str, Any]], None] = lambda row: None, tell: Callable[[str], None] = print,
+    ):  # fmt: skip
+        self.task, self.loader, self.config, self.run_folder = task, loader, config, Path(run)
+        self.world, self._show, self._tell = world or World(), show, tell
+        self.module: nn.Module = task.module
+        """The model itself; `task.module` is what is called."""
+        state.seed_everything(config.seed, self.world.rank)
+        if config.gradient_checkpointing:
+            task.gradient_checkpointing()
+        task.module = self.world.wrap(self.module, config.parallel, task.blocks())
+        groups = [{**group, "params": list(group["params"])} for group in task.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=False
+        )
+        self.step, self.skipped, self._flops, self._stop = 0, 0, 0.0, False
+        self._from = state.latest(self.run_folder)
+        if self._from is not None:
+            about = state.check(self._from, task.name, self.module, config, self.world)
+            loader.load_state_dict(state.load(self._from, self.module, self.optimizer, self.world))
+            self.step, self.skipped = about["step"], about["skipped"]
+        self.started_at = self.step
+
+    def run(self) -> Outcome:
+        """Train until the end, or until SIGTERM; then everything is saved. TrainError past the NaN budget."""
+        config, place = self.config, self._from
+        log = Log(self.run_folder, self.step) if self.world.first else None
+        self.module.train()
+        feed = self._feed()
+        if self._from is not None:
+            state.restore_random(self._from, self.world)
+        try:
+            with self._until_terminated():
+                while self.step < config.steps:
+                    start = time.perf_counter()
+                    with torch.random.fork_rng(devices=[]):  # what loaders draw is not the model's business
+                        batches = [next(feed) for _ in range(config.accumulation)]
+                    row, stop = self._step(batches)
+                    row |= self._speed(batches, time.perf_counter() - start)
+                    if log is not None:
+                        log.write(row)
+                        self._show(row)
+                    self.step += 1
+                    if config.validate_every and self.step % config.validate_every == 0:
+                        self._validate(log)
+                    if stop or self.step % config.save_every == 0 or self.step == config.steps:
+                        place = self._save()
+                    if stop and self.step < config.steps:
+                        return Outcome(self.step, True, place)
+        finally:
+            if log is not None:
+                log.close()
+        return Outcome(self.step, False, place)
+
+    def _step(self, batches: list[Any]) -> tuple[dict[str, Any], bool]:
+        """One update from all batches of all processes as if they were one: each term is its sum over everything that
+        counts, divided by how much that is."""
+        task, config, world = self.task, self.config, self.world
+        counts = [task.counts(batch) for batch in batches]
+        totals = world.sum({name: sum(count[name] for count in counts) for name in task.weights})
+        lr = config.lr * config.factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("scale", 1.0)
+        sums = {name: torch.zeros((), device=world.device) for name in task.weights}
+        bad: list[str] = []
+        measure = FlopCounterMode(display=False) if world.device.type == "cuda" and not self._flops else None
+        with measure or nullcontext():
+            for k, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+                with last_pass(task.module, k == len(batches) - 1):
+                    with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                        losses = task.losses(batch)
+                    shares = {n: losses[n].float() * (count[n] / max(totals[n], 1.0)) for n in task.weights}
+                    loss = torch.stack([weight * shares[n] for n, weight in task.weights.items()]).sum()
+                    (loss * world.size).backward()  # DDP and FSDP divide by it
+                for name, share in shares.items():
+                    sums[name] += share.detach()
+                if not math.isfinite(float(loss.detach())):
+                    bad += task.keys(batch)
+        if measure is not None:
+            self._flops = float(measure.get_total_flops())
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
+        found = world.sum({name: float(value) for name, value in sums.items()} | {"": float(self._stop)})
+        stop = found.pop("") > 0
+        total = sum(task.weights[name] * value for name, value in found.items())
+        fine = math.isfinite(norm) and math.isfinite(total)
+        if fine:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not fine:
+            self._skip(bad, [key for batch in batches for key in task.keys(batch)])
+        row = {"step": self.step, "loss": total, **found, "lr": lr, "grad_norm": norm, "skipped": self.skipped}
+        return row, stop
+
+    def _skip(self, bad: list[str], every: list[str]) -> None:
+        """No update from numbers that are none; who is to blame is said, and too often is an error."""
+        blamed = [key for keys in self.world.gather(bad) for key in keys]
+        what = "a loss that is not finite" if blamed else "a gradient that is not finite"
+        blamed = blamed or [key for keys in self.world.gather(every) for key in keys]
+        self.skipped += 1
+        text = f"step {self.step}: {what}, from {', '.join(blamed)}"
+        if self.skipped > self.config.nan_budget:
+            raise TrainError(
+                f"{text}; that is {self.skipped} steps, and nan_budget is {self.config.nan_budget}. Look at these "
+                "samples, lower lr, or train in float32; the last good state is in " + str(self.run_folder / "states")
+            )
+        if self.world.first:
+            self._tell(f"{text}; the step is skipped")
+
+    def _save(self) -> Path:
+        return state.save(
+            self.run_folder, self.step, self.task.name, self.module, self.optimizer, self.config, self.world,
+            self.loader.state_dict(), {"skipped": self.skipped},
+        )  # fmt: skip
+
+    def _validate(self, log: Log | None) -> None:
+        self.module.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            found = self.task.validate()
+        self.module.train()
+        if log is not None and found:
+            log.write({"step": self.step, **found}, "validation")
+
+    def _feed(self) -> Iterator[Any]:
+        """Epoch after epoch. A loader that stopped at the end of one may begin with an empty pass."""
+        empty = 0
+        while empty < 2:
+            empty += 1
+            for batch in self.loader:
+                empty = 0
+                yield batch
+        raise TrainError("the loader gives no batch: are there fewer samples than ranks * batch?")
+
+    def _speed(self, batches: list[Any], seconds: float) -> dict[str, float | str]:
+        """Of all processes. MFU: operations of this process's first step as PyTorch counts them (recomputation
+        included), over time and the bfloat16 peak; empty where the device or its peak is unknown."""
+        sizes = [self.task.size(batch) for batch in batches]
+        row: dict[str, float | str] = {
+            "seconds": seconds,
+            "samples_per_s": sum(n for n, _ in sizes) * self.world.size / seconds,
+            "tokens_per_s": sum(n for _, n in sizes) * self.world.size / seconds,
+            "memory_gb": "",
+            "mfu": "",
+        }
+        if self.world.device.type == "cuda":
+            row["memory_gb"] = torch.cuda.max_memory_allocated(self.world.device) / 1e9
+            name = torch.cuda.get_device_name(self.world.device)
+            peak = next((flops for word, flops in PEAK.items() if word in name.split() or f" {word}-" in name), None)
+            if peak is not None and self.step > self.started_at:
+                row["mfu"] = self._flops / seconds / peak
+        return row
+
+    @contextmanager
+    def _until_terminated(self) -> Iterator[None]:
+        """SIGTERM asks for an end after the step: everybody's, whoever got it. Only a main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: object) -> None:
+            self._stop = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
