@@ -85,7 +85,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     out = Path(request.out)
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
-        about = {**request.model_dump(mode="json"), "resolved": {
+        about = {**request.model_dump(mode="json"), "settled": {
             "train": config.model_dump(mode="json"), "model": sparrow.config.model_dump(mode="json")}}  # fmt: skip
         (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     if request.size == "tiny":

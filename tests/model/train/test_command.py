@@ -44,7 +44,7 @@ def test_the_whole_chain(tmp_path):
         assert len(rows) == 3
         assert terms <= set(rows[0])
         assert describe(tmp_path / what / "export") == {"stage": what, "steps": 3}
-        assert json.loads((tmp_path / what / "config.json").read_text())["resolved"]["train"]["batch"] == 2
+        assert json.loads((tmp_path / what / "config.json").read_text())["settled"]["train"]["batch"] == 2
     request = training.Request(what="stage2", data="", out="", **COMMON)
     first, last = (training.make_model(request, World()) for _ in range(2))
     load(last, tmp_path / "stage2" / "export-full")
