@@ -51,6 +51,7 @@ def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "t
     """A host with SPARROW, and what must be said of its weights ("" if they were all loaded)."""
     import torch
 
+    from flows.train import TINY
     from model.checkpoints import require_filled
     from model.config import configure
     from model.hosts import build
@@ -60,8 +61,7 @@ def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "t
     place = device()
     if size == "tiny":
         torch.manual_seed(0)
-        small = {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2}
-        small |= {"proposals.input": 128} if preset == "release" else {}
+        small = TINY | ({"proposals.input": 128} if preset == "release" else {})
         sparrow = Sparrow(build(host, "tiny", str(place)), configure(preset, **small))
         for path in checkpoints:
             _fill(sparrow, path)

@@ -49,7 +49,7 @@ def test_a_missing_package_is_named(measure, monkeypatch):
 
 @pytest.mark.skipif(
     importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None,
-    reason="needs pycocoevalcap and Java",
+    reason="needs pycocoevalcap and Java, which make setup does not install: these two measures have not run here",
 )
 @pytest.mark.parametrize("measure", [meteor, cider])
 def test_equal_captions_beat_foreign_ones(measure):
