@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import model, weights
+from flows import evaluate, model, weights
 
 app = typer.Typer(
     name="sparrow",
@@ -245,13 +245,32 @@ def ground(
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
     preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
     prompt_frame: Annotated[list[int] | None, typer.Option(help="Prompt here (repeatable). Default: 0.")] = None,
-    frames: Annotated[int, typer.Option(help="Read at most so many frames.", min=1)] = 512,
+    max_frames: Annotated[int | None, typer.Option(help="Only so many frames from the start.", min=1)] = None,
     answer: Annotated[Literal["generate", "force"], typer.Option(help="force the grounding tokens.")] = "generate",
+    png: Annotated[bool, typer.Option("--png", help="Masks as PNG too, a folder per instance.")] = False,
+    tsf: Annotated[Literal["off", "on", "auto"], typer.Option(help="TSF at inference; auto: by Table 8.")] = "off",
+    tsf_preset: Annotated[
+        Literal["full", "full-tiny", "lite"] | None, typer.Option(help="lite needs --box. Default: as --size.")
+    ] = None,
+    box: Annotated[list[str] | None, typer.Option(help="The target: x1,y1,x2,y2, one per phrase; for --tsf.")] = None,
+    timing: Annotated[bool, typer.Option("--timing", help="What TSF costs, beside Table 7.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Then ask on: FRAME: PHRASE, q quits.")] = False,
 ) -> None:
-    """Masks of what words refer to in a video, as COCO RLE and as a picture."""
-    from flows.ground import run
+    """Masks of what words refer to in a video of any length: COCO RLE, boxes, an overlay mp4 (docs/grounding.md)."""
+    from pydantic import ValidationError
 
-    run(video, phrases, host, size, preset, checkpoint or [], out, prompt_frame or [0], frames, answer, print)
+    from flows import ground as grounding
+
+    try:
+        request = grounding.Request(
+            video=video, phrases=tuple(phrases), out=out, host=host, size=size, preset=preset,
+            checkpoints=tuple(checkpoint or []), prompt_frames=tuple(prompt_frame or [0]), max_frames=max_frames,
+            answer=answer, png=png, tsf=tsf, tsf_preset=tsf_preset,
+            boxes=tuple(map(grounding.parse_box, box or [])), timing=timing, interactive=interactive,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise ValueError(f"sparrow ground: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
+    grounding.run(request)
 
 
 @app.command(epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200")
@@ -288,8 +307,28 @@ def train(
         raise typer.Exit(143)
 
 
+@app.command(epilog="Example: sparrow study --scale cpu --out outputs/study")
+def study(
+    out: Annotated[Path, typer.Option(help="Output folder; a study that was stopped goes on.")] = Path("outputs/study"),
+    scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="How large.")] = "cpu",
+    host: Annotated[str, typer.Option(help="videoglamm, glus or unipixel.")] = "videoglamm",
+    workers: Annotated[int, typer.Option(help="Models trained at once; on a CPU, cores.", min=1)] = 2,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the scale: seeds=3.")] = None,
+) -> None:
+    """Does SPARROW help? Train small models from nothing on made-up video, and fill the paper's ablation tables."""
+    from flows.progress import Bars
+    from flows.study import configure, run_study
+
+    written, failed = run_study(configure(scale, host, sets or []), out, workers, Bars())
+    for path in written:
+        typer.echo(f"  {path}")
+    if failed:
+        raise ValueError(f"{len(failed)} models of the study failed, the first: {failed[0]}")
+
+
 app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
+app.add_typer(evaluate.app, name="eval")
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 
@@ -368,7 +407,8 @@ def doctor(as_json: Json = False) -> None:
 @app.command(epilog="Example: sparrow bench tracker --quick")
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader. Default: all.")
+        list[str] | None,
+        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval. Default: all."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,

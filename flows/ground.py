@@ -1,174 +1,248 @@
-"""`sparrow ground`: words and a video in, masks and a picture of them out."""
+"""`sparrow ground`: words and a video in; masks, boxes, an overlay and the model's words out."""
 
-import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
+
+from model.make import make_model
+from schemas.config import Config
 
 if TYPE_CHECKING:
-    from model.ground import Grounding
+    from model.grounding import Stream
     from model.sparrow import Sparrow
+    from model.tsf_inference import Extractor, Representatives
+    from model.video import Video
 
-COLOURS = ((230, 60, 60), (60, 130, 230), (60, 190, 90), (240, 180, 40), (170, 80, 220), (40, 200, 200))
-NONSENSE = "random weights: the masks mean nothing"
+Tell = Callable[[str], None]
 
 
-def read_frames(path: Path, most: int) -> NDArray[np.uint8]:
-    """A video file, or a folder of pictures in the order of their names -> [T, H, W, 3] RGB, at most `most` frames.
+class Request(Config):
+    """Everything that `sparrow ground` was asked. boxes: xyxy on the first prompted frame, one per phrase, or none.
+    tsf_preset: default `full`, for a tiny model `full-tiny`."""
 
-    ValueError if it is neither, holds no picture, or its pictures differ in size.
-    """
-    if path.is_dir():
-        from PIL import Image
+    video: Path
+    phrases: tuple[str, ...] = Field(min_length=1)
+    out: Path
+    host: str = "videoglamm"
+    size: Literal["full", "tiny"] = "full"
+    preset: str = "paper"
+    checkpoints: tuple[Path, ...] = ()
+    prompt_frames: tuple[int, ...] = (0,)
+    max_frames: int | None = Field(default=None, ge=1)
+    answer: Literal["generate", "force"] = "generate"
+    png: bool = False
+    tsf: Literal["off", "on", "auto"] = "off"
+    tsf_preset: Literal["full", "full-tiny", "lite"] | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    timing: bool = False
+    interactive: bool = False
 
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:most]
-        frames = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-        if not frames or len({frame.shape for frame in frames}) > 1:
-            raise ValueError(f"{path}: {'no .jpg or .png in it' if not frames else 'pictures of different sizes'}")
-        return np.stack(frames)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such video or folder")
-    import av
+    def check(self) -> None:
+        """ValueError for what cannot go together, before anything is loaded."""
+        if self.boxes and len(self.boxes) != len(set(self.phrases)):
+            raise ValueError(f"{len(self.boxes)} --box for {len(set(self.phrases))} phrases: give one per phrase")
+        if self.tsf == "off" and (self.boxes or self.timing or self.tsf_preset):
+            raise ValueError("--box, --timing and --tsf-preset are about TSF at inference: add --tsf on or --tsf auto")
+        if self.tsf != "off" and self.preset == "host":
+            raise ValueError("--preset host is without SPARROW, so without TSF: leave --tsf off, or take paper")
 
-    frames = []
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """`x1,y1,x2,y2` in pixels. ValueError for anything else."""
     try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == most:
-                    break
-    except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: cannot be read as a video: {error}") from error
-    if not frames:
-        raise ValueError(f"{path}: has no picture in it")
-    return np.stack(frames)
+        x1, y1, x2, y2 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--box {text}: write it as x1,y1,x2,y2 in pixels, e.g. 40,25,120,90") from None
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError(f"--box {text}: x2 has to exceed x1, and y2 y1")
+    return x1, y1, x2, y2
 
 
-def make_model(host: str, size: str, preset: str, checkpoints: list[Path]) -> "tuple[Sparrow, str]":
-    """A host with SPARROW, and what must be said of its weights ("" if they were all loaded)."""
+def run(request: Request, tell: Tell = print, ask: Callable[[], str] = input) -> None:
+    """Everything the command does. ask: gives a line of what the user says next, or raises EOFError."""
+    from model.video import Video
+
+    request.check()
+    frames = Video.open(request.video, request.max_frames)
+    _check_frames(request, frames)
+    tsf = _tsf(request)
+    changes = {} if tsf is None else {"tsf.infer": True}
+    if tsf is not None and request.timing:
+        tsf.warm_up(frames)
+    sparrow, note = make_model(
+        request.host, request.size, request.preset, request.checkpoints, changes=changes, tell=tell
+    )
+    height, width = frames.shape[1:3]
+    tell(f"{request.video}: {len(frames)} frames of {width} x {height}" + (f"; {note}" if note else ""))
+    _ground(request, sparrow, frames, tsf, note, tell)
+    if request.interactive:
+        for follow_up in _follow_ups(request, tell, ask):
+            try:
+                _check_frames(follow_up, frames)
+                _ground(follow_up, sparrow, frames, tsf, note, tell)
+            except ValueError as error:  # a frame that is not there, a phrase too long: ask again
+                tell(f"  {error}")
+
+
+def _check_frames(request: Request, frames: "Video") -> None:
+    if bad := [t for t in request.prompt_frames if not 0 <= t < len(frames)]:
+        raise ValueError(f"{request.video} has no frame {bad[0]} to prompt on: frames are 0 to {len(frames) - 1}")
+
+
+def _ground(
+    request: Request, sparrow: "Sparrow", frames: "Video", tsf: "Extractor | None", note: str, tell: Tell
+) -> None:
+    from flows.masks import MaskWriter, read_masks
+    from flows.overlay import write_overlay
+
+    found = {} if tsf is None else dict(_representatives(request, frames, tsf, tell))
+    crops = None
+    if tsf is not None:
+        chosen = "candidates" if sparrow.config.tsf.selection == "online" else "crops"
+        crops = {phrase: getattr(one, chosen) if one else () for phrase, (one, _) in found.items()}
+    start = time.perf_counter()
+    stream = sparrow.stream(
+        frames, request.phrases, prompt_frames=request.prompt_frames, answer=request.answer, crops=crops
+    )
+    writer, done = MaskWriter(request.out, png=request.png), 0
+    try:
+        for step in stream:
+            writer.add(step)
+            done += 1
+    finally:  # what was written is described, also where a video cannot be read to its end
+        seconds = time.perf_counter() - start
+        about = {
+            "video": str(request.video), "note": note, "host": request.host, "preset": request.preset,
+            "size": list(frames.shape[1:3]), "frames": len(frames), "fps": frames.fps,
+            "prompt_frames": list(request.prompt_frames), "answers": stream.texts, "answers_forced": stream.forced,
+            "tsf": {phrase: about for phrase, (_, about) in found.items()}, "frames_written": done,
+            "frames_per_second": round(done / seconds, 3),
+        }  # fmt: skip
+        writer.close(about, stream.targets)
+    _report(stream, tell)
+    overlays = write_overlay(frames, read_masks(request.out), stream.targets, request.out, note)
+    for path in (request.out / "masks.jsonl", request.out / "result.json", *overlays):
+        tell(f"  {path}")
+    if request.png:
+        tell(f"  {request.out / 'png'}: a folder per instance")
+    speed = f"{done / seconds:.1f} frames/s" if done else f"no mask in {seconds:.1f} s"
+    tell(f"  {speed}, reading, language model and masks included")
+    if request.timing and tsf is not None:
+        _timing(request, sparrow, frames, tsf, {phrase: one for phrase, (one, _) in found.items() if one}, tell)
+
+
+def _report(stream: "Stream", tell: Tell) -> None:
+    for phrase, text in stream.texts.items():
+        mine = sum(one.phrase == phrase for one in stream.targets)
+        tell(f"  {phrase!r}: {text!r}{' (forced)' if stream.forced else ''}, {mine} instances")
+
+
+# --- TSF at inference ----------------------------------------------------------------------------------------------
+
+
+def _tsf(request: Request) -> "Extractor | None":
+    if request.tsf == "off":
+        return None
+    from model.tsf_inference import Extractor
+
+    preset = request.tsf_preset or ("full" if request.size == "full" else "full-tiny")
+    extractor = Extractor(preset, boxes=bool(request.boxes))
+    if not extractor.detects and not request.boxes:
+        raise ValueError(
+            "TSF preset lite has no detector: it follows a box that you give, --box x1,y1,x2,y2 (the target on frame "
+            f"{request.prompt_frames[0]}, in pixels, one per phrase). Presets full and full-tiny find it from words"
+        )
+    return extractor
+
+
+def _representatives(
+    request: Request, frames: "Video", tsf: "Extractor", tell: Tell
+) -> "Iterator[tuple[str, tuple[Representatives | None, dict[str, Any]]]]":
+    """Of each phrase what was found, if anything, and what result.json says about it."""
+    from model.tsf_rule import decide
+    from pipeline.video import encode_jpeg
+    from schemas.records import Quarantined
+
+    frame = request.prompt_frames[0]
+    for i, phrase in enumerate(dict.fromkeys(request.phrases)):
+        box = np.asarray(request.boxes[i], np.float32) if request.boxes else None
+        about: dict[str, Any] = {"mode": request.tsf, "preset": tsf.config.preset}
+        if tsf.config.preset == "full-tiny":
+            about["note"] = "name-seeded weights: box, track and crops mean nothing"
+            tell(f"  TSF preset full-tiny, {about['note']}")
+        found = None
+        try:
+            wanted = request.tsf != "off"
+            if request.tsf == "auto":
+                decision = decide(tsf, frames, phrase, frame, box)
+                wanted, about["decision"] = decision.on, str(decision)
+                tell(f"  TSF for {phrase!r} {decision}")
+            found = tsf(frames, phrase, frame, box) if wanted else None
+        except Quarantined as problem:
+            about["problem"] = problem.message
+            tell(f"  TSF for {phrase!r}: {problem.message}; asked without")
+        if found is not None:
+            seen = int(found.track.visible.sum())
+            about |= {
+                "detector": found.detection.detector, "detected_on": found.detection.frame,
+                "detected_box": found.detection.box.tolist(), "tracked_frames": seen, "crops_of_frames": found.frames,
+            }  # fmt: skip
+            folder = request.out / "tsf"
+            folder.mkdir(parents=True, exist_ok=True)
+            for rank, picture in enumerate(found.crops):
+                (folder / f"{i}-{rank}.jpg").write_bytes(encode_jpeg(picture))
+            tell(f"  TSF for {phrase!r}: {found.detection.detector} box on frame {found.detection.frame}, followed on "
+                 f"{seen} of {len(frames)} frames, crops of frames {found.frames}: {folder}/{i}-*.jpg")  # fmt: skip
+        yield phrase, (found, about)
+
+
+def _timing(
+    request: Request, sparrow: "Sparrow", frames: "Video", tsf: "Extractor", found: "dict[str, Representatives]",
+    tell: Tell,
+) -> None:  # fmt: skip
     import torch
 
-    from flows.train import TINY
-    from model.checkpoints import require_filled
-    from model.config import configure
-    from model.hosts import build
-    from model.sparrow import Sparrow
+    from model.tsf_latency import costs, table, token_costs
     from trackers.runtime import device
 
-    place = device()
-    if size == "tiny":
-        torch.manual_seed(0)
-        small = TINY | ({"proposals.input": 128} if preset == "release" else {})
-        sparrow = Sparrow(build(host, "tiny", str(place)), configure(preset, **small))
-        for path in checkpoints:
-            _fill(sparrow, path)
-        return sparrow.to(place), f"tiny {host}, {NONSENSE}"
-    if not checkpoints:
-        raise ValueError("--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which")
-    from accelerate import init_empty_weights
-
-    half = torch.bfloat16 if place.type == "cuda" else torch.float32
-    model = build(host, "full", "meta")
-    with init_empty_weights(include_buffers=False):  # what no file fills must be seen, not made up
-        sparrow = Sparrow(model, configure(preset))
-    for path in checkpoints:
-        _fill(sparrow, path, dtype=half, device=place)
-    require_filled(sparrow)
-    return sparrow.to(place), ""
+    where = device()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    first = next(iter(found.items()), None)
+    tokens = [] if first is None else token_costs(sparrow, frames, first[0], first[1].crops, targets=len(found))
+    label = f"{name}; TSF preset {tsf.config.preset}, host {request.host} ({request.size})"
+    tell(table(costs(tsf, tokens), len(found), len(frames), label))
 
 
-def _fill(sparrow: "Sparrow", path: Path, **where: Any) -> None:
-    """Published weights, a whole save of ours, or what a training exported (to be put on the weights it began with)."""
-    from model.adapt import merge
-    from model.checkpoints import is_ours, load, load_official
-    from model.train.export import ABOUT, load_export
-
-    if (path / ABOUT).is_file():
-        load_export(sparrow, path)
-        merge(sparrow)
-        sparrow.lora_names = {}
-    elif is_ours(path):
-        load(sparrow, path, **where)
-    else:
-        print(load_official(sparrow, path, strict=False, **where))
+# --- follow-up questions -------------------------------------------------------------------------------------------
 
 
-def write(found: "Grounding", frames: NDArray[np.uint8], out: Path, note: str, seconds: float) -> list[Path]:
-    """`masks.json` (COCO RLE per frame, boxes in pixels) and `overlay.png`."""
-    from schemas.geometry import rle_encode
-
-    out.mkdir(parents=True, exist_ok=True)
-    instances = [
-        {
-            "phrase": one.phrase, "referent": one.referent, "fallback": one.fallback,
-            "boxes": {str(t): box.tolist() for t, box in one.boxes.items()},
-            "confidence": {str(t): value for t, value in one.confidence.items()},
-            "object_score": one.scores_t.tolist(), "masks": [rle_encode(mask) for mask in one.masks_thw],
-        }
-        for one in found.instances
-    ]  # fmt: skip
-    result: dict[str, Any] = {
-        "note": note, "answers": found.texts, "answers_forced": found.forced, "size": list(frames.shape[1:3]),
-        "frames": len(frames), "frames_per_second": round(len(frames) / seconds, 3), "instances": instances,
-    }  # fmt: skip
-    paths = [out / "masks.json", out / "overlay.png"]
-    paths[0].write_text(json.dumps(result) + "\n")
-    overlay(found, frames, note).save(paths[1])
-    return paths
-
-
-def overlay(found: "Grounding", frames: NDArray[np.uint8], note: str, columns: int = 4, most: int = 8) -> Any:
-    """Prompted frames and others between them, eight in all if there are so many, a colour per instance."""
-    from PIL import Image, ImageDraw
-
-    height, width = frames.shape[1:3]
-    prompted = sorted({t for one in found.instances for t in one.boxes})[:most]
-    spread = np.linspace(0, len(frames) - 1, min(most, len(frames)) - len(prompted)).round().astype(int).tolist()
-    times = sorted({*prompted, *spread})
-    scale = 320 / width
-    tile = (320, round(height * scale))
-    rows = -(-len(times) // columns)
-    sheet = Image.new("RGB", (tile[0] * min(columns, len(times)), (tile[1] + 4) * rows + 22), "white")
-    draw = ImageDraw.Draw(sheet)
-    words = [(f"{one.phrase} #{i}", COLOURS[i % len(COLOURS)]) for i, one in enumerate(found.instances)]
-    left = 4.0
-    for text, colour in [(note, (0, 0, 0)), *(words[:6] or [("nothing found", (0, 0, 0))])]:
-        draw.text((left, 4), text, fill=colour)
-        left += draw.textlength(text) + 14 if text else 0
-    for place, t in enumerate(times):
-        picture = frames[t].astype(np.float32)
-        for i, one in enumerate(found.instances):
-            mask = one.masks_thw[t]
-            picture[mask] = 0.5 * picture[mask] + 0.5 * np.array(COLOURS[i % len(COLOURS)], np.float32)
-        x, top = place % columns * tile[0], 22 + place // columns * (tile[1] + 4)
-        sheet.paste(Image.fromarray(picture.astype(np.uint8)).resize(tile), (x, top))
-        draw.text((x + 4, top + 4), f"frame {t}{', prompted' if t in prompted else ''}", fill="white")
-        for i, one in enumerate(found.instances):
-            if t in one.boxes:
-                x1, y1, x2, y2 = (one.boxes[t] * scale).tolist()
-                colour = COLOURS[i % len(COLOURS)]
-                corners = (x + x1, top + y1, x + max(x2, x1 + 1), top + max(y2, y1 + 1))
-                draw.rectangle(corners, outline=colour, width=2)
-    return sheet
-
-
-def run(
-    video: Path, phrases: list[str], host: str, size: str, preset: str, checkpoints: list[Path], out: Path,
-    prompt_frames: list[int], most: int, answer: str, show: Any,
-) -> None:  # fmt: skip
-    """Everything the command does; `show` prints."""
-    frames = read_frames(video, most)
-    sparrow, note = make_model(host, size, preset, checkpoints)
-    show(f"{video}: {len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}" + (f"; {note}" if note else ""))
-    start = time.perf_counter()
-    found = sparrow.ground(frames, phrases, prompt_frames=prompt_frames or [0], answer=answer)
-    seconds = time.perf_counter() - start
-    for phrase, text in found.texts.items():
-        mine = [one for one in found.instances if one.phrase == phrase]
-        show(f"  {phrase!r}: {text!r}{' (forced)' if found.forced else ''}, {len(mine)} instances")
-    for path in write(found, frames, out, note, seconds):
-        show(f"  {path}")
-    show(f"  {len(frames) / seconds:.1f} frames/s")
+def _follow_ups(request: Request, tell: Tell, ask: Callable[[], str]) -> Iterator[Request]:
+    """`PHRASE`, or `FRAME: PHRASE` to prompt on that frame; q ends. Each answer has a folder of its own."""
+    tell("ask on: PHRASE, or FRAME: PHRASE to prompt on that frame; q to quit")
+    number = 0
+    while True:
+        try:
+            line = ask().strip()
+        except EOFError:
+            return
+        if line == "q":
+            return
+        frame, colon, phrase = line.partition(":")
+        given = bool(colon) and frame.strip().isdecimal()
+        phrase = (phrase if given else line).strip()
+        if not phrase:
+            tell("  a phrase is missing: e.g. 12: the dog")
+            continue
+        number += 1
+        changes = {
+            "phrases": (phrase,), "out": request.out / f"followup-{number}",
+            "prompt_frames": (int(frame),) if given else request.prompt_frames[:1],
+        }  # fmt: skip
+        if request.boxes and request.tsf != "off":  # they are of the first phrases
+            tell("  asked without TSF: --box is of the first phrases")
+            changes["tsf"] = "off"
+        yield request.model_copy(update=changes | {"boxes": (), "timing": False})

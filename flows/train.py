@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +20,8 @@ What = Literal["proposer", "stage1", "stage2"]
 MADE_UP = "tiny: made-up weights below; what it learns means nothing, that it learns is shown"
 STEPS = {"stage1": 15_000, "stage2": 4_000, "proposer": 500_000}
 """Of the released training."""
-TINY = {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2}
-"""Of `sparrow ground --size tiny` too: an export of one fits the other."""
+HELD_OUT = ("val", "valid_u")
+"""Splits of a curated output that the losses of stages are validated on."""
 
 
 class Request(Config):
@@ -62,7 +63,7 @@ def parse(sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     """Train in this process, beside others if torchrun or Ray started them. False if SIGTERM ended it early."""
-    from model.train.export import save_export
+    from model.train.export import load_export, save_export
     from model.train.parallel import World
     from model.train.trainer import Trainer
     from trackers.runtime import device
@@ -70,13 +71,11 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     world = World.join(device())
     if not world.first:
         tell = _nothing
-    start = _start(request)
+    after = _stages(request)
     config = _config(request)
     sparrow = make_model(request, world)
-    if start is not None:
-        from model.train.export import load_export
-
-        load_export(sparrow, start)
+    if request.start:
+        load_export(sparrow, request.start)
     else:
         sparrow.adapt()
     task, loader = _proposer(request, config, sparrow, world) if request.what == "proposer" else _stage(
@@ -100,7 +99,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     if outcome.stopped:
         tell(f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}")
         return False
-    save_export(sparrow, out / "export", request.what, outcome.steps, world)
+    save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
     tell(f"  {out / 'export'}: what was trained, for the next stage")
     if world.first:
         for place in _whole(request, out):
@@ -111,30 +110,12 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
 
 def make_model(request: Request, world: "World") -> "Sparrow":
     """The host with its published (or, tiny, made-up) weights, and SPARROW's modules as they begin."""
-    import torch
+    from model.make import make_model as make
 
-    from model.checkpoints import is_ours, load, load_official, require_filled
-    from model.config import configure
-    from model.hosts import build
-    from model.sparrow import Sparrow
-
-    torch.manual_seed(0)
-    if request.size == "tiny":
-        small = TINY | ({"proposals.input": 128} if request.preset == "release" else {})
-        built = build(request.host, "tiny", "cpu")
-        return Sparrow(built, configure(request.preset, **(small | request.changes))).to(world.device)
-    if not request.checkpoints:
-        raise ValueError("--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which")
-    half = torch.bfloat16 if world.device.type == "cuda" else torch.float32
-    # SPARROW's own modules are in no published file: they begin here
-    sparrow = Sparrow(build(request.host, "full", "meta"), configure(request.preset, **request.changes))
-    for path in request.checkpoints:
-        if is_ours(path):
-            load(sparrow, path, dtype=half, device=world.device)
-        else:
-            load_official(sparrow, path, strict=False, dtype=half, device=world.device)
-    require_filled(sparrow)
-    return sparrow.to(world.device)
+    return make(
+        request.host, request.size, request.preset, request.checkpoints,
+        changes=request.changes, where=world.device, fresh=True, tell=_nothing,
+    )[0]  # fmt: skip
 
 
 def with_ray(request: Request, processes: int, tell: Callable[[str], None] = print) -> None:
@@ -161,19 +142,16 @@ def with_ray(request: Request, processes: int, tell: Callable[[str], None] = pri
     tell(f"Ray Train is done: {request.out}")
 
 
-def _start(request: Request) -> Path | None:
-    """The export to begin with. Stage 2 has to have stage 1's; ValueError says so."""
+def _stages(request: Request) -> list[str]:
+    """What the export that training begins with has been through. ValueError: stage 2 needs one of stage 1."""
     from model.train.export import describe
 
-    needed = request.what == "stage2"
-    if not request.start:
-        if needed:
-            raise ValueError("stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export")
-        return None
-    stage = describe(request.start)["stage"]
-    if needed and stage != "stage1":
-        raise ValueError(f"{request.start} is the export of {stage}: stage 2 starts from stage 1's")
-    return Path(request.start)
+    about = describe(request.start) if request.start else {"after": []}
+    stages = [*about.get("after", []), *([about["stage"]] if request.start else [])]
+    if request.what == "stage2" and "stage1" not in stages:
+        what = f"{request.start} is the export of {stages[-1]}: " if stages else ""
+        raise ValueError(f"{what}stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export")
+    return stages
 
 
 def _config(request: Request) -> "TrainConfig":
@@ -187,35 +165,57 @@ def _config(request: Request) -> "TrainConfig":
 
 
 def _stage(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
+    from model.corruption import Corruption
     from model.data.index import Index
     from model.data.loader import Loader as Records
     from model.data.loader import LoaderOptions
-    from model.train.task import Collated, StageTask
+    from model.train.task import Collated, Stage, StageTask
 
     options = LoaderOptions(
         seed=config.seed, batch=config.batch * world.size, frames=request.frames, tsf=sparrow.config.tsf,
         corruption=sparrow.config.corruption,
     )  # fmt: skip
     records = Records(Index.open(request.data), options, rank=world.rank, world=world.size, workers=request.workers)
-    return StageTask(sparrow, "stage1" if request.what == "stage1" else "stage2"), Collated(records, sparrow)
+    held_out = None
+    if config.validate_every:
+        others = Index.open(request.data, splits=HELD_OUT)
+        clean = options.model_copy(update={"batch": min(config.batch, len(others)), "corruption": Corruption()})
+
+        def held_out() -> "Iterable[Any]":
+            return islice(Collated(Records(others, clean), sparrow), config.validate_batches)
+
+    stage: Stage = "stage1" if request.what == "stage1" else "stage2"
+    return StageTask(sparrow, stage, held_out), Collated(records, sparrow)
 
 
 def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
-    """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is."""
+    """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
+    `data`, if it is a curated output, or in its folder "shards"."""
+    from model.data.index import Index
     from model.proposer.data.batches import BatchConfig, Batches, once
+    from model.proposer.data.corpora import BoxSet
     from model.proposer.data.readers import READERS, read
+    from model.proposer.data.shards import ShardBoxes
     from model.proposer.data.transform import TransformConfig
     from model.proposer.pretrain import ProposerTask
     from pipeline.sources.base import DataRoot
 
     data = Path(request.data)
     places = {data.name: data} if data.name in READERS else {n: data / n for n in READERS if (data / n).is_dir()}
-    if not places:
-        raise ValueError(f"{data} has none of the folders {', '.join(READERS)}, and is not called so")
+    curated = next((str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None)
+    if not places and curated is None:
+        raise ValueError(
+            f"{data} has none of the folders {', '.join(READERS)}, is not called so, and is no curated output either "
+            "(manifests/shards is missing)"
+        )
     if sparrow.proposer is None:
         raise ValueError("this model has no proposer: box.enabled is false")
     tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
-    corpora = [read(name, DataRoot(place), keep=tables) for name, place in places.items()]
+
+    def corpora(split: str) -> list[BoxSet]:
+        found: list[BoxSet] = [read(name, DataRoot(place), split, keep=tables) for name, place in places.items()]
+        return [*found, ShardBoxes(Index.open(curated), split)] if curated else found
+
     shared = sparrow.config.proposals.input
     side = sparrow.host.spec.sam_size if shared == "shared" else shared  # what it will see at inference
     options = BatchConfig(
@@ -223,9 +223,9 @@ def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world
     )
 
     def validation() -> "Iterable[Any]":
-        return once([read(name, DataRoot(place), "val", keep=tables) for name, place in places.items()], options)
+        return once(corpora("val"), options)
 
-    batches = Batches(corpora, options, rank=world.rank, world=world.size)
+    batches = Batches(corpora("train"), options, rank=world.rank, world=world.size)
     return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
 
 

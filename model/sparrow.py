@@ -5,11 +5,12 @@ tsf             crops of a tracked target -> a few more tokens of the prompt    
 proposer        the mask model's features -> boxes of anything                        Table 11  model.proposer
 box_adapter     state of [BOX] -> h                                                             model.adapters
 filter          h, boxes, features -> which boxes, and where exactly                  Eq. 6-10  model.filtration
-host.propagate  {box, [SEG] vector} -> a mask per frame and instance                            model.sam, model.ground
+host.propagate  {box, [SEG] vector} -> a mask per frame and instance                            model.sam, .grounding
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ from model.adapt import LORA, ROWS, add_lora, train_rows
 from model.adapters import BoxAdapter
 from model.config import Part, SparrowConfig, StageConfig
 from model.filtration import Selected
-from model.ground import Grounding, ground
+from model.grounding import Grounding, Stream, ground, stream
 from model.hosts.base import BOX_TOKEN, IGNORE, Frames, Host, PromptState
 from model.losses import filter_loss, mask_losses
 from model.proposer import CoordinatesProposer, Proposals, build_proposer, propose
 from model.sam import Features, Prompt, prepare
 from model.tsf import TSFInjector
+from model.video import Video
 
 
 @dataclass
@@ -73,9 +75,13 @@ class Sparrow(nn.Module):
 
     # --- inference ---
 
-    def ground(self, frames: Frames, phrases: str | Sequence[str], **options: Any) -> Grounding:
-        """Masks of everything that `phrases` refer to: see `model.ground.ground`."""
+    def ground(self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any) -> Grounding:
+        """Masks of everything that `phrases` refer to: see `model.grounding.ground`."""
         return ground(self, frames, phrases, **options)
+
+    def stream(self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any) -> Stream:
+        """The same frame by frame, for videos of any length: see `model.grounding.stream`."""
+        return stream(self, frames, phrases, **options)
 
     def grounding_tokens(self) -> str:
         """The tokens that stand for one object in an answer, in the configured order."""
@@ -109,21 +115,27 @@ class Sparrow(nn.Module):
             return None
         return self.host.seg_prompt(chosen)[:, 0] if self.box_adapter is None else self.box_adapter(chosen)
 
-    @torch.no_grad()
     def propose(self, features: Features, frame: Frames | None, text: str = "") -> Proposals:
-        """Class-agnostic proposals of one frame. frame: [H, W, 3], read only where `proposals.input` is a number;
-        text: the answer, read only where boxes are spelled out in it."""
+        """Class-agnostic proposals of one frame: see `propose_each`."""
+        return self.propose_each(features, [frame], [text])[0]
+
+    @torch.no_grad()
+    def propose_each(
+        self, features: Features, frames: Sequence[Frames | None], texts: Sequence[str]
+    ) -> list[Proposals]:
+        """Class-agnostic proposals of B frames. frames: [H, W, 3] each, read only where `proposals.input` is a number;
+        texts: the answers, read only where boxes are spelled out in them."""
         options, maps = self.config.proposals, features.fpn
         if isinstance(self.proposer, CoordinatesProposer):
-            found = self.proposer([text])
-            return Proposals(*(x.to(maps[0].device) for x in propose(found, keep=1)[0]))
+            found = propose(self.proposer(list(texts)), keep=1)
+            return [Proposals(*(x.to(maps[0].device) for x in one)) for one in found]
         if options.input != "shared":
-            if frame is None:
+            if any(frame is None for frame in frames):
                 raise ValueError(f"proposals.input={options.input} needs the frame itself")
-            small = prepare(frame[None], options.input, maps[0].device).to(maps[0].dtype)
-            maps = self.host.sam.features(small).fpn
+            small = torch.cat([prepare(f[None], options.input, maps[0].device) for f in frames if f is not None])
+            maps = self.host.sam.features(small.to(maps[0].dtype)).fpn
         assert self.proposer is not None
-        return propose(self.proposer(maps), options.keep, options.nms, options.threshold, options.clip)[0]
+        return propose(self.proposer(maps), options.keep, options.nms, options.threshold, options.clip)
 
     def pyramid(self, features: Features) -> list[Tensor]:
         """The maps that the filter pools: the feature pyramid (paper), or what the mask decoder reads (release)."""
@@ -207,16 +219,19 @@ class Sparrow(nn.Module):
         assert packed.labels_bl is not None
         if "language" in stage.losses:
             add({"ce": self._language_loss(logits, packed.labels_bl)})
-        for sample, ids_l, states_ld, labels_l in zip(samples, packed.ids_bl, hidden, packed.labels_bl, strict=True):
-            begin = int((labels_l != IGNORE).nonzero()[0])
-            length = int((labels_l != IGNORE).nonzero()[-1]) + 1
-            state = self.host.prompt_state(0, ids_l[:length], states_ld[: length - 1], begin, "", forced=True)
-            with torch.no_grad():  # the image encoder is frozen in both stages
-                features = self.host.sam.features(sample.sam_frames_f3ss)
-            if "masks" in stage.losses:
-                add(self._mask_losses(sample, state, features))
-            if "proposals" in stage.losses and self.filter is not None:
-                add(self._proposal_losses(sample, state, features.rows([0])))
+        states = [self._answer_state(*answer) for answer in zip(packed.ids_bl, hidden, packed.labels_bl, strict=True)]
+        shown = [sample.sam_frames_f3ss[: None if "masks" in stage.losses else 1] for sample in samples]
+        with torch.no_grad():  # the image encoder is frozen in both stages
+            features = self.host.sam.features(torch.cat(shown))
+        begins = [sum(map(len, shown[:i])) for i in range(len(shown))]
+        if "masks" in stage.losses:
+            for sample, logits_nfhw in zip(samples, self._seg_logits(samples, states, features, begins), strict=True):
+                add(self._mask_losses(sample, logits_nfhw))
+        if "proposals" in stage.losses and self.filter is not None:
+            found = self.propose_each(features.rows(begins), [sample.frame for sample in samples],
+                                      [sample.text for sample in samples])  # fmt: skip
+            for sample, state, begin, proposals in zip(samples, states, begins, found, strict=True):
+                add(self._proposal_losses(sample, state, features.rows([begin]), proposals))
         means = {name: torch.stack(values).mean() for name, values in losses.items()}
         weights = self.config.loss.model_dump() | {"proposals": 1.0}
         total = torch.stack([weights[name] * value for name, value in means.items()]).sum()
@@ -229,42 +244,65 @@ class Sparrow(nn.Module):
             labels = labels.where(torch.isin(labels, torch.tensor(ids, device=labels.device)), IGNORE)
         return F.cross_entropy(logits_blv[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
-    def _mask_losses(self, sample: Sample, state: PromptState, features: Features) -> dict[str, Tensor]:
+    def _answer_state(self, ids_l: Tensor, states_ld: Tensor, labels_l: Tensor) -> PromptState:
+        """[SEG] and [BOX] states of one sample of a batch."""
+        said = (labels_l != IGNORE).nonzero()
+        length = int(said[-1]) + 1
+        return self.host.prompt_state(0, ids_l[:length], states_ld[: length - 1], int(said[0]), "", forced=True)
+
+    def _seg_logits(
+        self, samples: list[Sample], states: list[PromptState], features: Features, begins: list[int]
+    ) -> list[Tensor]:
         """[SEG] alone on every frame, as the hosts train: filtration has not been trained yet, and boxes would hide
-        what the vector says."""
-        count, frames = len(sample.masks_nfhw), len(features)
-        per_frame = self.host.spec.seg_granularity == "frame"
-        wanted = count * frames if per_frame else count
-        if len(state.seg_nd) != wanted:
-            raise ValueError(f"the answer has {len(state.seg_nd)} {self.host.spec.seg_token}, the masks need {wanted}")
-        objects = list(range(count))
-        seg_nfd = state.seg_nd.reshape(frames, count, -1).transpose(0, 1) if per_frame else state.seg_nd[:, None]
-        if self.host.spec.train_memory:
-            prompts = {
-                t: (objects, self.host.prompt(seg_nfd[:, min(t, seg_nfd.shape[1] - 1)], None, training=True))
-                for t in (range(frames) if per_frame else (0,))
-            }
-            steps = self.host.propagate(lambda t: features.rows([t]), frames, prompts)
-            logits = torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
-        else:
-            every = seg_nfd.expand(count, frames, -1).flatten(0, 1)
-            prompt = self.host.prompt(every, None, training=True)
-            rows = features.rows(list(range(frames)) * count)
-            decoded = self.host.sam.decode(rows, prompt, multimask=False)
-            logits = decoded.logits_n1hw[:, 0].unflatten(0, (count, frames))
-        size = sample.masks_nfhw.shape[-2:]
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        what the vector says. -> Mask logits [N, F, h, w] of each sample; `features` are all samples' frames, those of
+        sample i from `begins[i]` on."""
+        spec = self.host.spec
+        per_frame = spec.seg_granularity == "frame"
+        every, shapes = [], []
+        for sample, state in zip(samples, states, strict=True):
+            count, frames = len(sample.masks_nfhw), len(sample.sam_frames_f3ss)
+            wanted = count * frames if per_frame else count
+            if len(state.seg_nd) != wanted:
+                raise ValueError(f"the answer has {len(state.seg_nd)} {spec.seg_token}, the masks need {wanted}")
+            seg = state.seg_nd
+            every.append(seg.reshape(frames, count, -1).transpose(0, 1) if per_frame else seg[:, None])
+            shapes.append((count, frames))
+        if spec.train_memory:
+            return [
+                self._followed(seg_nfd, features, begin, frames)
+                for seg_nfd, begin, (_, frames) in zip(every, begins, shapes, strict=True)
+            ]
+        vectors = [seg.expand(*shape, -1).flatten(0, 1) for seg, shape in zip(every, shapes, strict=True)]
+        rows = [list(range(b, b + frames)) * count for b, (count, frames) in zip(begins, shapes, strict=True)]
+        prompt = self.host.prompt(torch.cat(vectors), None, training=True)
+        decoded = self.host.sam.decode(features.rows([i for one in rows for i in one]), prompt, multimask=False)
+        parts = decoded.logits_n1hw[:, 0].split([len(one) for one in rows])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _followed(self, seg_nfd: Tensor, features: Features, begin: int, frames: int) -> Tensor:
+        """Mask logits [N, F, h, w] of one sample through the mask model's memory."""
+        prompts = {
+            t: (list(range(len(seg_nfd))), self.host.prompt(seg_nfd[:, t], None, training=True))
+            for t in range(seg_nfd.shape[1])
+        }
+        steps = self.host.propagate(lambda t: features.rows([begin + t]), frames, prompts)
+        return torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
+
+    def _mask_losses(self, sample: Sample, logits_nfhw: Tensor) -> dict[str, Tensor]:
+        count, frames, *size = sample.masks_nfhw.shape
+        logits = F.interpolate(logits_nfhw.float(), size, mode="bilinear", align_corners=False)
         padded = max(count, self.config.loss.pad_objects) * frames if self.config.loss.pad_objects else None
         bce, dice = mask_losses(logits, sample.masks_nfhw, padded)
         return {"bce": bce, "dice": dice}
 
-    def _proposal_losses(self, sample: Sample, state: PromptState, features: Features) -> dict[str, Tensor]:
+    def _proposal_losses(
+        self, sample: Sample, state: PromptState, features: Features, proposals: Proposals
+    ) -> dict[str, Tensor]:
         """Eq. 13: the first frame's proposals against its own boxes. (The release makes one box of the union of all
         frames' masks; who wants that puts it into `Sample.boxes_n4`.)"""
         h_nd, options = self.box_vectors(state), self.config.loss.filter
         if h_nd is None or self.filter is None:
             raise ValueError(f"the answer has no {BOX_TOKEN}: stage 2 needs {self.grounding_tokens()} for every object")
-        proposals = self.propose(features, sample.frame, sample.text)
         was = self.filter.training
         self.filter.train()  # box losses need every proposal refined, wherever it ranks
         output = self.filter(h_nd[: len(sample.boxes_n4)], self.pyramid(features), *proposals[:3])

@@ -8,8 +8,10 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import IO
 
 import cv2
 import numpy as np
@@ -220,12 +222,21 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int
     Odd sizes are padded by one replicated pixel at the right or bottom (boxes do not move). One thread, no
     timestamps of today: the same frames give the same bytes.
     """
+    buffer = io.BytesIO()
+    write_mp4(buffer, frames, frames.shape[1:3], fps, gop=gop, crf=crf)
+    return buffer.getvalue()
+
+
+def write_mp4(
+    target: IO[bytes], pictures: Iterable[NDArray[np.uint8]], size: tuple[int, ...], fps: float, *, gop: int = 12,
+    crf: int = 20,
+) -> None:  # fmt: skip
+    """The same into an open file, from pictures [H, W, 3] of `size` (H, W) that come one by one."""
     import av
 
-    height, width = frames.shape[1:3]
+    height, width = size
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.thread_count = 1
@@ -241,7 +252,7 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int
             # frame, in one encode out of 300), so that equal frames would not give equal bytes.
             "x264-params": "mbtree=0",
         }
-        for picture in frames:
+        for picture in pictures:
             padded = np.pad(picture, pad, mode="edge") if pad[0][1] or pad[1][1] else np.ascontiguousarray(picture)
             yuv = np.asarray(
                 cv2.cvtColor(padded, cv2.COLOR_RGB2YUV_I420), np.uint8
@@ -250,7 +261,6 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-    return buffer.getvalue()
 
 
 def encode_jpeg(picture: NDArray[np.uint8], quality: int = 92) -> bytes:

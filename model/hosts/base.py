@@ -132,7 +132,7 @@ class Host(nn.Module, ABC):
     """What it would answer; {seg} stands for the grounding tokens."""
     float32: tuple[str, ...] = ("sam",)
     """Modules that stay in float32 whatever the language model is in: SAM2's position codes are. Autocast does the
-    rest (`model.ground`)."""
+    rest (`model.grounding`)."""
 
     # --- what a host writes ---
 
@@ -174,6 +174,10 @@ class Host(nn.Module, ABC):
     def everything(self, frames: Frames) -> dict[str, Tensor]:
         """Inputs with all that the towers see of a video in the course of grounding, each picture once."""
         return self.prepare(frames)
+
+    def visual_tokens_each(self, inputs: Sequence[dict[str, Tensor]]) -> list[list[Tensor]]:
+        """`visual_tokens` of every sample; a host that can, looks at all of them at once."""
+        return [self.visual_tokens(one) for one in inputs]
 
     def visual_flops(self, inputs: dict[str, Tensor]) -> float | None:
         """FLOPs of `visual_tokens`, where it cannot run on the meta device; None where it can."""
@@ -309,11 +313,11 @@ class Host(nn.Module, ABC):
         samples = [
             self._fill(
                 one,
-                self.visual_tokens(pixels),
+                seen,
                 None if tsf is None else tsf[i],
                 None if answer_begins is None else answer_begins[i],
             )
-            for i, (one, pixels) in enumerate(zip(ids, inputs, strict=True))
+            for i, (one, seen) in enumerate(zip(ids, self.visual_tokens_each(inputs), strict=True))
         ]
         longest = max(len(flat) for flat, _, _ in samples)
         if longest > self.spec.max_len:

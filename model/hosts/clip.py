@@ -36,7 +36,6 @@ def whole_crops(crops: Sequence[NDArray[np.uint8]], side: int) -> Tensor:
     return torch.stack([prepare(crop, side, torch.device("cpu")) for crop in crops])
 
 
-@torch.no_grad()
 def patch_tokens(tower: CLIPVisionModel, pixels_n3ss: Tensor) -> Tensor:
     """[n, 3, S, S] -> [n, patches, C] in raster order: the hidden state at layer -2 without its class token."""
     out = tower(pixels_n3ss.to(tower.device, tower.dtype), output_hidden_states=True)

@@ -104,6 +104,7 @@ class GLUS(Host):
                 num_attention_heads=config.clip_heads, image_size=config.clip_size, patch_size=14,
             )
         )  # fmt: skip
+        self.image_encoder.requires_grad_(False)
         self.image_projector = nn.Linear(config.clip_dim, dim)
         self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
         self.sam = build_sam(config.sam, postprocess=True, image_size=config.sam_size)
@@ -124,7 +125,7 @@ class GLUS(Host):
         return {name: clip.centre_crops(frames[index], self.config.clip_size) for name, index in chosen.items()}
 
     def look(self, pixels_n3ss: Tensor) -> Tensor:
-        """[n, 3, 224, 224] -> CLIP's patch features [n, 256, 1024], without gradient.
+        """[n, 3, 224, 224] -> CLIP's patch features [n, 256, 1024].
 
         `visual_tokens` takes them in place of pixels, so that no frame is looked at twice.
         """

@@ -105,6 +105,8 @@ class VideoGLaMM(Host):
         )  # fmt: skip
         self.video_encoder = InternVideo2(config.video)
         self.vision_proj = nn.Linear(config.video.pooled, config.video_text)
+        for tower in (self.image_encoder, self.video_encoder, self.vision_proj):
+            tower.requires_grad_(False)
         self.image_projector = nn.Sequential(nn.Linear(config.clip_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.video_projector = nn.Sequential(nn.Linear(config.video.width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
@@ -141,19 +143,29 @@ class VideoGLaMM(Host):
 
         Of a picture [576, D], not pooled. ValueError for other keys and shapes.
         """
-        config, side = self.config, self.config.video.image_size
-        good = {"image": (config.frames if "video" in inputs else 1, 3, config.clip_size, config.clip_size)}
-        if "video" in inputs:
-            good["video"] = (config.frames, 3, side, side)
-        if (seen := {name: tuple(pixels.shape) for name, pixels in inputs.items()}) != good:
-            raise ValueError(f"videoglamm looks at {good}, not {seen}")
-        spatial = self.project_spatial(clip.patch_tokens(self.image_encoder, inputs["image"]))
-        if "video" not in inputs:
-            return [spatial[0]]
-        temporal = self.project_temporal(self.video_patches(inputs["video"]))
-        return [torch.cat([halve(spatial).flatten(0, 1), halve(temporal).flatten(0, 1)])]
+        return self.visual_tokens_each([inputs])[0]
 
-    @torch.no_grad()
+    def visual_tokens_each(self, inputs: Sequence[dict[str, Tensor]]) -> list[list[Tensor]]:
+        config, side = self.config, self.config.video.image_size
+        for one in inputs:
+            good = {"image": (config.frames if "video" in one else 1, 3, config.clip_size, config.clip_size)}
+            if "video" in one:
+                good["video"] = (config.frames, 3, side, side)
+            if (seen := {name: tuple(pixels.shape) for name, pixels in one.items()}) != good:
+                raise ValueError(f"videoglamm looks at {good}, not {seen}")
+        counts = [len(one["image"]) for one in inputs]
+        patches = clip.patch_tokens(self.image_encoder, torch.cat([one["image"] for one in inputs]))
+        spatial = self.project_spatial(patches).split(counts)
+        videos = [one["video"] for one in inputs if "video" in one]
+        temporal = iter(self.project_temporal(self.video_patches(torch.cat(videos))).split(config.frames)
+                        if videos else ())  # fmt: skip
+        return [
+            [torch.cat([halve(seen).flatten(0, 1), halve(next(temporal)).flatten(0, 1)])]
+            if "video" in one
+            else [seen[0]]
+            for one, seen in zip(inputs, spatial, strict=True)
+        ]
+
     def video_patches(self, pixels_t3ss: Tensor) -> Tensor:
         """[T, 3, 224, 224] -> [T, 256, 1408]: four frames at a time, the last block but one, no class token."""
         encoder = self.video_encoder

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.ground import _box_of
 from model.hosts.clip import centre_crops
+from model.instances import box_of
 from model.sam import Prompt, build_sam, prepare, to_frame
 from model.tsf import crop_boxes
 
@@ -36,10 +36,10 @@ def test_box_to_squashed_picture_to_mask_to_box(case):
     share = torch.tensor(box) / torch.tensor([width, height, width, height])
     green = prepare(planted(height, width, box)[None], 512)[0, 1]
     logits = (green - (green.min() + green.max()) / 2)[None, None]
-    inside = _box_of(logits[0, 0] > 0)
+    inside = box_of(logits[0, 0] > 0)
     assert (inside - share).abs().max() <= 1.0 / min(height, width)
     mask = to_frame(logits, height, width)[0]
-    back = _box_of(mask) * torch.tensor([width, height, width, height])
+    back = box_of(mask) * torch.tensor([width, height, width, height])
     assert (back - torch.tensor(box)).abs().max() <= 1.0
     crop = crop_boxes([planted(height, width, box)], share[None].numpy())[0]
     assert crop.shape[:2] == (box[3] - box[1], box[2] - box[0])
