@@ -7,7 +7,7 @@ PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo test check shards serve bench clean train-proposer train-stage1 train-stage2
+.PHONY: help setup demo test check shards serve bench clean eval train-proposer train-stage1 train-stage2
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -55,6 +55,8 @@ serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=..
 HOST   ?= videoglamm
 SIZE   ?= tiny
 RUNS   ?= outputs/runs/$(HOST)-$(SIZE)
+BENCHMARK ?= ref-davis17
+GPUS   ?= 1
 STEPS  ?= $(if $(filter tiny,$(SIZE)),200)
 TRAIN   = --host $(HOST) --size $(SIZE) --workers $(WORKERS) $(if $(STEPS),--steps $(STEPS)) \
           $(if $(filter tiny,$(SIZE)),--frames 4 --set train.batch=2 --set train.lr=0.003) $(ARGS)
@@ -68,6 +70,11 @@ train-stage1: .venv/.full ## stage 1 on the shards of DATA=outputs/demo: SIZE=ti
 
 train-stage2: .venv/.full ## stage 2, from the export of train-stage1
 	$(BIN)/sparrow train stage2 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage2 --from $(RUNS)/stage1/export $(TRAIN)
+
+eval: .venv/.full ## a model's score: BENCHMARK=ref-davis17 DATA=/data/davis HOST=... SIZE=tiny ARGS="--checkpoint ..."
+	@test -n "$(DATA)" || { echo "say where the benchmark is: make eval BENCHMARK=ref-davis17 DATA=/data/davis"; exit 2; }
+	$(BIN)/sparrow eval $(BENCHMARK) --data-root $(DATA) --out $(RUNS)/eval-$(BENCHMARK) --host $(HOST) --size $(SIZE) \
+	  --workers $(GPUS) $(if $(filter tiny,$(SIZE)),--answer force) $(ARGS)
 
 bench: .venv/.full ## speed and memory of models and pipeline, for this machine
 	$(BIN)/sparrow bench

@@ -34,7 +34,7 @@ def one_host(setting: Setting, name: str) -> Iterator[Row]:
     small = setting.quick or setting.device.type == "cpu"
     size = "tiny, a CPU cannot hold more" if small else "official size, random weights"
     with Peak(setting.device).watching() as peak, torch.inference_mode():
-        plain = _sparrow(name, setting, small, **{"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"})
+        plain = make_random(name, setting, small, **{"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"})
         host = plain.host
         frames = moving_clip(8 if small else 64)
         inputs = host.prepare(frames)
@@ -72,7 +72,8 @@ def _decoding(setting: Setting, name: str, host: Any, packed: Any, prefill: floa
     yield Row(f"{name}: decoding", 1 / token, "tokens/s", "no cache: prefill per token", prefill / token)
 
 
-def _sparrow(name: str, setting: Setting, small: bool, **changes: Any) -> Sparrow:
+def make_random(name: str, setting: Setting, small: bool, **changes: Any) -> Sparrow:
+    """SPARROW on a host with random weights, which the device can hold."""
     torch.manual_seed(0)
     host = build(name, "tiny" if small else "full", str(setting.device), tokenizer="bytes")
     if setting.dtype != torch.float32:

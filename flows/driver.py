@@ -317,7 +317,7 @@ def locked(out: Path, name: str) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise PlanConflict(
-                f"{out}: {name} is being curated by {file.read() or 'another run'}; wait for it"
+                f"{out}: {name} is being worked on by {file.read() or 'another run'}; wait for it"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

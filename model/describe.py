@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import SparrowConfig
+from model.evaluate.paper import TABLE_15
 from model.hosts import build
 from model.hosts.base import Host, PromptState
 from model.proposer import ProposerConfig, build_proposer
@@ -24,12 +25,6 @@ from model.sparrow import Sparrow
 SELECTOR = 197_376
 """Three linear layers of the released selector, which Table 11 counts with its two transformer heads."""
 
-TABLE_15 = {
-    "videoglamm": (5.435, 38927, 5.452, 38962),
-    "unipixel": (3.881, 1530, 3.898, 1565),
-    "glus": (7.288, 2680, 7.305, 2715),
-}
-"""Billions of parameters and GFLOPs per frame: host, host + SPARROW."""
 TABLE_11 = {"coords": 0.0, "mlp": 0.35, "fcos": 1.90, "detr": 12.33, "deformable": 11.38}
 """Millions of added parameters."""
 

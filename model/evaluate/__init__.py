@@ -1,0 +1,1 @@
+"""The six benchmarks: what they ask, how a model is asked, what it scores, and archives for the servers."""

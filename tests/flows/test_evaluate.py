@@ -1,0 +1,174 @@
+"""`sparrow eval` as a user runs it: tiny hosts on small benchmarks in their official layouts."""
+
+import csv
+import json
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flows import evaluate, evaluation
+from flows.cli import app
+from flows.evaluation import Request, fingerprint
+from model.evaluate.benchmarks import BENCHMARKS
+from tests.model.evaluate.made import MAKERS
+
+TINY = ["--host", "glus", "--size", "tiny", "--answer", "force"]
+FILES = ("run.json", "results.json", "per_query.parquet", "parts/dogs-scale.parquet", "parts/motorbike.parquet")
+
+
+def sparrow(*words):
+    run = CliRunner().invoke(app, ["eval", *map(str, words)])
+    if run.exception is not None and not isinstance(run.exception, SystemExit):
+        raise run.exception
+    return run
+
+
+def contents(out):
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny models are run on one thread; what comes after them in this process is not."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory):
+    return MAKERS["ref-davis17"](tmp_path_factory.mktemp("davis"))
+
+
+@pytest.fixture(scope="module")
+def whole(davis, tmp_path_factory):
+    """A run in one go, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, sparrow("ref-davis17", "--data-root", davis, "--out", out, *TINY).output
+
+
+def test_a_run_prints_its_numbers_beside_the_paper_s_and_says_what_they_are(whole):
+    out, text = whole
+    for words in ("paper: glus", "72.9", "75.5", "protocol host+answer=force", "scorer: expression",
+                  "random weights: the numbers mean nothing"):  # fmt: skip
+        assert words in text
+    results = json.loads((out / "results.json").read_text())
+    assert (results["videos"], results["of_videos"], results["queries"], results["failed"]) == (2, 2, 16, 0)
+    assert results["note"]
+    assert 0 <= results["intervals"]["J&F"][0] <= results["summary"]["J&F"] <= results["intervals"]["J&F"][1] <= 1
+    with (out / "timings.csv").open() as file:
+        assert {row["video"]: row["frames_asked"] for row in csv.DictReader(file)} == {
+            "dogs-scale": "48", "motorbike": "48",
+        }  # fmt: skip
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(davis, whole, tmp_path):
+    """The process dies as by kill -9 when one video is done."""
+    out = tmp_path / "run"
+    pid = os.fork()
+    if not pid:
+
+        class Deadly:
+            @contextmanager
+            def stage(self, *_, **__):
+                yield lambda _, note="": note == "dogs-scale" and os.kill(os.getpid(), signal.SIGKILL)
+
+        request = Request(benchmark="ref-davis17", data_root=str(davis), out=str(out), host="glus", size="tiny",
+                          asking={"answer": "force"})  # fmt: skip
+        evaluation.run(request, progress=Deadly())
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert os.listdir(out / "parts") == ["dogs-scale.parquet"]
+    assert not (out / "results.json").exists()
+    first = (out / "parts/dogs-scale.parquet").stat().st_mtime_ns
+    (out / "parts/.motorbike.parquet.1.tmp").write_bytes(b"half a part")
+    sparrow("ref-davis17", "--data-root", davis, "--out", out, *TINY)
+    assert (out / "parts/dogs-scale.parquet").stat().st_mtime_ns == first
+    assert contents(out) == contents(whole[0])
+
+
+def test_another_run_in_the_same_folder_is_refused(davis, whole):
+    words = ["ref-davis17", "--data-root", davis, "--out", whole[0], *TINY]
+    with pytest.raises(ValueError, match=r"model\.decode\.prompts: there box\+seg, now seg"):
+        sparrow(*words, "--set", "decode.prompts=seg")
+    with pytest.raises(ValueError, match=r"scoring\.scorer: there expression, now official"):
+        sparrow(*words, "--set", "benchmark.scorer=official")
+
+
+def test_an_archive_comes_out_as_the_server_wants_it(davis, whole, tmp_path):
+    sparrow("ref-davis17", "--data-root", davis, "--out", whole[0], *TINY, "--archive", tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").stat().st_size > 0
+
+
+def test_vidstg_and_the_tables(davis, whole, tmp_path):
+    root = MAKERS["vidstg"](tmp_path / "data")
+    out = whole[0].parent / "vidstg"
+    text = sparrow("vidstg", "--data-root", root, "--out", out, *TINY, "--limit", 1).output
+    assert "1 of 2 videos: not the benchmark's number" in text
+    assert "29.92" in text
+    text = sparrow("vidstg", "--data-root", root, "--out", out, *TINY).output
+    assert "not the benchmark's number" not in text
+    tables = sparrow("table", whole[0].parent, "--format", "markdown").output
+    assert "| GLUS + SPARROW | vidstg: protocol host+answer=force, tiny |" in tables
+    assert "| GLUS + SPARROW | whole: protocol host+answer=force, tiny |" in tables
+    assert "- vidstg: vidstg test; glus, preset paper; protocol host+answer=force, tiny; " in tables
+    assert "GLUS + SPARROW" in sparrow("table", whole[0]).output
+    numbers = json.loads(sparrow("table", whole[0], "--format", "json").output)["numbers"]
+    assert {one["table"] for one in numbers if one["source"] != "paper"} == {"Table 2", "Table 15"}
+
+
+def test_what_a_training_leaves_is_a_checkpoint(davis, tmp_path):
+    """The folders that `sparrow train stage2` writes, by the functions that it calls."""
+    from model.make import make_model
+    from model.train.export import save_export, save_whole
+
+    model, _ = make_model("glus", "tiny", fresh=True)
+    model.adapt()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.05)
+    save_export(model, tmp_path / "export", "stage2", 1)
+    save_whole(model, tmp_path)
+    scores = []
+    for name in ("export", "export-full"):
+        out = tmp_path / f"run-{name}"
+        words = ["--checkpoint", tmp_path / name, "--limit", 1]
+        sparrow("ref-davis17", "--data-root", davis, "--out", out, *TINY, *words)
+        scores.append(json.loads((out / "results.json").read_text()))
+        assert scores[-1]["weights"] == [list(fingerprint(tmp_path / name))]
+        assert scores[-1]["note"] == "tiny glus, tiny weights: the numbers mean nothing"
+    assert scores[0]["summary"] == pytest.approx(scores[1]["summary"], abs=1e-3)
+    out = tmp_path / "seg"  # a field of the decoder may differ from what was trained
+    words = ["--checkpoint", tmp_path / "export-full", "--set", "decode.prompts=seg", "--limit", 1]
+    sparrow("ref-davis17", "--data-root", davis, "--out", out, *TINY, *words)
+
+
+def test_media_that_are_all_missing_end_with_an_error(tmp_path):
+    import shutil
+
+    root = MAKERS["mevis"](tmp_path / "data")
+    shutil.rmtree(root / "valid_u/JPEGImages")
+    run = sparrow("mevis", "--data-root", root, "--out", tmp_path / "run", *TINY)
+    assert run.exit_code == 3
+    assert "6 of 6 queries failed and count as zero" in run.output
+    assert "clip0/0:" in run.output
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_loaded(davis, tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        sparrow("mevis", "--data-root", MAKERS["mevis"](tmp_path), "--out", tmp_path / "o", "--checkpoint", "nowhere")
+    with pytest.raises(ValueError, match=r"tsf\.infer is True .* but --tsf is off"):
+        sparrow("ref-davis17", "--data-root", davis, "--out", tmp_path / "o", *TINY, "--set", "tsf.infer=true")
+    with pytest.raises(ValueError, match="write it as field=value"):
+        sparrow("ref-davis17", "--data-root", davis, "--out", tmp_path / "o", "--set", "decode.prompts")
+
+
+def test_every_benchmark_is_a_command():
+    assert list(evaluate.BENCHMARKS) == list(BENCHMARKS)
+    assert evaluate.parse(["asking.merge=union", "benchmark.fps=2", "box.enabled=false"]) == {
+        "model": {"box.enabled": False}, "asking": {"merge": "union"}, "options": {"fps": 2},
+    }  # fmt: skip
