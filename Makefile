@@ -7,7 +7,7 @@ PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo test check shards serve bench clean eval train-proposer train-stage1 train-stage2
+.PHONY: help setup demo test check shards serve bench clean eval study train-proposer train-stage1 train-stage2
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -53,6 +53,8 @@ serve: .venv/.base ## Prefect server, work pool, worker and deployments: DATA=..
 
 # One GPU, or a CPU with SIZE=tiny; for more, torchrun --nproc-per-node N -m flows.cli train ...
 HOST   ?= videoglamm
+SCALE  ?= cpu
+STUDY  ?= outputs/study-$(SCALE)-$(HOST)
 SIZE   ?= tiny
 RUNS   ?= outputs/runs/$(HOST)-$(SIZE)
 BENCHMARK ?= ref-davis17
@@ -61,12 +63,13 @@ STEPS  ?= $(if $(filter tiny,$(SIZE)),200)
 TRAIN   = --host $(HOST) --size $(SIZE) --workers $(WORKERS) $(if $(STEPS),--steps $(STEPS)) \
           $(if $(filter tiny,$(SIZE)),--frames 4 --set train.batch=2 --set train.lr=0.003) $(ARGS)
 
-train-proposer: .venv/.full ## the proposer, on DATA=folder with coco, objects365, openimages or v3det
-	@test -n "$(DATA)" || { echo "say where the detection datasets are: make train-proposer DATA=/data"; exit 2; }
-	$(BIN)/sparrow train proposer --data $(DATA) --out $(RUNS)/proposer $(TRAIN)
+train-proposer: .venv/.full ## the proposer, on DATA=outputs/demo or a folder with coco, objects365, openimages, v3det, shards
+	$(BIN)/sparrow train proposer --data $(or $(DATA),outputs/demo) --out $(RUNS)/proposer $(TRAIN) \
+	  $(if $(filter tiny,$(SIZE)),--set train.batch=8)
 
 train-stage1: .venv/.full ## stage 1 on the shards of DATA=outputs/demo: SIZE=tiny HOST=videoglamm RUNS=... ARGS=...
-	$(BIN)/sparrow train stage1 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage1 $(TRAIN)
+	$(BIN)/sparrow train stage1 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage1 \
+	  $(if $(wildcard $(RUNS)/proposer/export),--from $(RUNS)/proposer/export) $(TRAIN)
 
 train-stage2: .venv/.full ## stage 2, from the export of train-stage1
 	$(BIN)/sparrow train stage2 --data $(or $(DATA),outputs/demo) --out $(RUNS)/stage2 --from $(RUNS)/stage1/export $(TRAIN)
@@ -75,6 +78,9 @@ eval: .venv/.full ## a model's score: BENCHMARK=ref-davis17 DATA=/data/davis HOS
 	@test -n "$(DATA)" || { echo "say where the benchmark is: make eval BENCHMARK=ref-davis17 DATA=/data/davis"; exit 2; }
 	$(BIN)/sparrow eval $(BENCHMARK) --data-root $(DATA) --out $(RUNS)/eval-$(BENCHMARK) --host $(HOST) --size $(SIZE) \
 	  --workers $(GPUS) $(if $(filter tiny,$(SIZE)),--answer force) $(ARGS)
+
+study: .venv/.full ## small models from nothing: which ablations of the paper show: SCALE=cpu|gpu HOST=... STUDY=folder
+	$(BIN)/sparrow study --scale $(SCALE) --host $(HOST) --out $(STUDY) --workers $(WORKERS)
 
 bench: .venv/.full ## speed and memory of models and pipeline, for this machine
 	$(BIN)/sparrow bench

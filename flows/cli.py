@@ -276,7 +276,7 @@ def ground(
 @app.command(epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200")
 def train(
     what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
-    data: Annotated[Path, typer.Option(help="Curated output; proposer: folder of detection datasets.")],
+    data: Annotated[Path, typer.Option(help="Curated output; proposer: or a folder of detection datasets.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
     host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",

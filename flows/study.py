@@ -110,13 +110,13 @@ def _finish(jobs: dict[Future, str], failed: list[str], tick: Any) -> None:
 def _same(config: StudyConfig, file: Path) -> None:
     if file.is_file():
         before = json.loads(file.read_text())
-        if different := [name for name, value in config.model_dump().items() if before.get(name) != value]:
+        if different := [name for name, value in config.model_dump(mode="json").items() if before.get(name) != value]:
             raise ValueError(
                 f"{file.parent} holds a study with other settings ({', '.join(different)}): choose another --out, or "
                 "give the same settings to go on with it"
             )
     fresh = file.with_suffix(".tmp")
-    fresh.write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    fresh.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     os.replace(fresh, file)
 
 

@@ -268,10 +268,11 @@ class Sparrow(nn.Module):
             every.append(seg.reshape(frames, count, -1).transpose(0, 1) if per_frame else seg[:, None])
             shapes.append((count, frames))
         if spec.train_memory:
-            return [
-                self._followed(seg_nfd, features, begin, frames)
-                for seg_nfd, begin, (_, frames) in zip(every, begins, shapes, strict=True)
-            ]
+            lengths = {frames for _, frames in shapes}
+            if not per_frame and len(lengths) == 1:
+                return self._followed(every, features, begins, *lengths)
+            parts = zip(every, begins, shapes, strict=True)
+            return [self._followed([seg], features, [begin], frames)[0] for seg, begin, (_, frames) in parts]
         vectors = [seg.expand(*shape, -1).flatten(0, 1) for seg, shape in zip(every, shapes, strict=True)]
         rows = [list(range(b, b + frames)) * count for b, (count, frames) in zip(begins, shapes, strict=True)]
         prompt = self.host.prompt(torch.cat(vectors), None, training=True)
@@ -279,14 +280,17 @@ class Sparrow(nn.Module):
         parts = decoded.logits_n1hw[:, 0].split([len(one) for one in rows])
         return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _followed(self, seg_nfd: Tensor, features: Features, begin: int, frames: int) -> Tensor:
-        """Mask logits [N, F, h, w] of one sample through the mask model's memory."""
+    def _followed(self, seg_nfd: list[Tensor], features: Features, begins: list[int], frames: int) -> list[Tensor]:
+        """Mask logits [N, F, h, w] of each sample through the mask model's memory; samples of one length together."""
+        counts, every = [len(seg) for seg in seg_nfd], torch.cat(seg_nfd)
+        rows = [begin for begin, n in zip(begins, counts, strict=True) for _ in range(n)] if len(begins) > 1 else begins
         prompts = {
-            t: (list(range(len(seg_nfd))), self.host.prompt(seg_nfd[:, t], None, training=True))
-            for t in range(seg_nfd.shape[1])
+            t: (list(range(len(every))), self.host.prompt(every[:, t], None, training=True))
+            for t in range(every.shape[1])
         }
-        steps = self.host.propagate(lambda t: features.rows([begin + t]), frames, prompts)
-        return torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
+        steps = self.host.propagate(lambda t: features.rows([row + t for row in rows]), frames, prompts)
+        logits = torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
+        return list(logits.split(counts))
 
     def _mask_losses(self, sample: Sample, logits_nfhw: Tensor) -> dict[str, Tensor]:
         count, frames, *size = sample.masks_nfhw.shape

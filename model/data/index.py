@@ -150,10 +150,11 @@ class Index:
         clip = self.referents["clip_id"][row].as_py()
         objects = self.referents["object_ids"]
         mine = set(objects[row].as_py())
-        return [i for i in self._clips[clip] if i != row and not mine & set(objects[i].as_py())]
+        return [i for i in self.clips[clip] if i != row and not mine & set(objects[i].as_py())]
 
     @cached_property
-    def _clips(self) -> dict[str, list[int]]:
+    def clips(self) -> dict[str, list[int]]:
+        """Rows of each clip, by its id."""
         found: dict[str, list[int]] = {}
         for row, clip in enumerate(self.referents["clip_id"].to_pylist()):
             found.setdefault(clip, []).append(row)

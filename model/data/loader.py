@@ -75,6 +75,8 @@ class Loaded:
 
     record: Record | None
     skipped: list[str]
+    pixels: tuple[torch.Tensor, ...] = ()
+    """Frames and masks of the record, on their way from a worker: `_send`."""
 
 
 class Loader:
@@ -123,22 +125,22 @@ class Loader:
                 workers = {"prefetch_factor": self.options.prefetch, "persistent_workers": True}
             self._reads = DataLoader(
                 _Reads(self.index, self.options), batch_size=None, sampler=self._tasks, num_workers=self.workers,
-                collate_fn=_as_it_is, worker_init_fn=_quiet_worker, generator=torch.Generator(), **workers,
+                collate_fn=_send, worker_init_fn=_quiet_worker, generator=torch.Generator(), **workers,
             )  # fmt: skip
         order, options = self.order(self.epoch), self.options
         positions = range(self.step * options.batch + self.rank, len(order), self.world)
         self._tasks.todo = _todo(order, options, self.epoch, positions)
-        share, batch = options.batch // self.world, []
-        for loaded in self._reads:
-            self._count(loaded)
-            batch.append(loaded.record)
+        share = options.batch // self.world
+        batch: list[Record] = []
+        for loaded in map(_receive, self._reads):
+            batch.append(self._count(loaded))
             if len(batch) == share:
                 self.step += 1
                 yield batch
                 batch = []
         self.epoch, self.step, self.skipped, self.uncorrupted = self.epoch + 1, 0, [], 0
 
-    def _count(self, loaded: Loaded) -> None:
+    def _count(self, loaded: Loaded) -> Record:
         self.skipped += loaded.skipped
         allowed = int(self.options.max_corrupt * self._steps * self.options.batch / self.world)
         if len(self.skipped) > allowed or loaded.record is None:
@@ -149,6 +151,7 @@ class Loader:
             )
         record, noise = loaded.record, self.options.corruption.kind != "none"
         self.uncorrupted += noise and record.crops is not None and record.trajectory_t4 is None
+        return record
 
     # --- where it stands ---
 
@@ -230,7 +233,17 @@ class _Reads(Dataset[Loaded]):
         )  # fmt: skip
 
 
-def _as_it_is(loaded: Any) -> Any:
+def _send(loaded: Any) -> Any:
+    """Tensors go from a worker through shared memory, arrays byte by byte through a pipe: slower than decoding them."""
+    if (record := loaded.record) is not None:
+        loaded.pixels = torch.from_numpy(record.frames_fhw3), torch.from_numpy(record.masks_fhw)
+        record.frames_fhw3, record.masks_fhw = record.frames_fhw3[:0], record.masks_fhw[:0]
+    return loaded
+
+
+def _receive(loaded: Loaded) -> Loaded:
+    if (record := loaded.record) is not None:
+        record.frames_fhw3, record.masks_fhw = (pixels.numpy() for pixels in loaded.pixels)
     return loaded
 
 

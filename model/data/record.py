@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import av
 import cv2
@@ -82,7 +83,7 @@ def make_record(
     """
     try:
         words = json.loads(members["json"])
-        track = _track(members["track.npy"])
+        track = read_track(members["track.npy"])
         masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
         boxes_t4 = np.stack([track[c] for c in ("x1", "y1", "x2", "y2")], 1)
         absent = _known_absent(track)
@@ -94,7 +95,7 @@ def make_record(
             trajectory = _corrupted(boxes_t4, corruption, others, entry.key) if noisy and corruption else None
             path = boxes_t4 if trajectory is None else trajectory
             picks = _picks(path, track["kept"], words["tsf"], tsf)
-        decoded = _decode(entry, members, np.union1d(times, np.array(picks, np.int64)))
+        decoded = decode_frames(entry, members, np.union1d(times, np.array(picks, np.int64)))
         crops = None
         if stored and tsf is not None:
             pictures = [_picture(members[f"crop{row['rank']}.jpg"]) for row in words["tsf"]]
@@ -173,7 +174,7 @@ def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str)
     """The trajectory with noise; None where "id_switch" has nobody to switch to."""
     tracks: tuple[NDArray, ...] = ()
     if options.kind == "id_switch":
-        tracks = tuple(np.stack([_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1) for data in others())
+        tracks = tuple(np.stack([read_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1) for data in others())
         if not tracks:
             return None
     return corrupt(boxes_t4, options, tracks, zlib.crc32(key.encode()))
@@ -182,7 +183,8 @@ def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str)
 # --- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _track(data: bytes) -> NDArray:
+def read_track(data: bytes) -> NDArray:
+    """`.track.npy` -> a row of TRACK_DTYPE per frame. ValueError if it is none."""
     track = np.load(io.BytesIO(data), allow_pickle=False)
     if track.dtype != TRACK_DTYPE or not len(track):
         raise ValueError(f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}")
@@ -199,8 +201,13 @@ def _masks(times: NDArray, masks: dict, absent: NDArray[np.bool_], entry: Entry)
     return found
 
 
-def _decode(entry: Entry, members: dict[str, bytes], times: NDArray[np.int64]) -> dict[int, NDArray[np.uint8]]:
-    """Frames [H, W, 3] RGB of the clip by number; decoded are they, and what lies between them and a key frame."""
+def decode_frames(
+    entry: Entry, members: dict[str, bytes], times: NDArray[np.int64]
+) -> dict[int, NDArray[np.uint8]]:  # fmt: skip
+    """Frames [H, W, 3] RGB of the clip by number; decoded are they, and what lies between them and a key frame.
+
+    One of NONSENSE where the media is not what it should be.
+    """
     if "mp4" in members:
         found = _video(members["mp4"], set(times.tolist()))
         if missing := [t for t in times.tolist() if t not in found]:
@@ -221,7 +228,9 @@ def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
     Colours go the way back that `encode_mp4` came: through OpenCV's own I420.
     """
     found = {}
-    with av.open(io.BytesIO(data), "r") as container:
+    # Without these, opening decodes a frame to learn what the header and the decoder say anyway.
+    quick: dict[str, Any] = {"options": {"probesize": "32"}, "stream_options": [{"skip_frame": "all"}]}
+    with av.open(io.BytesIO(data), "r", **quick) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context
         codec.thread_count = 1

@@ -1,7 +1,8 @@
 """A host of the real classes, small and from nothing: what the published weights are to the real study.
 
-Four lessons, one after the other, each through `model.train`:
-  segmenting   the mask model learns to cut out what a box, or a vector that stands for colour and shape, points at
+Five lessons, one after the other, each through `model.train`:
+  segmenting   the mask model learns to cut out what a box points at
+  naming       and what a vector that stands for colour and shape points at
   following    the same through its memory, from the first frame on
   listening    the rest of the host learns to say [SEG], and to make a vector of its state that the mask model knows
   proposing    the proposer learns boxes of anything (Eq. 12)
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import StageConfig, configure
+from model.data.collate import to_sample
 from model.hosts import build
 from model.hosts.base import Host
 from model.hosts.internvideo2 import InternVideo2Config
@@ -60,7 +62,7 @@ def make_host(config: StudyConfig, seed: int, device: torch.device) -> Host:
         "unipixel": {},
     }
     host = build(config.host, "tiny", "cpu", sam_size=config.side, llm_layers=config.layers, **sizes[config.host])
-    host.spec = replace(host.spec, train_memory=True, multimask=False)
+    host.spec = replace(host.spec, train_memory=True, multimask=False, pads=host.spec.train_pads)
     host.sam.memory_dtype = None
     host.sam.binarize_mask_from_pts_for_mem_enc = False
     host.sam.sam_mask_decoder.dynamic_multimask_via_stability = False
@@ -77,11 +79,11 @@ def make_host(config: StudyConfig, seed: int, device: torch.device) -> Host:
 
 
 class SegmentTask:
-    """Lessons `segmenting` (frames 1) and `following` (more): every object of a clip by its box, and where only one
-    looks so, by the vector of its looks. A task of `model.train`."""
+    """Lessons of the mask model: every object of a clip by its box and, after `segmenting`, where only one looks so by
+    the vector of its looks. Boxes come first: learned together, neither is. A task of `model.train`."""
 
-    def __init__(self, sam: Sam2, looks: nn.Embedding, frames: int, side: int):
-        self.name = "segmenting" if frames == 1 else "following"
+    def __init__(self, name: str, sam: Sam2, looks: nn.Embedding, frames: int, side: int):
+        self.name = name
         self.module: nn.Module = nn.ModuleDict({"sam": sam.requires_grad_(True), "looks": looks.requires_grad_(True)})
         self.sam, self.looks, self.frames, self.side = sam, looks, frames, side
         self.weights = {"bce": 2.0, "dice": 1.0}
@@ -100,22 +102,25 @@ class SegmentTask:
             for n, look in enumerate(clip.looks):
                 if clip.masks_nthw[n, times[0]].any():
                     boxed.append((i, n))
-                    if clip.looks.count(look) == 1:
+                    if clip.looks.count(look) == 1 and self.name != "segmenting":
                         named.append((i, n))
         share = torch.tensor([batch[0].frames_thw3.shape[2], batch[0].frames_thw3.shape[1]] * 2)
         boxes = torch.stack([torch.from_numpy(batch[i].boxes_nt4[n, times[0]]) / share for i, n in boxed])
-        looks = torch.tensor([LOOKS.index(batch[i].looks[n]) for i, n in named], device=device)
+        ids = torch.tensor([LOOKS.index(batch[i].looks[n]) for i, n in named], dtype=torch.long, device=device)
         found: dict[str, list[Tensor]] = {"bce": [], "dice": []}
         for rows, prompt in (
             (boxed, Prompt(None, boxes.to(device), pads=1)),
-            (named, Prompt(self.looks(looks)[:, None])),
+            (named, Prompt(self.looks(ids)[:, None])),
         ):
+            if not rows:
+                continue
             logits = self._logits(features, [i for i, _ in rows], prompt)
             masks = torch.from_numpy(np.stack([batch[i].masks_nthw[n, times] for i, n in rows])).float().to(device)
             logits = F.interpolate(logits.float(), masks.shape[-2:], mode="bilinear", align_corners=False)
             for name, value in zip(found, mask_losses(logits, masks), strict=True):
                 found[name].append(value)
-        return {name: torch.stack(values).mean() for name, values in found.items()}
+        weight = torch.tensor([0.25, 0.75][: len(found["bce"])], device=device)
+        return {name: (torch.stack(values) * weight).sum() / weight.sum() for name, values in found.items()}
 
     def _logits(self, features: Features, clips: list[int], prompt: Prompt) -> Tensor:
         """[N, frames, h, w] of one prompt per entry of `clips`."""
@@ -147,18 +152,33 @@ class SegmentTask:
 
 
 class ListenTask(StageTask):
-    """Lesson `listening`: all of the host but its mask model, by the losses of Eq. 11 and without SPARROW's parts."""
+    """Lesson `listening`: all of the host but its mask model, by the losses of Eq. 11 and without SPARROW's parts.
 
-    def __init__(self, sparrow: Sparrow):
+    "align" pulls the vector of [SEG] to that of what the object looks like (`looks`, by key of the sample): from there
+    the mask losses find the rest of what the words say.
+    """
+
+    def __init__(self, sparrow: Sparrow, looks: dict[str, Tensor]):
         stage = StageConfig(full=("projectors", "seg_head"), losses=("language", "masks"))
         sparrow.config = sparrow.config.model_copy(update={"stage1": stage})
         sparrow.lora_names = {"llm": []}  # nothing is wrapped: this is the model below the adapters
         super().__init__(sparrow, "stage1")
-        self.name = "listening"
+        self.name, self.looks = "listening", looks
+        self.weights = {"ce": 0.5, "bce": 2.0, "dice": 1.0, "align": 1.0}
         sparrow.lora_names = {}
         sparrow.host.requires_grad_(True)
         sparrow.host.sam.requires_grad_(False)
         self.trained = [name for name, p in sparrow.named_parameters() if p.requires_grad]
+        self._vectors: list[Tensor] = []
+        self.hook = sparrow.host.seg_head.register_forward_hook(lambda _, args, out: self._vectors.append(out))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self._vectors.clear()
+        found = super().losses(batch)
+        said = torch.cat(self._vectors)
+        wanted = torch.stack([self.looks[key] for key in batch.keys]).to(said)
+        wanted = wanted.repeat_interleave(len(said) // len(wanted), 0).repeat(1, said.shape[1] // wanted.shape[1])
+        return found | {"align": F.mse_loss(said, wanted)}
 
 
 def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, tell: Callable[[str], None]) -> None:
@@ -174,17 +194,26 @@ def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, t
         tell(f"{config.host} {seed}: {task.name}, {steps} steps")
         train(task, loader, options, run / task.name, tell)
 
-    feed = InMemory(clips, config.batch, seed)
-    lesson(SegmentTask(host.sam, looks, 1, config.side), feed, config.segmenting, 1e-3)
-    lesson(SegmentTask(host.sam, looks, config.shown, config.side), feed, config.following, 5e-4)
+    for name, frames, steps, lr in (
+        ("segmenting", 1, config.segmenting, 1e-3),
+        ("naming", 1, config.naming, 1e-3),
+        ("following", config.shown, config.following, 5e-4),
+    ):
+        feed = InMemory(clips, max(1, config.batch // frames), seed)
+        lesson(SegmentTask(name, host.sam, looks, frames, config.side), feed, steps, lr)
     host.sam.requires_grad_(False)
     alone = Sparrow(host, configure("host"))
-    lesson(ListenTask(alone), _records(alone, clips, config, seed), config.listening, 2e-3)
+    vectors = {clip.key: looks.weight[LOOKS.index(clip.looks[0])].detach() for clip in clips}
+    listen = ListenTask(alone, vectors)
+    lesson(listen, _records(alone, clips, config, seed), config.listening, 2e-3)
+    listen.hook.remove()
     host.requires_grad_(False)
     assert sparrow.proposer is not None
     pictures = InMemory(clips, config.batch, seed, lambda batch: _pictures(batch))
     lesson(ProposerTask(host.sam, sparrow.proposer), pictures, config.proposing, 5e-4)
-    save_model(sparrow.eval(), str(run / "base.safetensors"))
+    once = {name for name, _ in [*sparrow.named_parameters(), *sparrow.named_buffers()]}  # shared ones under one name
+    weights = {name: value.detach().cpu().clone() for name, value in sparrow.state_dict().items() if name in once}
+    save_file({name: value.contiguous() for name, value in weights.items()}, run / "base.safetensors")
 
 
 def train(task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callable[[str], None]) -> None:
@@ -196,19 +225,22 @@ def train(task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callabl
 def load_base(config: StudyConfig, seed: int, file: Path, device: torch.device, **changes: Any) -> Sparrow:
     """A model on the base of `make_base`; what `changes` add to it (adapters, bridge) starts untrained."""
     sparrow = Sparrow(make_host(config, seed, device), configure("paper", **(PROPOSER | changes))).to(device)
-    missing, unexpected = load_model(sparrow, file, strict=False, device=str(device))
-    if unexpected or [name for name in missing if not name.startswith("tsf.")]:
+    weights = load_file(file, device=str(device))
+    missing = [name for name, _ in sparrow.named_parameters() if name not in weights and not name.startswith("tsf.")]
+    unexpected = sparrow.load_state_dict(weights, strict=False).unexpected_keys
+    if missing or unexpected:
         raise ValueError(f"{file} is the base of another study: {[*missing, *unexpected][:5]}")
     return sparrow.eval()
 
 
 def _records(sparrow: Sparrow, clips: Sequence[StudyClip], config: StudyConfig, seed: int) -> InMemory:
-    from model.data.collate import to_sample
-
-    none = sparrow.config.corruption
-    samples = [
-        (clip.key, to_sample(to_record(clip, i, config.shown, None, none), sparrow)) for i, clip in enumerate(clips)
-    ]
+    """Samples of `listening`. One [SEG] for a whole video is about the prompted frame, so masks of that one will do."""
+    samples = []
+    for i, clip in enumerate(clips):
+        sample = to_sample(to_record(clip, i, config.shown, None, sparrow.config.corruption), sparrow)
+        if sparrow.host.spec.seg_granularity == "video":
+            sample = replace(sample, sam_frames_f3ss=sample.sam_frames_f3ss[:1], masks_nfhw=sample.masks_nfhw[:, :1])
+        samples.append((clip.key, sample))
     return InMemory(samples, config.batch, seed, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]))
 
 

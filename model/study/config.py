@@ -12,7 +12,7 @@ class StudyConfig(Config):
     of the picture that the language model's eyes see. clips: made for a base; tested: others, for the scores.
 
     bases: hosts trained from nothing; seeds: trainings of SPARROW on each, with other clips in another order. Then the
-    steps of the four lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
+    steps of the five lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
     """
 
     tables: tuple[Literal["Table 4", "Table 5C", "Table 9", "Table 10"], ...] = (
@@ -25,16 +25,17 @@ class StudyConfig(Config):
     shown: int = Field(default=3, ge=1)
     layers: int = Field(default=2, ge=1)
     clips: int = Field(default=600, ge=8)
-    tested: int = Field(default=45, ge=3)
+    tested: int = Field(default=36, ge=3)
     batch: int = Field(default=12, ge=1)
     bases: int = Field(default=2, ge=1)
     seeds: int = Field(default=2, ge=1)
-    segmenting: int = Field(default=600, ge=2)
-    following: int = Field(default=100, ge=2)
-    listening: int = Field(default=300, ge=2)
+    segmenting: int = Field(default=250, ge=2)
+    naming: int = Field(default=250, ge=2)
+    following: int = Field(default=150, ge=2)
+    listening: int = Field(default=800, ge=2)
     proposing: int = Field(default=250, ge=2)
-    stage1: int = Field(default=60, ge=2)
-    stage2: int = Field(default=60, ge=2)
+    stage1: int = Field(default=40, ge=2)
+    stage2: int = Field(default=40, ge=2)
     stage_clips: int = Field(default=96, ge=8)
 
 
@@ -42,7 +43,8 @@ SCALES = {
     "cpu": StudyConfig(),
     "gpu": StudyConfig(
         side=128, look=112, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3, seeds=2,
-        segmenting=3000, following=1000, listening=8000, proposing=2000, stage1=600, stage2=400, stage_clips=1500,
+        segmenting=2000, naming=2000, following=1000, listening=8000, proposing=2000, stage1=600, stage2=400,
+        stage_clips=1500,
     ),
 }  # fmt: skip
 """Within 30 minutes on two cores, and (planned; not measured) within 20 on an H200."""

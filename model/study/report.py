@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from model.study.config import StudyConfig
-from model.study.grid import ROWS, Row
+from model.study.grid import Row, rows_of
 from model.study.world import KINDS
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -57,10 +57,10 @@ class Line:
     by_kind: dict[str, float]
 
 
-def lines(runs: Runs) -> list[Line]:
+def lines(config: StudyConfig, runs: Runs) -> list[Line]:
     """Every row of the grid that has been run."""
     found = []
-    for row in ROWS:
+    for row in rows_of(config):
         scores = [
             one["clips"] for run in runs.get(row.training, []) for one in run["scores"] if one["asked"] == row.asked
         ]
@@ -95,7 +95,7 @@ def verdict(better: list[float], than: list[float]) -> tuple[str, float, float]:
 
 def write_report(out: Path, config: StudyConfig, runs: Runs, bases: list[dict[str, Any]], minutes: float) -> list[Path]:
     """`rows.csv`, a picture per table, `report.md`; returns what was written."""
-    table = lines(runs)
+    table = lines(config, runs)
     by_name = {(line.row.table, line.row.name): line for line in table}
     with (out / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -34,6 +34,8 @@ class TrainConfig(Config):
     keep: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)
     """0: never."""
+    validate_batches: int = Field(default=16, ge=1)
+    """Held-out batches that a stage's losses are measured on, the same ones each time."""
     nan_budget: int = Field(default=3, ge=0)
     seed: int = 0
 
@@ -53,5 +55,5 @@ class TrainConfig(Config):
         return left if self.schedule == "linear" else 1.0
 
 
-FREE = ("save_every", "keep", "validate_every", "nan_budget")
+FREE = ("save_every", "keep", "validate_every", "validate_batches", "nan_budget")
 """Fields that a resumed run may change: no loss depends on them."""

@@ -1,12 +1,14 @@
 """What a training leaves for others: adapters to put on the same published weights, and whole models.
 
-<run>/export             everything that any stage trains, as it is now, in our layout; stage 2 starts from stage 1's
+<run>/export             everything that any stage trains, as it is now, in our layout: training that starts from it
+                         carries the rest on, so stage 2's holds proposer and stage 1 too
 <run>/export-full        the whole model, adapters merged, in our layout: `load` needs nothing else
 <run>/export-official    the host's weights, adapters merged, in the layout they were published in; of SPARROW's own
                          modules only the release's filter has a published layout
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,13 @@ FREE = ("sparrow.preset", "sparrow.corruption", "sparrow.tsf", "sparrow.proposal
 number or shape of tensors does, which is refused as such."""
 
 
-def save_export(sparrow: Sparrow, folder: Path, stage: str, steps: int, world: World | None = None) -> None:
-    """Adapters of all stages and the proposer, whichever of them has been trained. Every process calls it."""
+def save_export(
+    sparrow: Sparrow, folder: Path, stage: str, steps: int, world: World | None = None, after: Sequence[str] = ()
+) -> None:
+    """Adapters of all stages and the proposer, whichever of them has been trained. Every process calls it.
+
+    after: the stages of the export that training began with, oldest first: what they trained is in this one too.
+    """
     world = world or World()
     before = {name: p.requires_grad for name, p in sparrow.named_parameters()}
     with gathered(sparrow):
@@ -38,7 +45,7 @@ def save_export(sparrow: Sparrow, folder: Path, stage: str, steps: int, world: W
             if world.first:
                 (folder / ABOUT).unlink(missing_ok=True)
                 save(sparrow, folder)
-                (folder / ABOUT).write_text(json.dumps({"stage": stage, "steps": steps}) + "\n")
+                (folder / ABOUT).write_text(json.dumps({"stage": stage, "steps": steps, "after": list(after)}) + "\n")
         finally:
             for name, p in sparrow.named_parameters():
                 p.requires_grad_(before[name])
@@ -58,7 +65,7 @@ def load_export(sparrow: Sparrow, folder: str | Path) -> dict[str, Any]:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """{"stage": ..., "steps": ...} of an export. CheckpointError if `folder` is none."""
+    """{"stage": ..., "steps": ..., "after": [...]} of an export. CheckpointError if `folder` is none."""
     path = Path(folder) / ABOUT
     if not is_ours(folder) or not path.is_file():
         raise CheckpointError(f"{folder}: not an export of a training (RUN/export): it has no {ABOUT} or config.json")

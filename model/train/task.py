@@ -1,6 +1,6 @@
 """What the trainer trains, and what it is fed with: two small protocols, and the two stages of SPARROW."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -71,14 +71,15 @@ class Batch:
 class StageTask:
     """A stage of SPARROW (Eq. 11, Eq. 13) on batches of samples. It decides what of `sparrow` is trainable.
 
+    held_out: makes the batches of a validation set anew each time, the same on every process.
     What trains becomes float32, whatever the rest is in: steps of 3e-4 are lost in half precision.
     ValueError if the stage trains nothing of this model.
     """
 
-    def __init__(self, sparrow: Sparrow, stage: Stage):
+    def __init__(self, sparrow: Sparrow, stage: Stage, held_out: Callable[[], Iterable[Batch]] | None = None):
         if not sparrow.lora_names:
             sparrow.adapt()
-        self.sparrow = sparrow
+        self.sparrow, self.held_out = sparrow, held_out
         self.name: str = stage
         self.module: nn.Module = sparrow
         self.stage = getattr(sparrow.config, stage)
@@ -141,7 +142,17 @@ class StageTask:
         return list(host.get_submodule(norm.rpartition(".")[0] + ".layers").children())
 
     def validate(self) -> dict[str, float]:
-        return {}
+        """The loss and its terms on the held-out batches, as if these were one batch. Empty without any."""
+        sums, totals = (dict.fromkeys(self.weights, 0.0) for _ in range(2))
+        for batch in self.held_out() if self.held_out is not None else ():
+            losses, counts = self.losses(batch), self.counts(batch)
+            for name in self.weights:
+                sums[name] += float(losses[name]) * counts[name]
+                totals[name] += counts[name]
+        if not any(totals.values()):
+            return {}
+        found = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
+        return {"loss": sum(self.weights[name] * value for name, value in found.items())} | found
 
     def gradient_checkpointing(self) -> None:
         self.sparrow.host.llm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -117,7 +117,7 @@ class Trainer:
         with measure or nullcontext():
             for k, (batch, count) in enumerate(zip(batches, counts, strict=True)):
                 with last_pass(task.module, k == len(batches) - 1):
-                    with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    with self._precision():
                         losses = task.losses(batch)
                     shares = {n: losses[n].float() * (count[n] / max(totals[n], 1.0)) for n in task.weights}
                     loss = torch.stack([weight * shares[n] for n, weight in task.weights.items()]).sum()
@@ -165,11 +165,14 @@ class Trainer:
 
     def _validate(self, log: Log | None) -> None:
         self.module.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad(), self._precision():
             found = self.task.validate()
         self.module.train()
         if log is not None and found:
             log.write({"step": self.step, **found}, "validation")
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _feed(self) -> Iterator[Any]:
         """Epoch after epoch. A loader that stopped at the end of one may begin with an empty pass."""

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 BIN = Path(sys.executable).parent
 
@@ -81,9 +82,16 @@ def shard_hashes(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
-    """`sparrow demo` with two Ray workers, finished."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    one = Run("sparrow", "demo", "--out", out, "--workers", 2, log=out.parent / "log.txt")
-    assert one.wait() == 0, one.text()[-4000:]
-    assert one.gone() == []
+    """`sparrow demo` with two Ray workers, finished. Nobody writes to it: all processes of pytest-xdist share it."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    base = tmp_path_factory.getbasetemp()
+    place = (base if alone else base.parent) / "demo"
+    with FileLock(place.with_suffix(".lock")):
+        out = place / "out"
+        if not (place / "done").exists():
+            place.mkdir()
+            one = Run("sparrow", "demo", "--out", out, "--workers", 2, log=place / "log.txt")
+            assert one.wait() == 0, one.text()[-4000:]
+            assert one.gone() == []
+            (place / "done").touch()
     return out

@@ -161,6 +161,25 @@ def test_what_is_frozen_adds_no_noise(name):
         assert (len(set(losses)) == 1) is same
 
 
+LOOSE = {"loss.filter": {"positive": 1e-3, "negative": 0.0, "l1_weight": 1.0, "giou_weight": 1.0}}
+"""Untrained proposals hardly overlap a target: any overlap makes one positive."""
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_batch_has_the_losses_of_its_samples(name):
+    """Samples go through the mask model together, also of one and of two objects."""
+    sparrow = tiny(name, **LOOSE).eval()
+    for stage in (sparrow.config.stage1, sparrow.config.stage2):
+        with torch.no_grad():
+            samples = [sample(sparrow, objects=n) for n in (1, 2)]
+            samples[1].sam_frames_f3ss = samples[1].sam_frames_f3ss.flip(0)
+            alone = [sparrow([one], stage) for one in samples]
+            together = sparrow(samples, stage)
+        for loss in set(together) - {"ce", "loss"}:  # language is a mean over tokens
+            mean = torch.stack([one[loss] for one in alone]).mean()
+            assert together[loss] == pytest.approx(float(mean), rel=1e-4), (stage.losses, loss)
+
+
 def test_masks_of_objects_that_look_absent_still_teach():
     sparrow = tiny("unipixel")
     with torch.no_grad():
@@ -169,10 +188,6 @@ def test_masks_of_objects_that_look_absent_still_teach():
     sparrow.train_stage(sparrow.config.stage1)
     _, changed = step(sparrow, sparrow.config.stage1, [sample(sparrow)])
     assert any("seg_head" in n for n in changed)
-
-
-LOOSE = {"loss.filter": {"positive": 1e-3, "negative": 0.0, "l1_weight": 1.0, "giou_weight": 1.0}}
-"""Untrained proposals hardly overlap a target: any overlap makes one positive."""
 
 
 def test_the_release_s_box_term_reaches_its_box_head():

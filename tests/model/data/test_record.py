@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from benchmarks.loader import Clip, write_shard
 from model.corruption import Corruption
 from model.data.collate import collate
 from model.data.index import Index
@@ -18,6 +19,7 @@ from model.tsf import TSFConfig
 from pipeline.sample import add_member
 from pipeline.video import encode_jpeg, encode_mp4
 from tests.model.data.made import AWAY, COLOURS, FRAMES, HEIGHT, THINNED, WIDTH, boxes, frames_of
+from tests.model.data.made import members as members_of
 from tests.model.made import tiny
 
 ALWAYS = TSFConfig(dropout=0.0)
@@ -143,11 +145,11 @@ def test_dropout_and_switches_have_exactly_their_rate_through_the_loader(index, 
 
 
 def test_alone_in_its_clip_nothing_is_switched_and_it_is_counted(tmp_path):
-    from benchmarks.loader import corpus
-
-    out, _ = corpus(tmp_path, 2, 12)
+    frames = frames_of(0)
+    only = ("a-c0-1", ["1"], members_of(0, 1, frames, encode_mp4(frames, 10.0)))
+    write_shard(tmp_path, "a", 0, [Clip("a-c0", HEIGHT, WIDTH, [only], {"n_masks": 16})])
     loader = Loader(
-        Index.open(str(out)), LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5})
+        Index.open(str(tmp_path)), LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5})
     )
     for n, (record,) in enumerate(loader, 1):
         assert record.trajectory_t4 is None

@@ -1,6 +1,7 @@
 """Loaders in memory, and a run of a tiny model, also as a program of its own for tests with several processes."""
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -68,10 +69,13 @@ def train(run: Path, host: str, stage: str, world: World | None = None, count: i
 
 
 def main() -> None:
+    """Two processes, forked after the imports: these take longer than the trainings."""
     torch.set_num_threads(1)
+    child = os.fork()
+    os.environ |= {"RANK": "1" if child == 0 else "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     run, host, stage, changes = sys.argv[1:5]
     world = World.join(torch.device("cpu"))
-    for one in json.loads(changes):  # one training after the other: processes are slow to start
+    for one in json.loads(changes):  # one training after the other
         folder, state = Path(run) / one.pop("run"), one.pop("state", None)
         if state is not None and world.first:
             (folder / "states").mkdir(parents=True)
@@ -79,6 +83,8 @@ def main() -> None:
         world.wait()
         train(folder, host, stage, world, **one)
     torch.distributed.destroy_process_group()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ def run(what, data, out, start="", **train):
 
 def test_the_whole_chain(tmp_path):
     coco_like(tmp_path / "detection" / "coco", "annotations/instances_train2017.json", COCO)
-    data = make_output(tmp_path / "output", {"a": (2, 2)})
+    data = make_output(tmp_path / "detection" / "shards", {"a": (2, 2)})
     text = run("proposer", tmp_path / "detection", tmp_path / "proposer")
     assert "made-up weights" in text
-    text = run("stage1", data, tmp_path / "stage1", tmp_path / "proposer" / "export")
+    state = json.loads(next((tmp_path / "proposer").glob("states/*/rank-0.json")).read_text())
+    assert state["loader"]["of"]["corpora"] == {"coco": 4, "shards": 48}
+    run("stage1", data, tmp_path / "stage1", tmp_path / "proposer" / "export")
     run("stage2", data, tmp_path / "stage2", tmp_path / "stage1" / "export")
     for what, terms in (
         ("proposer", {"ce", "bbox", "giou"}),
@@ -43,7 +45,8 @@ def test_the_whole_chain(tmp_path):
         rows = read(tmp_path / what / "steps.csv")
         assert len(rows) == 3
         assert terms <= set(rows[0])
-        assert describe(tmp_path / what / "export") == {"stage": what, "steps": 3}
+        after = {"proposer": [], "stage1": ["proposer"], "stage2": ["proposer", "stage1"]}[what]
+        assert describe(tmp_path / what / "export") == {"stage": what, "steps": 3, "after": after}
         assert json.loads((tmp_path / what / "config.json").read_text())["settled"]["train"]["batch"] == 2
     request = training.Request(what="stage2", data="", out="", **COMMON)
     first, last = (training.make_model(request, World()) for _ in range(2))
@@ -61,6 +64,10 @@ def test_the_whole_chain(tmp_path):
         run("stage2", data, tmp_path / "other", tmp_path / "proposer" / "export")
     with pytest.raises(CheckpointError, match="not an export"):
         run("stage1", data, tmp_path / "other", data)
+    with pytest.raises(ValueError, match="no committed shard of split val"):
+        run("stage1", data, tmp_path / "other", validate_every=1)
+    with pytest.raises(ValueError, match="is no curated output either"):
+        run("proposer", tmp_path / "stage1", tmp_path / "other")
 
 
 def test_fields_are_named_and_sizes_need_weights(tmp_path):

@@ -9,6 +9,7 @@ from model.checkpoints import CheckpointError, load
 from model.proposer.output import Proposals
 from model.train.config import TrainConfig
 from model.train.export import describe, load_export, save_export, save_whole
+from model.train.log import read
 from model.train.task import Batch, StageTask
 from model.train.trainer import Trainer
 from tests.model.made import HOSTS, tiny
@@ -52,7 +53,7 @@ def test_what_trains_and_what_stays(host, tmp_path):
         assert [n for n in names if not any(re.fullmatch(p, n) for p in table.values())] == []
         before = {n: p.detach().clone() for n, p in sparrow.named_parameters()}
         buffers = {n: b.clone() for n, b in sparrow.named_buffers()}
-        config = TrainConfig(steps=3, warmup=0, schedule="constant", lr=1e-3)
+        config = TrainConfig(steps=2, warmup=0, schedule="constant", lr=1e-3)
         Trainer(task, ListLoader(samples), config, tmp_path / stage).run()
         changed = {n for n, p in sparrow.named_parameters() if not torch.equal(p, before[n])}
         assert changed <= names
@@ -83,7 +84,7 @@ def test_stage_2_learns_which_proposal_is_the_target(tmp_path, monkeypatch):
     boxes = torch.tensor([[0.05, 0.1, 0.35, 0.5], [0.6, 0.5, 0.95, 0.9], [0.4, 0.1, 0.6, 0.4], [0.1, 0.6, 0.4, 0.95]])
     samples[0].boxes_n4 = boxes[1:2] + 0.01
     found = Proposals(boxes, torch.full((4,), 0.9), torch.zeros(4, 256), torch.arange(4))
-    monkeypatch.setattr(sparrow, "propose", lambda *args: found)
+    monkeypatch.setattr(sparrow, "propose_each", lambda features, frames, texts: [found] * len(frames))
     logits: list[torch.Tensor] = []
     sparrow.filter.register_forward_hook(lambda module, args, output: logits.append(output.logits.detach()))
     rows: list[dict] = []
@@ -108,7 +109,7 @@ def test_an_export_goes_on_the_same_weights_and_a_whole_one_needs_none(tmp_path)
 
     Trainer(StageTask(sparrow, "stage1"), ListLoader(samples), config, tmp_path / "one").run()
     save_export(sparrow, tmp_path / "one" / "export", "stage1", 2)
-    assert describe(tmp_path / "one" / "export") == {"stage": "stage1", "steps": 2}
+    assert describe(tmp_path / "one" / "export") == {"stage": "stage1", "steps": 2, "after": []}
 
     second = tiny("videoglamm")
     assert load_export(second, tmp_path / "one" / "export")["stage"] == "stage1"
@@ -133,6 +134,34 @@ def test_an_export_goes_on_the_same_weights_and_a_whole_one_needs_none(tmp_path)
     assert (official / "model.safetensors").is_file()
     with pytest.raises(CheckpointError, match="not an export of a training"):
         describe(full)
+
+
+def test_validation_is_the_loss_of_all_held_out_samples_as_one_batch(tmp_path):
+    """And it changes neither what is learned nor what random numbers come next."""
+    sparrow = tiny("glus")
+    samples = corpus(sparrow, 3)
+    parts = [Batch(samples[:1], ["a"]), Batch(samples[1:], ["b", "c"])]
+    assert StageTask(sparrow, "stage1").validate() == {}
+    task = StageTask(sparrow, "stage1", lambda: parts)
+    sparrow.eval()
+    with torch.no_grad():
+        found = task.validate()
+        whole = task.losses(Batch(samples, ["a", "b", "c"]))
+    for name in task.weights:
+        assert found[name] == pytest.approx(float(whole[name]), rel=1e-5), name
+    assert found["loss"] == pytest.approx(sum(w * found[n] for n, w in task.weights.items()), rel=1e-6)
+
+    runs = {}
+    for every in (0, 1):
+        other = tiny("glus")
+        config = TrainConfig(steps=2, warmup=0, validate_every=every)
+        loader = ListLoader(corpus(other, 3))
+        Trainer(StageTask(other, "stage1", lambda: parts), loader, config, tmp_path / str(every)).run()
+        runs[every] = [row["loss"] for row in read(tmp_path / str(every) / "steps.csv")]
+    assert runs[0] == runs[1]
+    rows = read(tmp_path / "1" / "validation.csv")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert {"loss", "ce", "bce", "dice"} <= set(rows[0])
 
 
 def test_half_precision_below_and_float32_on_top():
