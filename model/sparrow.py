@@ -23,7 +23,7 @@ from model.adapters import BoxAdapter
 from model.config import Part, SparrowConfig, StageConfig
 from model.filtration import Selected
 from model.grounding import Grounding, Stream, ground, stream
-from model.hosts.base import BOX_TOKEN, IGNORE, Frames, Host, PromptState
+from model.hosts.base import BOX_TOKEN, IGNORE, Frames, Host, Packed, PromptState
 from model.losses import filter_loss, mask_losses
 from model.proposer import CoordinatesProposer, Proposals, build_proposer, propose
 from model.sam import Features, Prompt, prepare
@@ -202,14 +202,7 @@ class Sparrow(nn.Module):
 
     def forward(self, samples: list[Sample], stage: StageConfig) -> dict[str, Tensor]:
         """Losses of a stage (Eq. 11 and 13), each a mean over what it is taken of, and their weighted sum `loss`."""
-        tokens = [None if sample.crops is None else self.tsf_tokens(sample.crops) for sample in samples]
-        packed = self.host.pack(
-            [sample.ids for sample in samples],
-            [sample.inputs for sample in samples],
-            tsf=tokens,
-            answer_begins=[sample.answer_begins for sample in samples],
-        )
-        logits, hidden, _ = self.host.lm(packed)
+        packed, logits, hidden = self._said(samples)
         losses: dict[str, list[Tensor]] = {}
 
         def add(found: dict[str, Tensor]) -> None:
@@ -219,7 +212,7 @@ class Sparrow(nn.Module):
         assert packed.labels_bl is not None
         if "language" in stage.losses:
             add({"ce": self._language_loss(logits, packed.labels_bl)})
-        states = [self._answer_state(*answer) for answer in zip(packed.ids_bl, hidden, packed.labels_bl, strict=True)]
+        states = self._states(packed, hidden)
         shown = [sample.sam_frames_f3ss[: None if "masks" in stage.losses else 1] for sample in samples]
         with torch.no_grad():  # the image encoder is frozen in both stages
             features = self.host.sam.features(torch.cat(shown))
@@ -231,11 +224,32 @@ class Sparrow(nn.Module):
             found = self.propose_each(features.rows(begins), [sample.frame for sample in samples],
                                       [sample.text for sample in samples])  # fmt: skip
             for sample, state, begin, proposals in zip(samples, states, begins, found, strict=True):
-                add(self._proposal_losses(sample, state, features.rows([begin]), proposals))
+                add(self.proposal_losses(sample, state, features.rows([begin]), proposals))
         means = {name: torch.stack(values).mean() for name, values in losses.items()}
         weights = self.config.loss.model_dump() | {"proposals": 1.0}
         total = torch.stack([weights[name] * value for name, value in means.items()]).sum()
         return {"loss": total, **means}
+
+    def states(self, samples: list[Sample]) -> list[PromptState]:
+        """[SEG] and [BOX] states of the samples' answers."""
+        packed, _, hidden = self._said(samples)
+        return self._states(packed, hidden)
+
+    def _said(self, samples: list[Sample]) -> tuple[Packed, Tensor, Tensor]:
+        """The dialogues as one batch; logits [B, L, V] and states [B, L, D] of the language model."""
+        packed = self.host.pack(
+            [sample.ids for sample in samples],
+            [sample.inputs for sample in samples],
+            tsf=[None if sample.crops is None else self.tsf_tokens(sample.crops) for sample in samples],
+            answer_begins=[sample.answer_begins for sample in samples],
+        )
+        logits, hidden, _ = self.host.lm(packed)
+        return packed, logits, hidden
+
+    def _states(self, packed: Packed, hidden_bld: Tensor) -> list[PromptState]:
+        assert packed.labels_bl is not None
+        rows = zip(packed.ids_bl, hidden_bld, packed.labels_bl, strict=True)
+        return [self._answer_state(*row) for row in rows]
 
     def _language_loss(self, logits_blv: Tensor, labels_bl: Tensor) -> Tensor:
         labels = labels_bl[:, 1:]
@@ -299,7 +313,7 @@ class Sparrow(nn.Module):
         bce, dice = mask_losses(logits, sample.masks_nfhw, padded)
         return {"bce": bce, "dice": dice}
 
-    def _proposal_losses(
+    def proposal_losses(
         self, sample: Sample, state: PromptState, features: Features, proposals: Proposals
     ) -> dict[str, Tensor]:
         """Eq. 13: the first frame's proposals against its own boxes. (The release makes one box of the union of all

@@ -35,8 +35,9 @@ class StudyConfig(Config):
     listening: int = Field(default=800, ge=2)
     proposing: int = Field(default=250, ge=2)
     stage1: int = Field(default=40, ge=2)
-    stage2: int = Field(default=40, ge=2)
-    stage_clips: int = Field(default=96, ge=8)
+    stage2: int = Field(default=200, ge=2)
+    stage_clips: int = Field(default=64, ge=8)
+    stage_batch: int = Field(default=8, ge=1)
 
 
 SCALES = {
@@ -44,7 +45,7 @@ SCALES = {
     "gpu": StudyConfig(
         side=128, look=112, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3, seeds=2,
         segmenting=2000, naming=2000, following=1000, listening=8000, proposing=2000, stage1=600, stage2=400,
-        stage_clips=1500,
+        stage_clips=1500, stage_batch=16,
     ),
 }  # fmt: skip
 """Within 30 minutes on two cores, and (planned; not measured) within 20 on an H200."""

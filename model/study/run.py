@@ -1,16 +1,25 @@
-"""One model of the grid: stage 1, stage 2, and its scores in every way it is asked."""
+"""One model of the grid: stage 1, stage 2, and its scores in every way it is asked.
+
+Stage 2 trains the filter and the [BOX] adapter over a model that no longer changes, on samples that come again and
+again: what it reads of each is computed once (`FilterTask`), and its losses are those of `StageTask`.
+"""
 
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from model.losses import oracle_recall
-from model.sparrow import Sparrow
+from model.hosts.base import PromptState
+from model.losses import oracle_recall, proposal_labels
+from model.proposer import Proposals
+from model.sam import Features
+from model.sparrow import Sample, Sparrow
 from model.study.base import load_base, train
 from model.study.config import StudyConfig
 from model.study.feed import training_batches
@@ -23,6 +32,47 @@ from model.train.task import StageTask
 
 TESTED, TAUGHT = 1_000_000, 2_000
 """Worlds (seeds of `make_clip`) of the clips that scores are of, and that the stages are trained on."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What stage 2 reads of a sample."""
+
+    sample: Sample
+    state: PromptState
+    features: Features
+    proposals: Proposals
+
+
+class FilterTask(StageTask):
+    """Stage 2 on what was computed before; batches are of `Seen`."""
+
+    def __init__(self, sparrow: Sparrow):
+        super().__init__(sparrow, "stage2")
+        if self.stage.losses != ("proposals",):
+            raise ValueError("only a stage of proposal losses has a model that never changes")
+
+    @torch.no_grad()
+    def read(self, sample: Sample) -> Seen:
+        self.sparrow.eval()
+        state, features = self.sparrow.states([sample])[0], self.sparrow.host.sam.features(sample.sam_frames_f3ss[:1])
+        return Seen(sample, state, features, self.sparrow.propose(features, sample.frame, sample.text))
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        self._boxes.clear()
+        found = [self.sparrow.proposal_losses(s.sample, s.state, s.features, s.proposals) for s in batch.samples]
+        labels = [
+            proposal_labels(s.proposals.boxes_xyxy, s.sample.boxes_n4, self.sparrow.config.loss.filter)
+            for s in batch.samples
+        ]
+        reachable = torch.cat([(label == 1).any(1) for label in labels]).float().mean()
+        return {"proposals": torch.stack([one["proposals"] for one in found]).mean(), "reachable": reachable}
+
+    def counts(self, batch: Any) -> dict[str, float]:
+        return dict.fromkeys(self.weights, float(len(batch.samples)))
+
+    def size(self, batch: Any) -> tuple[int, int]:
+        return len(batch.samples), 0
 
 
 def run_base_score(config: StudyConfig, base: int, folder: Path, out: Path, device: torch.device) -> None:
@@ -47,15 +97,16 @@ def run_cell(
     clips = _clips(config, TAUGHT + seed, config.stage_clips)
     losses = {}
     for stage, steps in (("stage1", config.stage1), ("stage2", config.stage2)):
-        task = StageTask(sparrow, stage)  # type: ignore[arg-type]
-        feed = training_batches(sparrow, clips, config.shown, config.batch, seed, tsf=stage == "stage1")
-        options = TrainConfig(steps=steps, batch=config.batch, lr=1e-3, warmup=min(10, steps - 1), save_every=steps,
-                              seed=1000 * base + seed, keep=1)  # fmt: skip
+        feed = training_batches(sparrow, clips, config.shown, config.stage_batch, seed, tsf=stage == "stage1")
+        task = StageTask(sparrow, "stage1") if stage == "stage1" else FilterTask(sparrow)
+        if isinstance(task, FilterTask):
+            feed.items = [(key, task.read(sample)) for key, sample in feed.items]
+        options = TrainConfig(steps=steps, batch=config.stage_batch, lr=1e-3, warmup=min(10, steps - 1),
+                              save_every=steps, seed=1000 * base + seed, keep=1)  # fmt: skip
         train(task, feed, options, run / stage, tell)
-        rows = read(run / stage / "steps.csv")
-        losses[stage] = [
-            sum(r["loss"] for r in part) / len(part) for part in (rows[: len(rows) // 5 + 1], rows[-len(rows) // 5 :])
-        ]
+        rows = [row["loss"] for row in read(run / stage / "steps.csv")]
+        part = max(1, len(rows) // 5)
+        losses[stage] = [sum(rows[:part]) / part, sum(rows[-part:]) / part]
     tested = _clips(config, TESTED, config.tested)
     trained, scores = sparrow.config, []
     for asked in asked_of(config, training):

@@ -1,0 +1,55 @@
+"""That it learns, as small as it can be shown: proposer, stage 1 and stage 2 on four clips, over an untrained host.
+
+Whether [BOX] and [SEG] together are better than [SEG] needs a mask model that follows boxes: `make study` shows that.
+"""
+
+import torch
+from torchvision.ops import box_iou
+
+from model.config import configure
+from model.corruption import Corruption
+from model.data.collate import to_sample
+from model.losses import oracle_recall
+from model.proposer.pretrain import ProposerTask
+from model.sparrow import Sparrow
+from model.study.base import PROPOSER, _pictures, make_host
+from model.study.config import StudyConfig
+from model.study.feed import InMemory, to_record
+from model.study.world import make_clip
+from model.train.config import TrainConfig
+from model.train.task import Batch, StageTask
+from model.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+CONFIG = StudyConfig(clips=8, frames=4, batch=4)
+
+
+def test_the_filter_picks_what_was_named(tmp_path):
+    host = make_host(CONFIG, 0, CPU)
+    sparrow = Sparrow(host, configure("paper", **PROPOSER, **{"tsf.path": "none"}))
+    clips = [make_clip(0, 3 * i, CONFIG.frames) for i in range(4)]  # told apart by appearance
+
+    def train(task, feed, steps, lr):
+        options = TrainConfig(steps=steps, batch=4, lr=lr, warmup=10, save_every=steps, weight_decay=0.0)
+        Trainer(task, feed, options, tmp_path / task.name).run()
+
+    assert sparrow.proposer is not None
+    train(ProposerTask(host.sam, sparrow.proposer), InMemory(clips, 4, 0, _pictures), 100, 1e-3)
+    samples = [
+        (clip.key, to_sample(to_record(clip, i, CONFIG.frames, None, Corruption()), sparrow))
+        for i, clip in enumerate(clips)
+    ]
+    feed = InMemory(samples, 4, 0, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]))
+    train(StageTask(sparrow, "stage1"), feed, 15, 3e-3)
+    train(StageTask(sparrow, "stage2"), feed, 80, 2e-3)
+
+    sparrow.eval()
+    boxes = [torch.from_numpy(clip.boxes_nt4[:, 0] / CONFIG.side) for clip in clips]
+    proposals = [sparrow.propose(host.sam_features(clip.frames_thw3[:1]), None).boxes_xyxy for clip in clips]
+    assert oracle_recall(proposals, boxes)[0.5] > 0.95
+    for clip, wanted in zip(clips, boxes, strict=True):
+        found = sparrow.ground(clip.frames_thw3, clip.phrase, answer="force").instances
+        best = max(found, key=lambda instance: instance.confidence[0])
+        overlap = box_iou(torch.from_numpy(best.boxes[0])[None] / CONFIG.side, wanted)[0]
+        assert overlap.argmax() == 0, clip.phrase
+        assert overlap[0] > 0.5, clip.phrase
