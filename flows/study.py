@@ -2,10 +2,11 @@
 
 import json
 import os
+import threading
 import time
 import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,23 @@ def _cell(plain: dict[str, Any], base: int, seed: int, training: str, out: str) 
 
 
 def _quiet() -> None:
-    """A worker computes on one thread: the models are too small for more, and there is a worker per core."""
+    """A worker computes on one thread: the models are too small for more, and there is a worker per core. It ends with
+    the process that started it, however that ends."""
     import warnings
 
     import torch
 
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", category=UserWarning)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _finish(jobs: dict[Future, str], failed: list[str], tick: Any) -> None:

@@ -105,7 +105,7 @@ def write_report(out: Path, config: StudyConfig, runs: Runs, bases: list[dict[st
                              *_numbers(line.right)[:1], *(f"{line.by_kind[k]:.2f}" for k in KINDS),
                              " ".join(f"{v:.2f}" for v in line.values)])  # fmt: skip
     pictures = [_plot(out, name, [line for line in table if line.row.table == name]) for name in _tables(table)]
-    text = [_head(config, bases, minutes), _reading(by_name)]
+    text = [_head(config, bases, minutes), _examples(out), _reading(by_name)]
     for name, picture in zip(_tables(table), pictures, strict=True):
         text += [
             f"## {name}\n",
@@ -132,6 +132,15 @@ Before stage 1 the hosts score {_plain(start)} ({", ".join(f"{v:.1f}" for v in s
 VideoGLaMM: its differences can be compared, its levels cannot. "neither" is the model of "BOX only" asked without
 [BOX].
 """
+
+
+def _examples(out: Path) -> str:
+    """A copy of the first base's picture, so that the report can be carried about."""
+    found = out / "base-0" / "examples.png"
+    if not found.is_file():
+        return ""
+    (out / "examples.png").write_bytes(found.read_bytes())
+    return "![a host](examples.png)\n\nA host before stage 1: white is what was meant, red what was found.\n"
 
 
 def _reading(by_name: dict[tuple[str, str], Line]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from model.study.base import load_base, train
 from model.study.config import StudyConfig
 from model.study.feed import training_batches
 from model.study.grid import SEG, TRAININGS, asked_of
-from model.study.measure import evaluate
+from model.study.measure import evaluate, picture
 from model.study.world import make_clip
 from model.train.config import TrainConfig
 from model.train.log import read
@@ -76,11 +77,13 @@ class FilterTask(StageTask):
 
 
 def run_base_score(config: StudyConfig, base: int, folder: Path, out: Path, device: torch.device) -> None:
-    """The host as its base left it, before any stage: the level that stage 1 starts from. And the proposer's recall."""
+    """The host as its base left it, before any stage: the level that stage 1 starts from, the proposer's recall, and
+    `examples.png` beside `out`."""
     sparrow = load_base(config, base, folder / "base.safetensors", device)
     sparrow.config = sparrow.config.with_(**SEG, **{"tsf.infer": False})
     clips = _clips(config, TESTED, config.tested)
     recall = _recall(sparrow, config)
+    cv2.imwrite(str(out.with_name("examples.png")), picture(sparrow, clips[:6])[..., ::-1])
     _write(out, {"scores": [_row({}, evaluate(sparrow, clips))], "recall": recall})
 
 
