@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model.config import configure
+from model.sam import Sam2
 from model.sparrow import Sparrow
 from model.study.base import LOOKS, ListenTask, SegmentTask, _records, load_base, make_base, make_host
 from model.study.config import StudyConfig
@@ -19,6 +20,11 @@ SMALL = StudyConfig(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def sam() -> Sam2:
+    return make_host(SMALL, 0, CPU).sam
+
+
 def moved(module: torch.nn.Module, losses: dict, weights: dict) -> set[str]:
     """First names of the parameters that a loss reaches."""
     torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
@@ -26,8 +32,8 @@ def moved(module: torch.nn.Module, losses: dict, weights: dict) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["segmenting", "naming", "following"])
-def test_the_mask_model_learns_from_boxes_first_and_from_looks_then(name):
-    sam = make_host(SMALL, 0, CPU).sam
+def test_the_mask_model_learns_from_boxes_first_and_from_looks_then(sam, name):
+    sam.zero_grad(set_to_none=True)
     looks = torch.nn.Embedding(len(LOOKS), 256)
     task = SegmentTask(name, sam, looks, 2 if name == "following" else 1, SMALL.side)
     losses = task.losses([make_clip(0, i, SMALL.frames) for i in range(2)])
@@ -60,10 +66,10 @@ def test_listening_trains_the_host_and_leaves_its_mask_model(host):
 def test_a_base_is_loaded_as_it_was_saved_and_grounds_the_same(tmp_path):
     make_base(SMALL, 0, tmp_path, CPU, lambda text: None)
     one, two = (load_base(SMALL, 0, tmp_path / "base.safetensors", CPU) for _ in range(2))
-    clips = [make_clip(9, i, SMALL.frames) for i in range(3)]
+    clips = [make_clip(9, i, SMALL.frames) for i in range(2)]
     first, second = evaluate(one, clips), evaluate(two, clips)
     assert first == second
-    assert [s.kind for s in first] == ["appearance", "motion", "leaving"]
+    assert [s.kind for s in first] == ["appearance", "motion"]
     other = StudyConfig.model_validate(SMALL.model_dump() | {"host": "glus"})
     with pytest.raises(ValueError, match="the base of another study"):
         load_base(other, 0, tmp_path / "base.safetensors", CPU)

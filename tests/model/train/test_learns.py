@@ -30,18 +30,20 @@ def test_the_filter_picks_what_was_named(tmp_path):
     clips = [make_clip(0, 3 * i, CONFIG.frames) for i in range(4)]  # told apart by appearance
 
     def train(task, feed, steps, lr):
-        options = TrainConfig(steps=steps, batch=4, lr=lr, warmup=10, save_every=steps, weight_decay=0.0)
+        options = TrainConfig(
+            steps=steps, batch=4, lr=lr, warmup=min(10, steps - 1), save_every=steps, weight_decay=0.0
+        )
         Trainer(task, feed, options, tmp_path / task.name).run()
 
     assert sparrow.proposer is not None
-    train(ProposerTask(host.sam, sparrow.proposer), InMemory(clips, 4, 0, _pictures), 100, 1e-3)
+    train(ProposerTask(host.sam, sparrow.proposer), InMemory(clips, 4, 0, _pictures), 80, 1e-3)
     samples = [
         (clip.key, to_sample(to_record(clip, i, CONFIG.frames, None, Corruption()), sparrow))
         for i, clip in enumerate(clips)
     ]
     feed = InMemory(samples, 4, 0, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]))
-    train(StageTask(sparrow, "stage1"), feed, 15, 3e-3)
-    train(StageTask(sparrow, "stage2"), feed, 80, 2e-3)
+    train(StageTask(sparrow, "stage1"), feed, 6, 3e-3)
+    train(StageTask(sparrow, "stage2"), feed, 60, 2e-3)
 
     sparrow.eval()
     boxes = [torch.from_numpy(clip.boxes_nt4[:, 0] / CONFIG.side) for clip in clips]
