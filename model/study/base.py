@@ -41,7 +41,7 @@ LOOKS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 WORDS = (*COLOURS, *SHAPES, *DIRECTIONS, "moving", "that", "leaves", "stays")
 PROPOSER = {
     "proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2, "proposer.ffn": 256,
-    "proposer.levels": 2, "proposals.keep": 16,
+    "proposer.levels": 2, "proposals.keep": 8, "filter.roi_size": 4,
 }  # fmt: skip
 
 

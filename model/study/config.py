@@ -8,8 +8,9 @@ from schemas.config import Config
 
 
 class StudyConfig(Config):
-    """side, frames: of a clip, in pixels and frames; shown: how many of its frames training takes masks of. look: side
-    of the picture that the language model's eyes see. clips: made for a base; tested: others, for the scores.
+    """noise: all levels of Table 10, or the highest of each kind. side, frames: of a clip, in pixels and frames; shown:
+    how many of its frames training takes masks of. look: side of the picture that the language model's eyes see.
+    clips: made for a base; tested: others, for the scores.
 
     bases: hosts trained from nothing; seeds: trainings of SPARROW on each, with other clips in another order. Then the
     steps of the five lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
@@ -18,6 +19,7 @@ class StudyConfig(Config):
     tables: tuple[Literal["Table 4", "Table 5C", "Table 9", "Table 10"], ...] = (
         "Table 4", "Table 5C", "Table 9", "Table 10",
     )  # fmt: skip
+    noise: Literal["all", "highest"] = "highest"
     host: Literal["videoglamm", "unipixel", "glus"] = "videoglamm"
     side: int = Field(default=64, ge=64, multiple_of=32)
     look: int = Field(default=56, ge=28, multiple_of=28)
@@ -25,7 +27,7 @@ class StudyConfig(Config):
     shown: int = Field(default=3, ge=1)
     layers: int = Field(default=2, ge=1)
     clips: int = Field(default=600, ge=8)
-    tested: int = Field(default=36, ge=3)
+    tested: int = Field(default=30, ge=3)
     batch: int = Field(default=12, ge=1)
     bases: int = Field(default=2, ge=1)
     seeds: int = Field(default=2, ge=1)
@@ -34,8 +36,8 @@ class StudyConfig(Config):
     following: int = Field(default=150, ge=2)
     listening: int = Field(default=800, ge=2)
     proposing: int = Field(default=250, ge=2)
-    stage1: int = Field(default=40, ge=2)
-    stage2: int = Field(default=200, ge=2)
+    stage1: int = Field(default=30, ge=2)
+    stage2: int = Field(default=100, ge=2)
     stage_clips: int = Field(default=64, ge=8)
     stage_batch: int = Field(default=8, ge=1)
 
@@ -43,7 +45,7 @@ class StudyConfig(Config):
 SCALES = {
     "cpu": StudyConfig(),
     "gpu": StudyConfig(
-        side=128, look=112, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3, seeds=2,
+        noise="all", side=128, look=112, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3,
         segmenting=2000, naming=2000, following=1000, listening=8000, proposing=2000, stage1=600, stage2=400,
         stage_clips=1500, stage_batch=16,
     ),

@@ -60,10 +60,15 @@ TEMPORAL = ("temporal", "concat", "sum")
 """Trainings that need a host with a temporal projector."""
 
 
+HIGHEST = ("jitter 0.2", "id_switch 0.2", "dropout 0.5")
+
+
 def rows_of(config: StudyConfig) -> list[Row]:
     """Rows of the tables that are asked for, which this host can fill."""
-    able = config.host == "videoglamm"
-    return [row for row in ROWS if row.table in config.tables and (able or row.training not in TEMPORAL)]
+    left_out = set() if config.host == "videoglamm" else set(TEMPORAL)
+    if config.noise == "highest":
+        left_out |= {f"spatial, {name}" for name in ABLATIONS["Table 10"] if name not in HIGHEST}
+    return [row for row in ROWS if row.table in config.tables and row.training not in left_out]
 
 
 def trainings_of(config: StudyConfig) -> list[str]:

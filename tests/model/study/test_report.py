@@ -36,7 +36,7 @@ def test_a_difference_is_read_only_where_it_is_larger_than_its_noise():
 
 
 def test_the_report_has_every_row_and_reads_every_claim(tmp_path):
-    config = StudyConfig(bases=2, seeds=1)
+    config = StudyConfig(bases=2, seeds=1, noise="all")
     level = {"none": 0.4, "spatial": 0.5}
     runs = {t: [cell(config, t, level.get(t, 0.45) + noise) for noise in (0, 0.01)] for t in trainings_of(config)}
     written = write_report(tmp_path, config, runs, [base(0.3), base(0.31)], 12.0)
