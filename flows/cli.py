@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import evaluate, model, weights
+from flows import evaluate, export, model, weights
 
 app = typer.Typer(
     name="sparrow",
@@ -235,6 +235,22 @@ def sql(
     print(json.dumps(rows, indent=2, default=str)) if as_json else show_rows(rows)
 
 
+@app.command(epilog="Example: sparrow browse outputs/demo")
+def browse(
+    out: Out,
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8787,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this let your network look in.")] = (
+        "127.0.0.1"
+    ),
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a web browser.")] = False,
+    flags: Annotated[Path | None, typer.Option(help="File of flagged samples. Default: in ~/.local/share.")] = None,
+) -> None:
+    """Look at samples in a web browser: video with boxes and masks, filters, SQL. Never writes to the output."""
+    from flows.browse.server import serve
+
+    serve(out, host, port, flags, open_browser=not no_open)
+
+
 @app.command(epilog='Example: sparrow ground clip.mp4 "the dog that jumps" --size tiny --answer force')
 def ground(
     video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.", show_default=False)],
@@ -329,6 +345,7 @@ def study(
 app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")
+export.register(app)
 quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 

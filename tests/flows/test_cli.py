@@ -10,7 +10,8 @@ import pytest
 
 SPARROW = str(Path(sys.executable).with_name("sparrow"))
 VERBS = ["demo", "plan", "curate", "shards", "status", "verify", "sql", "doctor", "quarantine list", "quarantine show",
-         "quarantine retry", "weights list", "weights check", "weights fetch", "weights convert", "bench"]  # fmt: skip
+         "quarantine retry", "weights list", "weights check", "weights fetch", "weights convert", "bench",
+         "browse", "export", "card", "ground", "train", "study", "eval mevis", "eval table", "model describe"]  # fmt: skip
 
 
 def sparrow(*words: object, code: int = 0) -> str:

@@ -1,0 +1,1 @@
+"""`sparrow browse`: look at an output in a web browser. Reads the data, never writes to it."""

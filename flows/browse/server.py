@@ -1,0 +1,288 @@
+"""The pages of `sparrow browse`: server-rendered, read-only towards the data, safe to open beside other web pages.
+
+Everything that comes from data is escaped by the templates; a Content-Security-Policy lets only our own files run;
+requests that name another host (DNS rebinding) or write from another page are refused.
+"""
+
+import ipaddress
+import shlex
+import socket
+import threading
+import webbrowser
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+import jinja2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.browse import charts, media
+from flows.browse.flags import Flags, default_file
+from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place
+from schemas.records import Quarantined
+
+KINDS = {"mp4": "video/mp4", "masks.json": "application/json", **{f"crop{i}.jpg": "image/jpeg" for i in range(16)}}
+"""Members that the pages show, and their media types."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "media-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Refuses foreign hosts and writes from foreign pages; adds HEADERS to every answer."""
+
+    def __init__(self, app: ASGIApp, names: set[str]):
+        """names: host names that this server goes by. An IP address needs no entry: it cannot be rebound."""
+        self.app, self.names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", []), *own]}
+            await send(message)
+
+        app = self.app
+        host, origin = given.get("host", ""), given.get("origin")
+        if not self._ours(host):
+            app = PlainTextResponse(f"host {host[:100]!r} is not this server; open it by its address\n", 421)
+        elif scope["method"] not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
+            app = PlainTextResponse("only this server's own pages may change flags\n", 403)
+        await app(scope, receive, with_headers)
+
+    def _ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        with suppress(ValueError):
+            return bool(ipaddress.ip_address(name))
+        return name.lower() in self.names
+
+
+class Pages:
+    """The answers. One object per server."""
+
+    def __init__(self, out: Path, flags: Flags):
+        self.catalogue, self.flags, self.out = Catalogue(out), flags, out
+        self.templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("flows.browse"), autoescape=True, undefined=jinja2.StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self.templates.filters |= {"show": show, "shell": shlex.quote, "python": repr}
+        self.templates.globals |= {"out": str(out), "orders": list(ORDERS)}
+
+    def page(self, name: str, status: int = 200, **words: Any) -> HTMLResponse:
+        html = self.templates.get_template(name).render(**words)
+        return HTMLResponse(html, status, {"Cache-Control": "no-store"})
+
+    def error(self, request: Request, error: Exception) -> Response:
+        """A page for what went wrong; a damaged tar or a table that a run is just replacing stops nothing else."""
+        code, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+        return self.page("error.html", code, code=code, text=text)
+
+    def overview(self, request: Request) -> Response:
+        ask = self.catalogue.rows
+        return self.page(
+            "overview.html",
+            counts=ask("""
+                SELECT source, split, count(*) AS samples, count(DISTINCT clip_id) AS clips, sum(n_frames) AS frames,
+                       sum(n_kept) / sum(n_frames) AS "kept share", avg(mean_iou) AS "mean IoU", sum(n_masks) AS masks,
+                       sum(n_qa) AS qa
+                FROM samples GROUP BY ALL ORDER BY ALL"""),
+            funnel=ask("SELECT * FROM funnel"),
+            iou=charts.iou_histogram(ask("SELECT * FROM iou_histogram")),
+            lengths=charts.length_histogram(ask("SELECT n_frames, count(*) AS n FROM samples GROUP BY ALL")),
+            seconds=ask("SELECT * FROM stage_seconds"),
+            events=ask("SELECT * FROM events"),
+            runs=ask("""SELECT run_id, source, split, started, ended, status, executor, workers, shards_done,
+                        clips_done, synthetic FROM runs ORDER BY started DESC LIMIT 20"""),
+        )
+
+    def gallery(self, request: Request) -> Response:
+        return self._listing(request, "samples", "gallery.html")
+
+    def quarantine(self, request: Request) -> Response:
+        return self._listing(request, "quarantine", "quarantine.html")
+
+    def _listing(self, request: Request, table: str, template: str) -> Response:
+        flags, problem, total = self.flags.read(), "", 0
+        rows: list[dict] = []
+        filters = Filters()
+        try:
+            filters = Filters.parse(request.query_params)
+            total, rows = self.catalogue.find(filters, table, flags)
+        except (ValueError, TimeoutError, duckdb.Error) as error:
+            problem = str(error)
+        names = ("source", "split") if table == "samples" else ("source", "split", "stage", "reason")
+        choices = {
+            name: [r[name] for r in self.catalogue.rows(f"SELECT DISTINCT {name} FROM {table} ORDER BY 1")]
+            for name in names
+        }
+        columns = [r["column_name"] for r in self.catalogue.rows(f"DESCRIBE {table}")]
+        pages = max(1, -(-total // PAGE))
+        return self.page(
+            template, 400 if problem else 200, filters=filters, typed=dict(request.query_params), problem=problem,
+            total=total, rows=rows, flags=flags, choices=choices, columns=columns, pages=pages, size=PAGE,
+        )  # fmt: skip
+
+    def clip(self, request: Request) -> Response:
+        row = self._sample(request)
+        referent, flags = row["referent_id"], self.flags.read()
+        ask = self.catalogue.rows
+        members = self.catalogue.members(referent)
+        track = self.catalogue.track(referent, row["shard"])
+        back, around, at = "", {}, None
+        with suppress(ValueError, TimeoutError, duckdb.Error):  # a link that was edited by hand: no neighbours
+            filters = Filters.parse(request.query_params)
+            at = int(request.query_params.get("at", ""))
+            around = self.catalogue.beside(filters, at, flags) if 0 <= at < 10**9 else {}
+            back = replace(filters, page=at // PAGE + 1).link()
+        neighbours = {
+            word: f"/clip/{around[place]}?{filters.link(page=1)}&at={place}"
+            for word, place in (("previous", (at or 0) - 1), ("next", (at or 0) + 1))
+            if place in around
+        }
+        return self.page(
+            "clip.html", row=row, track=track, back=back, neighbours=neighbours, flagged=referent in flags,
+            member={m["name"]: m for m in members}, tar=members[0]["tar"] if members else "",
+            tsf=ask("SELECT * FROM tsf WHERE referent_id = ? ORDER BY rank", [referent]),
+            qa=ask("SELECT * FROM qa WHERE referent_id = ? ORDER BY qa_id", [referent]),
+            others=ask("SELECT referent_id, caption FROM samples WHERE clip_id = ? AND referent_id <> ? ORDER BY 1",
+                       [row["clip_id"], referent]),
+            score=charts.line(track["score"]), iou=charts.line(track["iou"]),
+            spans=charts.spans(track["kept"], track["dropped"]),
+        )  # fmt: skip
+
+    def data(self, request: Request) -> Response:
+        """What the player draws: the media's rate, boxes of annotation and track by frame, the representatives."""
+        row = self._sample(request)
+        track = self.catalogue.track(row["referent_id"], row["shard"])
+        names = {m["name"] for m in self.catalogue.members(row["referent_id"])}
+
+        def boxes(prefix: str) -> list[list[float] | None]:
+            sides = zip(*(track[f"{prefix}{side}"] for side in ("x1", "y1", "x2", "y2")), strict=True)
+            return [None if None in box else list(box) for box in sides]
+
+        tsf = self.catalogue.rows("SELECT frame FROM tsf WHERE referent_id = ? ORDER BY rank", [row["referent_id"]])
+        return JSONResponse(
+            {
+                "fps": (row["fps"] or 25.0) / (row["step"] or 1), "width": row["width"], "height": row["height"],
+                "media": "mp4" if "mp4" in names else "frames" if "frames.tar" in names else "none",
+                "frames": len(track["frame"]), "track": boxes(""), "annotation": boxes("ann_"),
+                **{name: track[name] for name in ("origin", "score", "iou", "kept", "dropped")},
+                "representatives": [r["frame"] for r in tsf],
+            },
+            headers={"Cache-Control": "no-store"},
+        )  # fmt: skip
+
+    def member(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in KINDS:
+            raise HTTPException(404, f"{name!r} is not a member that is shown here: {', '.join(KINDS)}")
+        return media.send(request, self._place(request, name), KINDS[name])
+
+    def frame(self, request: Request) -> Response:
+        place, t = self._place(request, "frames.tar"), request.path_params["t"]
+        found = media.frame_of(place, t)
+        if found is None:
+            raise HTTPException(404, f"{place.member} has no frame {t}")
+        return media.send(request, found, "image/jpeg")
+
+    def flag(self, request: Request) -> Response:
+        """PUT marks, DELETE unmarks."""
+        referent = self._sample(request)["referent_id"]
+        flags = self.flags.mark(referent, request.method == "PUT")
+        return JSONResponse({"flagged": referent in flags, "count": len(flags)})
+
+    def export(self, request: Request) -> Response:
+        """The list of flagged samples, one referent_id a line."""
+        headers = {"Cache-Control": "no-store", "Content-Disposition": 'attachment; filename="flags.txt"'}
+        return PlainTextResponse(self.flags.text(self.flags.read()), headers=headers)
+
+    def _sample(self, request: Request) -> dict:
+        row = self.catalogue.sample(request.path_params["referent"])
+        if row is None:
+            raise HTTPException(404, f"no sample {request.path_params['referent'][:200]!r} in {self.out}")
+        return row
+
+    def _place(self, request: Request, name: str) -> Place:
+        place = self.catalogue.place(request.path_params["referent"], name)
+        if place is None:
+            raise HTTPException(404, f"no member {name} of a sample {request.path_params['referent'][:200]!r}")
+        return place
+
+
+def show(value: object) -> str:
+    """A value for people; empty for none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def make_app(out: Path, flags: Flags, *names: str) -> Starlette:
+    """The app over an output. names: host names it may be called by, beside localhost. FileNotFoundError: no shards."""
+    pages = Pages(out, flags)
+    routes = [
+        Route("/", pages.overview),
+        Route("/gallery", pages.gallery),
+        Route("/quarantine", pages.quarantine),
+        Route("/clip/{referent}", pages.clip),
+        Route("/clip/{referent}/data.json", pages.data),
+        Route("/member/{referent}/{name}", pages.member),
+        Route("/frame/{referent}/{t:int}", pages.frame),
+        Route("/flags.txt", pages.export),
+        Route("/flags/{referent}", pages.flag, methods=["PUT", "DELETE"]),
+        Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, names={"localhost", *names})],
+        exception_handlers=dict.fromkeys((HTTPException, Quarantined, ValueError, OSError, duckdb.Error), pages.error),
+    )
+    app.state.pages = pages
+    return app
+
+
+def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool) -> None:
+    """Serve until Ctrl-C. Port 0 takes any free one. ValueError if the port is taken, or flags are inside `out`."""
+    app = make_app(out, Flags(file or default_file(out), out), host, socket.gethostname())
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; another `sparrow browse` may run: use --port"
+        ) from error
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    print(f"{out}: {url}   (Ctrl-C stops)", flush=True)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        print("whoever can reach this address can look at the data and set flags: there is no password", flush=True)
+    if open_browser:
+        threading.Timer(0.5, webbrowser.open, [url]).start()
+    with listener, suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listener])

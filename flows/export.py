@@ -1,0 +1,66 @@
+"""`sparrow export` and `sparrow card`: what was curated, for other people's programs and eyes."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both verbs to the command line."""
+    app.command(epilog="Example: sparrow export outputs/demo --format sparrow --to outputs/demo-sparrow")(export)
+    app.command(epilog="Example: sparrow card outputs/demo")(card)
+
+
+def export(
+    out: Out,
+    to: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export, which is replaced.")],
+    format: Annotated[str, typer.Option(help="sparrow, artemis or coco (docs/export.md).")] = "sparrow",
+    source: Annotated[list[str] | None, typer.Option(help="Only this source (repeatable).")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split (repeatable).")] = None,
+    where: Annotated[str, typer.Option(help='SQL condition over `referents`, e.g. "mean_iou > 0.8".')] = "true",
+    as_json: Json = False,
+) -> None:
+    """Write curated samples in the layout of SPARROW's released loaders, as Artemis records, or as COCO video json."""
+    from flows.jobs import normal
+    from flows.progress import Bars, Quiet
+    from manifests.export import MARKER
+    from manifests.export import export as write
+
+    progress = Quiet() if as_json else Bars()
+    with progress.stage(f"export {format}", unit="samples") as tick:
+        sources = [normal(name) for name in source or []]
+        done = write(out, to, format, sources=sources, splits=split or [], where=where, tick=tick)
+    if as_json:
+        print((to / MARKER).read_text(), end="")
+        return
+    for item, why in done.skipped[:20]:
+        print(f"skipped: {item}: {why}")
+    if len(done.skipped) > 20:
+        print(f"skipped: {len(done.skipped) - 20} more, all in {to / MARKER}")
+    for name, n in sorted(done.samples.items()):
+        licence = done.licences[name.split("-")[0]]
+        print(f"{name:<20} {n:>7} samples   {licence}")
+    print(f"\nwritten to: {to}\nwhat it is: {to / MARKER}, docs/export.md")
+
+
+def card(
+    out: Out,
+    url: Annotated[str, typer.Option(help="Where the dataset will be found; goes into both files.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write the data card (README.md, as Hugging Face shows it) and croissant.json (Croissant 1.0) of an output."""
+    from manifests.card import write_card
+    from pipeline.corpora import PAPER_COUNTS, PAPER_TOTAL
+
+    paper = {name: (count.clips, count.qa) for name, count in PAPER_COUNTS.items()}
+    written = write_card(out, paper, (PAPER_TOTAL.clips, PAPER_TOTAL.qa), url=url)
+    if as_json:
+        print(json.dumps([str(path) for path in written]))
+        return
+    for path in written:
+        print(f"written: {path}")

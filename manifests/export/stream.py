@@ -1,0 +1,27 @@
+"""JSON that is written as it comes, so that an export of any size fits in memory."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+
+class Array:
+    """A JSON array, an element a line; with `name` it is a field of an object, and `close` adds the other fields."""
+
+    def __init__(self, path: Path, name: str = ""):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+        self._named = bool(name)
+        self._file.write(f"{{{json.dumps(name)}: [" if name else "[")
+        self._n = 0
+
+    def add(self, value: Any) -> None:
+        self._file.write(f"{',' if self._n else ''}\n{json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+        self._n += 1
+
+    def close(self, **fields: Any) -> None:
+        self._file.write("\n]")
+        for name, value in fields.items():
+            self._file.write(f",\n{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+        self._file.write("}\n" if self._named else "\n")
+        self._file.close()
