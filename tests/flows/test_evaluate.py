@@ -121,6 +121,20 @@ def test_vidstg_and_the_tables(davis, whole, tmp_path):
     assert {one["table"] for one in numbers if one["source"] != "paper"} == {"Table 2", "Table 15"}
 
 
+@pytest.mark.parametrize(
+    ("name", "host", "headline"),
+    [("mevis", "videoglamm", "J&F"), ("ref-ytvos", "unipixel", "J&F"), ("videogcg", "videoglamm", "mIoU")],
+)
+def test_the_other_benchmarks_run_from_their_official_layouts(name, host, headline, tmp_path):
+    """With `whole` and VidSTG: all five, and all three hosts."""
+    root, out = MAKERS[name](tmp_path / "data"), tmp_path / "run"
+    done = sparrow(name, "--data-root", root, "--out", out, "--host", host, "--size", "tiny", "--answer", "force")
+    assert done.exit_code == 0, done.output
+    results = json.loads((out / "results.json").read_text())
+    assert 0 <= results["summary"][headline] <= 1
+    assert "random weights" in done.output
+
+
 def test_what_a_training_leaves_is_a_checkpoint(davis, tmp_path):
     """The folders that `sparrow train stage2` writes, by the functions that it calls."""
     from model.make import make_model
