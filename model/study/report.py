@@ -136,11 +136,11 @@ VideoGLaMM: its differences can be compared, its levels cannot. "neither" is the
 
 def _examples(out: Path) -> str:
     """A copy of the first base's picture, so that the report can be carried about."""
-    found = out / "base-0" / "examples.png"
+    found = out / "base-0" / "examples.jpg"
     if not found.is_file():
         return ""
-    (out / "examples.png").write_bytes(found.read_bytes())
-    return "![a host](examples.png)\n\nA host before stage 1: white is what was meant, red what was found.\n"
+    (out / "examples.jpg").write_bytes(found.read_bytes())
+    return "![a host](examples.jpg)\n\nA host before stage 1: white is what was meant, red what was found.\n"
 
 
 def _reading(by_name: dict[tuple[str, str], Line]) -> str:

@@ -78,12 +78,12 @@ class FilterTask(StageTask):
 
 def run_base_score(config: StudyConfig, base: int, folder: Path, out: Path, device: torch.device) -> None:
     """The host as its base left it, before any stage: the level that stage 1 starts from, the proposer's recall, and
-    `examples.png` beside `out`."""
+    `examples.jpg` beside `out`."""
     sparrow = load_base(config, base, folder / "base.safetensors", device)
     sparrow.config = sparrow.config.with_(**SEG, **{"tsf.infer": False})
     clips = _clips(config, TESTED, config.tested)
     recall = _recall(sparrow, config)
-    cv2.imwrite(str(out.with_name("examples.png")), picture(sparrow, clips[:6])[..., ::-1])
+    cv2.imwrite(str(out.with_name("examples.jpg")), picture(sparrow, clips[:6])[..., ::-1])
     _write(out, {"scores": [_row({}, evaluate(sparrow, clips))], "recall": recall})
 
 
