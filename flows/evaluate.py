@@ -21,15 +21,11 @@ BENCHMARKS = {
 def parse(sets: list[str]) -> dict[str, dict[str, Any]]:
     """`field=value` pairs -> changes of the model's config ("model"), of how it is asked ("asking", from
     asking.field) and of the benchmark ("options", from benchmark.field)."""
+    from schemas.config import assignment
+
     found: dict[str, dict[str, Any]] = {"model": {}, "asking": {}, "options": {}}
     for pair in sets:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: write it as field=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+        name, value = assignment(pair)
         section, _, rest = name.partition(".")
         kind = {"asking": "asking", "benchmark": "options"}.get(section, "model")
         found[kind][name if kind == "model" else rest] = value

@@ -28,14 +28,9 @@ def describe(
     from model.config import configure
     from model.describe import describe as count
     from model.describe import proposers
+    from schemas.config import assignment
 
-    changes = {}
-    for pair in sets or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: write it as field=value")
-        changes[name] = json.loads(value) if value[:1] in "[{0123456789tfn-" else value
-    config = configure(preset, **changes)
+    config = configure(preset, **dict(map(assignment, sets or [])))
     with _progress(f"counting {host} on the meta device"):
         found = count(host, config, frames)
         table_11 = proposers()

@@ -12,6 +12,7 @@ from typing import Any
 
 from model.study.config import SCALES, StudyConfig
 from model.study.grid import trainings_of
+from schemas.config import assignment
 
 
 def configure(scale: str, host: str, sets: list[str]) -> StudyConfig:
@@ -20,9 +21,9 @@ def configure(scale: str, host: str, sets: list[str]) -> StudyConfig:
         raise ValueError(f"--scale {scale} is not known: one of {', '.join(SCALES)}")
     changes: dict[str, Any] = {"host": host}
     for pair in sets:
-        name, equals, value = pair.partition("=")
-        if not equals or name not in StudyConfig.model_fields:
-            raise ValueError(f"--set {pair}: write field=value; fields are {', '.join(StudyConfig.model_fields)}")
+        name, value = assignment(pair)
+        if name not in StudyConfig.model_fields:
+            raise ValueError(f"--set {pair}: no such field; there are {', '.join(StudyConfig.model_fields)}")
         changes[name] = tuple(value.split(",")) if name == "tables" else value
     return StudyConfig.model_validate(SCALES[scale].model_dump() | changes)
 

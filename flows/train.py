@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from schemas.config import Config
+from schemas.config import Config, assignment
 
 if TYPE_CHECKING:
     from model.sparrow import Sparrow
@@ -50,13 +50,7 @@ def parse(sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}
     for pair in sets:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: write it as field=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+        name, value = assignment(pair)
         (train if name.startswith("train.") else model)[name.removeprefix("train.")] = value
     return model, train
 

@@ -6,7 +6,6 @@ command line replaces any part of it. Swapping a model is one new file and one l
 
 import copy
 import importlib
-import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -25,7 +24,7 @@ from pipeline.segment.grabcut import GrabCutConfig
 from pipeline.segment.sam2 import SAM2Config
 from pipeline.select import SelectConfig
 from pipeline.video import DecodeConfig
-from schemas.config import Config, digest
+from schemas.config import Config, digest, from_text
 from trackers.base import Tracker
 from trackers.cldtracker.config import CLDTrackerStageConfig
 from trackers.csrt import CSRTConfig
@@ -217,12 +216,5 @@ def override(tree: dict, assignments: list[str]) -> dict:
         if not isinstance(place, dict) or last not in place or not text:
             known = ", ".join(place) if isinstance(place, dict) else ", ".join(tree)
             raise ValueError(f"{assignment!r}: no such field; here are {known} (sparrow plan --show-config)")
-        place[last] = _parse(text)
+        place[last] = from_text(text)
     return tree
-
-
-def _parse(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

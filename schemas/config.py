@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,3 +25,19 @@ def digest(value: object) -> str:
 def canonical_json(value: object) -> str:
     """JSON with one spelling per value: sorted keys, no spaces, no NaN, UTF-8 kept."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """ "a.b=value" of a command line -> ("a.b", value). ValueError if it is none."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: write it as field=value")
+    return name, from_text(value)
+
+
+def from_text(text: str) -> Any:
+    """A value as a command line spells it: JSON where it is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

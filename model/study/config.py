@@ -50,4 +50,4 @@ SCALES = {
         stage_clips=1500, stage_batch=16,
     ),
 }  # fmt: skip
-"""Within 30 minutes on two cores, and (planned; not measured) within 20 on an H200."""
+"""cpu: meant for 30 minutes on two cores; took 37 beside other work. gpu: meant for 20 on an H200; has never run."""

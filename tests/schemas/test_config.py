@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.config import Config, canonical_json, digest
+from schemas.config import Config, assignment, canonical_json, digest
 
 json_value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -76,3 +76,22 @@ def test_defaults_are_validated_too():
 
     with pytest.raises(ValidationError, match="count"):
         Wrong()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a.b=1", ("a.b", 1)),
+        ("a=null", ("a", None)),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=x=y", ("a", "x=y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_what_a_command_line_assigns(text, wanted):
+    assert assignment(text) == wanted
+
+
+def test_what_assigns_nothing_is_an_error():
+    with pytest.raises(ValueError, match="write it as field=value"):
+        assignment("a.b")
