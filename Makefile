@@ -27,7 +27,7 @@ $(BIN)/uv:
 	@touch $@
 .venv/.full: .venv/.dev
 	@echo "installing torch and the models' packages (about 6 GB) into .venv ..."
-	SAM2_BUILD_CUDA=0 $(UV) -e '.[dev,full]'
+	SAM2_BUILD_CUDA=0 $(UV) -e '.[dev,docs,full]'
 	@touch $@
 
 setup: .venv/.full ## everything: base, test tools, torch and the paper's models
