@@ -223,7 +223,8 @@ def decode_frames(
 
 
 def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
-    """The wanted frames of an mp4: each stretch from a key frame on is decoded as far as it must be, or not at all.
+    """The wanted frames of an mp4: each stretch from a key frame on is decoded as far as it must be, or not at all, and
+    without what no other frame refers to.
 
     Colours go the way back that `encode_mp4` came: through OpenCV's own I420.
     """
@@ -242,7 +243,10 @@ def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
             if not needed:
                 continue
             codec.flush_buffers()
-            for packet in (*packets[start:stop], None):
+            last = max(i for i in range(start, stop) if number[packets[i].pts or 0] in needed)
+            for packet in (*packets[start : last + 1], None):
+                skip = packet is not None and number[packet.pts or 0] not in needed
+                codec.skip_frame = "NONREF" if skip else "DEFAULT"
                 for frame in codec.decode(packet):
                     n = number[frame.pts or 0]
                     if n in needed:

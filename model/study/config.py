@@ -13,7 +13,7 @@ class StudyConfig(Config):
     clips: made for a base; tested: others, for the scores.
 
     bases: hosts trained from nothing; seeds: trainings of SPARROW on each, with other clips in another order. Then the
-    steps of the five lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
+    steps of the six lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
     """
 
     tables: tuple[Literal["Table 4", "Table 5C", "Table 9", "Table 10"], ...] = (
@@ -22,18 +22,19 @@ class StudyConfig(Config):
     noise: Literal["all", "highest"] = "highest"
     host: Literal["videoglamm", "unipixel", "glus"] = "videoglamm"
     side: int = Field(default=64, ge=64, multiple_of=32)
-    look: int = Field(default=56, ge=28, multiple_of=28)
+    look: int = Field(default=112, ge=28, multiple_of=28)
     frames: int = Field(default=8, ge=4)
     shown: int = Field(default=3, ge=1)
     layers: int = Field(default=2, ge=1)
-    clips: int = Field(default=600, ge=8)
+    clips: int = Field(default=2000, ge=8)
     tested: int = Field(default=30, ge=3)
     batch: int = Field(default=12, ge=1)
     bases: int = Field(default=2, ge=1)
     seeds: int = Field(default=2, ge=1)
     segmenting: int = Field(default=250, ge=2)
-    naming: int = Field(default=250, ge=2)
+    pointing: int = Field(default=250, ge=2)
     following: int = Field(default=150, ge=2)
+    seeing: int = Field(default=800, ge=2)
     listening: int = Field(default=800, ge=2)
     proposing: int = Field(default=250, ge=2)
     stage1: int = Field(default=30, ge=2)
@@ -45,9 +46,9 @@ class StudyConfig(Config):
 SCALES = {
     "cpu": StudyConfig(),
     "gpu": StudyConfig(
-        noise="all", side=128, look=112, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3,
-        segmenting=2000, naming=2000, following=1000, listening=8000, proposing=2000, stage1=600, stage2=400,
-        stage_clips=1500, stage_batch=16,
+        noise="all", side=128, look=168, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3,
+        segmenting=2000, pointing=2000, following=2000, seeing=6000, listening=8000, proposing=2000,
+        stage1=600, stage2=400, stage_clips=1500, stage_batch=16,
     ),
 }  # fmt: skip
 """cpu: meant for 30 minutes on two cores; took 37 beside other work. gpu: meant for 20 on an H200; has never run."""

@@ -49,6 +49,7 @@ def to_record(clip: StudyClip, index: int, frames: int, tsf: TSFConfig | None, c
     masks, boxes_t4 = clip.masks_nthw[0], clip.boxes_nt4[0]
     length, height, width = masks.shape
     times = choose_frames(np.flatnonzero(masks.any((1, 2))), ~masks.any((1, 2)), length, frames, rng)
+    times[0] = 0  # scores are of prompts on the first frame, and pointers say where something is on that one
     crops = None
     if tsf is not None:
         trajectory = corrupt(boxes_t4, corruption, (clip.boxes_nt4[1],), key=index)

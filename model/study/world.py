@@ -20,6 +20,7 @@ SHAPES = ("square", "disc")
 MARKS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
 """Corners of an object in which its dark spot can be."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class StudyClip:
     phrase: str
     looks: tuple[str, ...]
     """Colour and shape of each object."""
+    words: tuple[tuple[str, ...], ...]
+    """What is true of each object, in words of expressions; of those that hardly move, colour and shape only."""
     frames_thw3: NDArray[np.uint8]
     masks_nthw: NDArray[np.bool_]
     """What is seen of each object."""
@@ -51,6 +54,7 @@ def make_clip(seed: int, index: int, frames: int = 8, side: int = 64, objects: i
 
 def _attempt(rng: np.random.Generator, index: int, frames: int, side: int, objects: int) -> StudyClip | None:
     kind = KINDS[index % len(KINDS)]
+    does: list[str] = []
     names = rng.permutation(list(COLOURS))
     shape, other = rng.permutation(SHAPES)
     marks = rng.permutation(len(MARKS))
@@ -63,16 +67,17 @@ def _attempt(rng: np.random.Generator, index: int, frames: int, side: int, objec
         if kind == "motion":
             direction = str(rng.choice(list(DIRECTIONS)))
             paths = _opposed(rng, frames, direction)
+            does = [direction, OPPOSITE[direction]]
             phrase = f"{names[0]} {shape} moving {direction}"
         else:
-            paths = [_away(rng, frames), _drift(rng, frames)]
-            phrase = f"{names[0]} {shape} that leaves"
+            paths, does = [_away(rng, frames), _drift(rng, frames)], ["leaves", "stays"]
             if rng.random() < 0.5:
-                paths, phrase = paths[::-1], f"{names[0]} {shape} that stays"
+                paths, does = paths[::-1], does[::-1]
+            phrase = f"{names[0]} {shape} that {does[0]}"
         paths.append(_drift(rng, frames))
     if objects < 3:
         keep = [0] if objects == 1 else [0, 2]
-        looks, paths = [looks[i] for i in keep], [paths[i] for i in keep]
+        looks, paths, does = [looks[i] for i in keep], [paths[i] for i in keep], does[:1]
     radius = rng.uniform(0.09, 0.12, len(looks)) * side
     if kind != "appearance" and objects == 3:
         radius[1] = radius[0]  # size must not give it away
@@ -93,7 +98,8 @@ def _attempt(rng: np.random.Generator, index: int, frames: int, side: int, objec
             masks[i, t] = shape_hw
         pictures[t] = picture
     names_n = tuple(f"{colour} {form}" for colour, form in looks)
-    return StudyClip(f"{kind}-{index:05d}", kind, phrase, names_n, pictures, masks, boxes_of(masks))
+    words = tuple((*look, *does[i : i + 1]) for i, look in enumerate(looks))
+    return StudyClip(f"{kind}-{index:05d}", kind, phrase, names_n, words, pictures, masks, boxes_of(masks))
 
 
 def boxes_of(masks_nthw: NDArray[np.bool_]) -> NDArray[np.float32]:

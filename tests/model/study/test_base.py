@@ -7,16 +7,17 @@ import torch
 from model.config import configure
 from model.sam import Sam2
 from model.sparrow import Sparrow
-from model.study.base import LOOKS, ListenTask, SegmentTask, _records, load_base, make_base, make_host
+from model.study.base import _records, load_base, make_base, make_host
 from model.study.config import StudyConfig
+from model.study.lessons import SEEN, ListenTask, Pointers, SeeTask, SegmentTask, eyes, look
 from model.study.measure import evaluate, score
 from model.study.world import make_clip
 from model.train.task import Batch
 
 CPU = torch.device("cpu")
 SMALL = StudyConfig(
-    bases=1, seeds=1, clips=8, tested=3, batch=2, shown=2, frames=4, segmenting=2, naming=2, following=2, listening=2,
-    proposing=2, stage1=2, stage2=2, stage_clips=8,
+    bases=1, seeds=1, clips=8, tested=3, batch=2, shown=2, frames=4, segmenting=2, pointing=2, following=2, seeing=2,
+    listening=2, proposing=2, stage1=2, stage2=2, stage_clips=8,
 )  # fmt: skip
 
 
@@ -31,27 +32,27 @@ def moved(module: torch.nn.Module, losses: dict, weights: dict) -> set[str]:
     return {n.split(".")[0] for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("name", ["segmenting", "naming", "following"])
-def test_the_mask_model_learns_from_boxes_first_and_from_looks_then(sam, name):
+@pytest.mark.parametrize("name", ["segmenting", "pointing", "following"])
+def test_the_mask_model_learns_from_boxes_first_and_from_pointers_then(sam, name):
     sam.zero_grad(set_to_none=True)
-    looks = torch.nn.Embedding(len(LOOKS), 256)
-    task = SegmentTask(name, sam, looks, 2 if name == "following" else 1, SMALL.side)
+    task = SegmentTask(name, sam, Pointers(), 2 if name == "following" else 1, SMALL.side)
     losses = task.losses([make_clip(0, i, SMALL.frames) for i in range(2)])
     assert set(losses) == set(task.weights)
     found = moved(task.module, losses, task.weights)
     assert "sam" in found
-    assert ("looks" in found) == (name != "segmenting")
+    assert ("pointers" in found) == (name != "segmenting")
     memory = sam.memory_encoder.fuser.layers[0].dwconv.weight.grad
     assert (memory is not None and bool(memory.abs().sum() > 0)) == (name == "following")
 
 
 @pytest.mark.parametrize("host", ["videoglamm", "glus", "unipixel"])
-def test_listening_trains_the_host_and_leaves_its_mask_model(host):
+def test_listening_trains_the_language_model_and_leaves_eyes_and_mask_model(host):
     config = SMALL.model_copy(update={"host": host})
     sparrow = Sparrow(make_host(config, 0, CPU), configure("host"))
     clips = [make_clip(0, i, config.frames) for i in range(2)]
-    task = ListenTask(sparrow, {clip.key: torch.randn(256) for clip in clips})
-    batch: Batch = next(iter(_records(sparrow, clips, config, 0)))
+    feed, vectors = _records(sparrow, clips, Pointers(), config, 0)
+    task = ListenTask(sparrow, vectors)
+    batch: Batch = next(iter(feed))
     losses = task.losses(batch)
     assert set(losses) == {"loss", "ce", "bce", "dice", "align"}
     losses.pop("loss")
@@ -61,6 +62,25 @@ def test_listening_trains_the_host_and_leaves_its_mask_model(host):
     assert any(n.startswith("host.llm") for n in trained)
     assert any(n.startswith("host.seg_head") for n in trained)
     assert not any(n.startswith("host.sam") for n in trained)
+    assert not {id(p) for tower in eyes(sparrow.host) for p in tower.parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["videoglamm", "glus", "unipixel"])
+def test_seeing_labels_cells_and_trains_the_eyes(name):
+    host = make_host(SMALL.model_copy(update={"host": name}), 0, CPU)
+    clips = [make_clip(0, i, SMALL.frames) for i in range(3)]
+    looked = [look(host, clip) for clip in clips]
+    for clip, one in zip(clips, looked, strict=True):
+        labels = one.labels_knw
+        tokens = torch.cat(host.visual_tokens(one.inputs))
+        assert labels.shape[0] * labels.shape[1] == len(tokens), "a label for every token"
+        true = {word for i, word in enumerate(SEEN) if (labels[..., i] == 1).any()}
+        known = {word for i, word in enumerate(SEEN) if (labels[..., i] >= 0).any()}
+        assert true == {word for words in clip.words for word in words} & known
+        assert ("left" in known) == (name != "glus")
+    task = SeeTask(host, len(looked[0].labels_knw))
+    losses = task.losses(looked)
+    assert "towers" in moved(task.module, losses, task.weights)
 
 
 def test_a_base_is_loaded_as_it_was_saved_and_grounds_the_same(tmp_path):
