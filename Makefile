@@ -7,7 +7,7 @@ PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo test check shards browse serve bench clean eval study train-proposer train-stage1 train-stage2
+.PHONY: help setup demo docs test check shards browse serve bench clean eval study train-proposer train-stage1 train-stage2
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -47,6 +47,9 @@ test: check ## lint, types and the whole test suite
 shards: $(if $(filter lite,$(PRESET)),.venv/.base,.venv/.full) ## curate every source under DATA=... into OUT=... with PRESET=lite
 	@test -n "$(DATA)" || { echo "say where the datasets are, one folder per source (/data/hcstvg, ...): make shards DATA=/data OUT=outputs/tsf"; exit 2; }
 	$(BIN)/sparrow shards --data-root $(DATA) --out $(OUT) --preset $(PRESET) --workers $(WORKERS)
+
+docs: .venv/.full ## the documentation site: outputs/docs/index.html, opens from disk
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 browse: .venv/.base ## look at an output in a browser: OUT=outputs/demo
 	$(BIN)/sparrow browse $(if $(filter file,$(origin OUT)),outputs/demo,$(OUT))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import evaluate, export, model, weights
+from flows import complete, evaluate, export, model, quarantine, repair, report, reshard, stats, weights
 
 app = typer.Typer(
     name="sparrow",
@@ -22,7 +22,23 @@ Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_defaul
 Root = Annotated[Path, typer.Option("--data-root", help="The dataset's folder, official layout (docs/datasets/).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Workers = Annotated[int, typer.Option(help="Worker processes.", min=1)]
-Executor = Annotated[str, typer.Option(help="ray, or inline: everything in this process (debugging).")]
+Executor = Annotated[
+    str,
+    typer.Option(
+        help="ray, or inline: everything in this process (debugging).",
+        autocompletion=complete.names(*complete.EXECUTORS),
+    ),
+]
+Preset = Annotated[str, typer.Option(help="Preset.", autocompletion=complete.names(*complete.PRESETS))]
+ModelPreset = Annotated[
+    str,
+    typer.Option(
+        help="paper, release, or host: without SPARROW.", autocompletion=complete.names(*complete.MODEL_PRESETS)
+    ),
+]
+Host = Annotated[
+    str, typer.Option(help="videoglamm, unipixel or glus.", autocompletion=complete.names(*complete.HOSTS))
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a config field, e.g. --set media.media=none.")]
 SourceSets = Annotated[
     list[str] | None, typer.Option("--source-set", help="Replace a field of the source's config: rules.min_iou=0.4.")
@@ -30,6 +46,10 @@ SourceSets = Annotated[
 Splits = Annotated[list[str] | None, typer.Option("--split", help="Only this split (repeatable). Default: all there.")]
 Corpus = Annotated[Literal["all", "paper"], typer.Option(help="How much to take: all, or paper (the paper's counts).")]
 Limit = Annotated[int | None, typer.Option(help="At most N clips of each split: a deterministic sample.", min=1)]
+Replan = Annotated[bool, typer.Option("--replan", help="Replace shards made with another plan or config.")]
+Exclude = Annotated[
+    Path | None, typer.Option(help="Leave these out: a file with a referent or clip id a line, # comments.")
+]
 Links = Annotated[bool, typer.Option("--follow-links", help="Allow links that leave the data root.")]
 
 
@@ -55,9 +75,15 @@ def demo(
 
 @app.command(epilog="Example: sparrow plan lasot --data-root /data/LaSOT")
 def plan(
-    source: Annotated[str, typer.Argument(help="A source, or all: every folder of DATA_ROOT that is named as one.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A source, or all: every folder of DATA_ROOT that is named as one.",
+            autocompletion=complete.names(*complete.SOURCES, "all"),
+        ),
+    ],
     data_root: Root,
-    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    preset: Preset = "lite",
     split: Splits = None,
     corpus: Corpus = "all",
     limit: Limit = None,
@@ -103,18 +129,30 @@ def plan(
         print(json.dumps({"source": name, **totals(rows), "splits": rows, "paper": beside_paper(rows)}, indent=2))
     else:
         from flows.show import show_plan
+        from pipeline.sources.base import load_source
+        from pipeline.sources.hints import right_level
 
         show_plan(rows)
+        for job, row in zip(jobs, rows, strict=True):
+            if row["media"] == "none" and (place := right_level(load_source(job.source), job.root)):
+                print(f"try: --data-root {place}, which has videos or pictures too")
+                break
 
 
 @app.command(
     epilog="Example: sparrow curate hcstvg --data-root /data/HC-STVG --out outputs/tsf --preset lite --limit 20"
 )
 def curate(
-    source: Annotated[str, typer.Argument(help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="hcstvg, vid_sentence, a2d, lasot, mevis, got10k or refsav.",
+            autocompletion=complete.names(*complete.SOURCES),
+        ),
+    ],
     data_root: Root,
     out: Annotated[Path, typer.Option(help="Output folder; may hold other sources already.")],
-    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    preset: Preset = "lite",
     limit: Limit = None,
     workers: Workers = 2,
     executor: Executor = "ray",
@@ -123,14 +161,16 @@ def curate(
     sets: Sets = None,
     source_sets: SourceSets = None,
     follow_links: Links = False,
-    replan: Annotated[bool, typer.Option("--replan", help="Replace shards made with another plan or config.")] = False,
+    replan: Replan = False,
+    exclude: Exclude = None,
+    max_dropped: quarantine.MaxDropped = None,
     deadline: Annotated[float, typer.Option(help="Seconds that one clip may take.")] = 1800.0,
     in_flight: Annotated[int, typer.Option(help="Clips at once in each worker; 0: 96 on a GPU, else 1.", min=0)] = 0,
 ) -> None:
     """Curate one source into shards and manifests. Run it again to resume; finished work is skipped."""
     from flows import driver
     from flows.executors import executor_for
-    from flows.jobs import make_jobs
+    from flows.jobs import make_jobs, unknown_keys
     from flows.progress import Bars
     from flows.show import show_run
     from manifests.sheet import contact_sheet
@@ -139,7 +179,7 @@ def curate(
     config = configure(preset, sets)
     jobs = make_jobs(
         source, data_root, out, config,
-        splits=split, corpus=corpus, limit=limit, follow_links=follow_links, source_sets=source_sets,
+        splits=split, corpus=corpus, limit=limit, follow_links=follow_links, source_sets=source_sets, exclude=exclude,
     )  # fmt: skip
     engine = executor_for(config, executor, workers, deadline, in_flight)
     try:
@@ -149,19 +189,26 @@ def curate(
     sheet = out / "report" / f"{jobs[0].source}.png"
     samples = contact_sheet(out, sheet, source=jobs[0].source)
     show_run(out, runs)
+    dropped = quarantine.say(out, jobs)
+    if lost := unknown_keys(jobs):
+        print(f"warning: {lost}", file=sys.stderr)
     _where(out, [sheet] if samples else [])
     if not samples:
         raise typer.Exit(3)
+    dropped.judge(max_dropped, jobs[0].source)
 
 
 @app.command(epilog="Example: sparrow shards --data-root /data --out outputs/tsf")
 def shards(
     data_root: Annotated[Path, typer.Option("--data-root", help="Folder with one folder per source.")],
     out: Annotated[Path, typer.Option(help="Output folder.")],
-    preset: Annotated[str, typer.Option(help="Preset.")] = "lite",
+    preset: Preset = "lite",
     corpus: Corpus = "all",
     limit: Limit = None,
     workers: Workers = 2,
+    replan: Replan = False,
+    exclude: Exclude = None,
+    max_dropped: quarantine.MaxDropped = None,
 ) -> None:
     """Curate every source under a folder through the parent Prefect flow (DATA/hcstvg, DATA/lasot, ...)."""
     import atexit
@@ -179,7 +226,10 @@ def shards(
     from flows.curate import shards as flow  # Prefect reads its settings when it is imported
     from pipeline.presets import configure
 
-    flow(data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers)
+    flow(
+        data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers,
+        replan=replan, exclude=str(exclude) if exclude else None, max_dropped=max_dropped,
+    )  # fmt: skip
     _where(out, sorted((out / "report").glob("*.png")))
 
 
@@ -216,6 +266,8 @@ def verify(
         word = "deep" if deep else "fast"
         print(f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
               f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)")  # fmt: skip
+        if problems:
+            print(f"`sparrow repair {out}` makes again just what is damaged")
     if problems or not report.shards:
         raise typer.Exit(1)
     build_catalog(out)
@@ -228,11 +280,11 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Ask the manifests anything, in DuckDB's SQL."""
-    from flows.show import show_rows
+    from flows.show import show_json, show_rows
     from manifests.catalog import query as ask
 
     rows = ask(out, query)
-    print(json.dumps(rows, indent=2, default=str)) if as_json else show_rows(rows)
+    show_json(rows) if as_json else show_rows(rows)
 
 
 @app.command(epilog="Example: sparrow browse outputs/demo")
@@ -256,10 +308,10 @@ def ground(
     video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.", show_default=False)],
     phrases: Annotated[list[str], typer.Argument(help="What to find; each phrase on its own.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/ground"),
-    host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
+    host: Host = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: random weights, to see it run.")] = "full",
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
-    preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
+    preset: ModelPreset = "paper",
     prompt_frame: Annotated[list[int] | None, typer.Option(help="Prompt here (repeatable). Default: 0.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Only so many frames from the start.", min=1)] = None,
     answer: Annotated[Literal["generate", "force"], typer.Option(help="force the grounding tokens.")] = "generate",
@@ -294,10 +346,10 @@ def train(
     what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
     data: Annotated[Path, typer.Option(help="Curated output; proposer: or a folder of detection datasets.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
-    host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
+    host: Host = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
-    preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
+    preset: ModelPreset = "paper",
     start: Annotated[str, typer.Option("--from", help="Export to begin with; stage2: stage 1's.")] = "",
     steps: Annotated[int | None, typer.Option(help="Default: the release's.", min=1)] = None,
     frames: Annotated[int, typer.Option(help="Mask frames of a sample.", min=1)] = 8,
@@ -327,7 +379,7 @@ def train(
 def study(
     out: Annotated[Path, typer.Option(help="Output folder; a study that was stopped goes on.")] = Path("outputs/study"),
     scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="How large.")] = "cpu",
-    host: Annotated[str, typer.Option(help="videoglamm, glus or unipixel.")] = "videoglamm",
+    host: Host = "videoglamm",
     workers: Annotated[int, typer.Option(help="Models trained at once; on a CPU, cores.", min=1)] = 2,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the scale: seeds=3.")] = None,
 ) -> None:
@@ -346,78 +398,30 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")
 export.register(app)
-quarantine = typer.Typer(help="What was dropped, and why; and trying it again.", no_args_is_help=True)
-app.add_typer(quarantine, name="quarantine")
-
-
-@quarantine.command("list", epilog="Example: sparrow quarantine list outputs/demo --where \"source = 'a2d'\"")
-def quarantine_list(
-    out: Out,
-    where: Annotated[str, typer.Option(help="SQL condition over the quarantine table.")] = "true",
-    as_json: Json = False,
-) -> None:
-    """All dropped clips and referents with stage, reason and message."""
-    from flows.show import show_rows
-    from manifests.catalog import query as ask
-
-    rows = ask(out, f"SELECT source, split, clip_id, referent_id, stage, reason, message, retryable FROM quarantine "
-                    f"WHERE {where} ORDER BY source, split, clip_id, referent_id")  # fmt: skip
-    print(json.dumps(rows, indent=2)) if as_json else show_rows(rows, empty="nothing is in quarantine")
-
-
-@quarantine.command("show", epilog="Example: sparrow quarantine show outputs/demo hcstvg-train-…")
-def quarantine_show(
-    out: Out, item: Annotated[str, typer.Argument(help="A clip_id or referent_id, or the start of one.")]
-) -> None:
-    """Everything about one dropped item."""
-    from manifests.catalog import connect, rows_of
-
-    find = "SELECT * FROM quarantine WHERE starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)"
-    with connect(out) as connection:
-        rows = rows_of(connection, find, [item])
-    if not rows:
-        raise ValueError(f"{item!r} is not in quarantine; `sparrow quarantine list {out}` shows what is")
-    width = max(map(len, rows[0]))
-    for row in rows:
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
-
-
-@quarantine.command(
-    "retry", epilog="Example: sparrow quarantine retry outputs/demo --where \"reason = 'media_missing'\""
-)
-def quarantine_retry(
-    out: Out,
-    where: Annotated[str, typer.Option(help="Which rows; default: those that a second run may cure.")] = "retryable",
-    workers: Workers = 2,
-    executor: Executor = "ray",
-) -> None:
-    """Curate the shards of dropped items again, with the config they were made with."""
-    from flows import driver
-    from flows.executors import make_executor
-    from flows.progress import Bars
-    from flows.show import show_run
-
-    engine = make_executor(executor, workers)
-    try:
-        runs = driver.retry(out, where, engine, Bars())
-    finally:
-        engine.close()
-    if not runs:
-        print("nothing to retry: no quarantine row matches")
-        return
-    show_run(out, runs)
-    _where(out, [])
+app.add_typer(quarantine.app, name="quarantine")
+repair.register(app)
+reshard.register(app)
+report.register(app)
+stats.register(app)
 
 
 @app.command(epilog="Example: sparrow doctor")
-def doctor(as_json: Json = False) -> None:
-    """What this machine can do, what is missing, and the command that mends it."""
-    from flows.doctor import examine
-    from flows.show import show_doctor
+def doctor(
+    out: Annotated[Path, typer.Argument(help="Folder for output, whose disk is looked at.")] = Path("outputs"),
+    as_json: Json = False,
+) -> None:
+    """What this machine can do, what is missing, and the command that mends it. Exits 1 only if the basics fail."""
+    from dataclasses import asdict
 
-    checks = examine()
-    print(json.dumps(checks, indent=2)) if as_json else show_doctor(checks)
-    if any(check["state"] == "broken" for check in checks):
+    from flows.doctor import abilities, examine
+    from flows.show import show_doctor, show_json
+
+    checks = examine(out)
+    if as_json:
+        show_json({"lacks": abilities(checks), "checks": [asdict(check) for check in checks]})
+    else:
+        show_doctor(checks)
+    if any(check.state == "missing" for check in checks):
         raise typer.Exit(1)
 
 
@@ -439,8 +443,10 @@ def bench(
 
 def _where(out: Path, pictures: list[Path]) -> None:
     print(f'\nshards and manifests: {out}\nask them:             sparrow sql {out} "SELECT * FROM funnel"')
+    print(f"look at:              {out / 'report' / 'index.html'}")
     for picture in pictures:
-        print(f"look at:              {picture}")
+        print(f"                      {picture}")
+    print(f"or at single clips:   sparrow browse {out}")
 
 
 def main() -> None:
@@ -468,7 +474,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

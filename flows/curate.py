@@ -15,9 +15,10 @@ from prefect.logging import get_run_logger
 
 from flows import driver
 from flows.executors import Executor, executor_for, make_executor
-from flows.jobs import SOURCES, SourceName, forecast, make_jobs
+from flows.jobs import SOURCES, SourceName, forecast, make_jobs, unknown_keys
 from flows.progress import Quiet
 from manifests.catalog import query
+from manifests.quarantine import splits_of, tally
 from manifests.sheet import contact_sheet
 from manifests.verify import verify as verify_output
 from pipeline.plan import Job
@@ -55,7 +56,10 @@ class RunPage(Quiet):
 def plan_task(jobs: list[Job], replan: bool) -> list[dict]:
     """Save the plans (or find them saved) and say what they hold."""
     progress = RunPage()
-    return [forecast(job, driver.ensure_plan(job, progress, replan=replan)) for job in jobs]
+    planned = [forecast(job, driver.ensure_plan(job, progress, replan=replan)) for job in jobs]
+    if lost := unknown_keys(jobs):
+        progress.log.warning(lost)
+    return planned
 
 
 def _may_pass(_task: object, _run: object, state: Any) -> bool:
@@ -157,15 +161,29 @@ def curate(
     executor: ExecutorName = "ray",
     follow_links: bool = False,
     replan: bool = False,
+    exclude: str | None = None,
+    max_dropped: float | None = None,
 ) -> dict:
     """Curate one source: official layout under `data_root` -> shards and manifests under `out`.
 
     limit: at most so many clips per split (a deterministic sample). replan: replace shards of another config.
+    exclude: a file of referent or clip ids to leave out, one a line. max_dropped: the run fails, with all that was kept
+    committed, if more than this share of the clips is dropped.
     """
     jobs = make_jobs(
-        source, data_root, out, config, splits=splits, corpus=corpus, limit=limit, follow_links=follow_links
-    )
-    return _stages(jobs, source, Path(jobs[0].out), executor_for(config, executor, workers), replan)
+        source, data_root, out, config, splits=splits, corpus=corpus, limit=limit, follow_links=follow_links,
+        exclude=exclude,
+    )  # fmt: skip
+    done = _stages(jobs, source, Path(jobs[0].out), executor_for(config, executor, workers), replan)
+    _within_budget(Path(out), jobs, max_dropped)
+    return done
+
+
+def _within_budget(out: Path, jobs: list[Job], max_dropped: float | None) -> None:
+    """Say how many clips were dropped and why. OverBudget turns the run red."""
+    found = tally(out, [(job.source, job.split) for job in jobs])
+    get_run_logger().info("%s: %s", jobs[0].source, found)
+    found.judge(max_dropped, jobs[0].source)
 
 
 def _stages(jobs: list[Job], source: str, out: Path, executor: Executor, replan: bool) -> dict:
@@ -200,8 +218,14 @@ def shards(
     limit: int | None = None,
     workers: int = 2,
     executor: ExecutorName = "ray",
+    replan: bool = False,
+    exclude: str | None = None,
+    max_dropped: float | None = None,
 ) -> dict:
-    """All sources that have a folder under `data_root` (named as the sources are), one after the other on one Ray."""
+    """All sources that have a folder under `data_root` (named as the sources are), one after the other on one Ray.
+
+    max_dropped: as of `curate`, of each source; judged when all are done.
+    """
     found = [s for s in SOURCES if (Path(data_root) / s).is_dir()]
     if not found:
         raise ValueError(
@@ -211,10 +235,13 @@ def shards(
     engine = executor_for(config, executor, workers)
     try:
         engine.open()  # one Ray for all sources: the sub-flows join it
-        return {
+        done = {
             s: curate(source=s, data_root=f"{data_root}/{s}", out=out, config=config, corpus=corpus, limit=limit,
-                      workers=workers, executor=executor)
+                      workers=workers, executor=executor, replan=replan, exclude=exclude)
             for s in found
         }  # fmt: skip
     finally:
         engine.close()
+    for s in found:
+        tally(Path(out), splits_of(Path(out), s)).judge(max_dropped, s)
+    return done

@@ -23,7 +23,11 @@ from typing import Any
 
 from flows.executors import Executor, Outcome, Task
 from flows.progress import Progress
-from manifests.catalog import build_catalog, query
+from flows.report import after_run
+from flows.reshard import recut
+from manifests.catalog import build_catalog
+from manifests.quarantine import dropped, newly_dropped
+from manifests.reshard import finish, is_resharded
 from pipeline.curate import ClipResult
 from pipeline.fused import Fused
 from pipeline.plan import Counts, Job, ShardPlan, build_plan, plan_identity, read_plan, read_plan_header
@@ -64,6 +68,7 @@ class Run:
     shards_skipped: int = 0
     clips_done: int = 0
     clips_resumed: int = 0
+    committed: list[str] = field(default_factory=list)
 
 
 # --- the work, in whatever process it runs -------------------------------------------------------------------------
@@ -158,6 +163,9 @@ def _difference(saved: Job, job: Job) -> str:
     changed = [f"{k} {old['take'][k]} -> {v}" for k, v in new["take"].items() if old["take"][k] != v]
     changed += [f"shard {k} {old['config']['shard'][k]} -> {v}" for k, v in new["config"]["shard"].items()
                 if old["config"]["shard"][k] != v]  # fmt: skip
+    if old["exclude"] != new["exclude"]:
+        lists = [f"{len(x['keys'])} ids of {x['name']}" if x else "none" for x in (old["exclude"], new["exclude"])]
+        changed.append(f"exclude {lists[0]} -> {lists[1]}")
     return ", ".join(changed) or "the annotations have changed"
 
 
@@ -169,6 +177,7 @@ def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool
     with ExitStack() as stack:
         for job in jobs:
             stack.enter_context(locked(Path(job.out), job.name))
+            finish(Path(job.out), job.name)  # a reshard that was interrupted in the middle of its swap
         runs = {job.name: Run(job, ensure_plan(job, progress, replan=replan)) for job in jobs}
         for entry in runs.values():
             prepare(entry, replan)
@@ -179,6 +188,9 @@ def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool
             for out in sorted({job.out for job in jobs}):
                 build_catalog(Path(out))
                 tick(1)
+        for out in sorted({job.out for job in jobs}):
+            changed = replan or any(entry.shards_done for entry in runs.values() if entry.job.out == out)
+            after_run(Path(out), progress, changed=changed)
     return list(runs.values())
 
 
@@ -216,6 +228,7 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> No
                 if outcome.kind != "ok":
                     raise RuntimeError(f"{outcome.task.label}: {outcome.message}")
                 entry.shards_done += 1
+                entry.committed.append(shard.name)
                 commits(1, note=shard.name)
                 return []
             planned, path = item
@@ -237,8 +250,8 @@ def prepare(entry: Run, replan: bool) -> None:
     """Refuse to replace committed shards of another config unasked; then sweep what no plan wants."""
     job, out = entry.job, Path(entry.job.out)
     have = committed(out, job)
-    wanted = {shard.name: shard.hash for shard in read_plan(job, fused(job.config).stages.digest)}
-    other = [name for name, hash_ in have.items() if wanted.get(name) != hash_]
+    hashes = wanted(job)
+    other = [name for name, hash_ in have.items() if hashes.get(name) != hash_]
     if other and not replan:
         raise PlanConflict(
             f"{out} holds {len(other)} shards of {job.name} that were made with another config or code version. "
@@ -246,7 +259,12 @@ def prepare(entry: Run, replan: bool) -> None:
         )
     for name in other:
         withdraw(out, name)
-    sweep(out, job, {f"{name}-{hash_}" for name, hash_ in wanted.items()})
+    sweep(out, job, {f"{name}-{hash_}" for name, hash_ in hashes.items()})
+
+
+def wanted(job: Job) -> dict[str, str]:
+    """Names of the shards of the saved plan, each with the hash that it has with this config and code."""
+    return {shard.name: shard.hash for shard in read_plan(job, fused(job.config).stages.digest)}
 
 
 def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
@@ -266,14 +284,24 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
     """Withdraw the shards of the quarantine rows that match `where` (SQL), plan again and curate them.
 
     Planning again finds media that have appeared since; only the withdrawn shards, and those whose plan has changed,
-    are work.
+    are work. After a reshard the new plan is cut as the old one was.
     """
-    matching = query(out, f"SELECT DISTINCT shard, source, split FROM quarantine WHERE {where}")
-    plans = {f"{r['source']}-{r['split']}": out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching}
-    jobs = [read_plan_header(path)[0].model_copy(update={"out": str(out.resolve())}) for path in plans.values()]
+    matching = dropped(out, where, columns="DISTINCT shard, source, split")
+    plans = sorted({out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching})
     for row in matching:
         withdraw(out, row["shard"])
-    return run(jobs, executor, progress, replan=True) if jobs else []
+    runs = []
+    for again in (True, False):
+        chosen = [path for path in plans if again != is_resharded(path)]
+        jobs = [read_plan_header(path)[0].model_copy(update={"out": str(out.resolve())}) for path in chosen]
+        for job in () if again else jobs:
+            with locked(out, job.name):
+                recut(job)
+                hashes = wanted(job)
+                for name in [n for n, hash_ in committed(out, job).items() if hashes.get(n) != hash_]:
+                    withdraw(out, name)
+        runs += run(jobs, executor, progress, replan=again) if jobs else []
+    return runs
 
 
 def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
@@ -298,6 +326,7 @@ def record_run(entry: Run, executor: Executor) -> None:
         "clips_done": entry.clips_done, "clips_resumed": entry.clips_resumed, "config": job_record(job),
         "config_hash": job.config.digest(), "code_version": CODE_VERSION, "synthetic": job.synthetic,
         "versions": json.dumps({"python": platform.python_version()} | {p: version(p) for p in packages}),
+        "dropped": newly_dropped(Path(job.out), job.name, entry.committed),
     }  # fmt: skip
     path = part_path(Path(job.out), "runs", f"{job.name}-{run_id}")
     path.parent.mkdir(parents=True, exist_ok=True)

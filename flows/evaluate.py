@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flows import complete
+
 app = typer.Typer(help="Score a model on a benchmark; show runs in the paper's tables.", no_args_is_help=True)
 
 BENCHMARKS = {
@@ -36,10 +38,17 @@ def evaluate(
     context: typer.Context,
     data_root: Annotated[Path, typer.Option("--data-root", help="The benchmark's folder, official layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command again goes on.")],
-    host: Annotated[str, typer.Option(help="videoglamm, unipixel or glus.")] = "videoglamm",
+    host: Annotated[
+        str, typer.Option(help="videoglamm, unipixel or glus.", autocompletion=complete.names(*complete.HOSTS))
+    ] = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights, to see it run.")] = "full",
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
-    preset: Annotated[str, typer.Option(help="paper, release, or host: without SPARROW.")] = "paper",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="paper, release, or host: without SPARROW.", autocompletion=complete.names(*complete.MODEL_PRESETS)
+        ),
+    ] = "paper",
     split: Annotated[str | None, typer.Option(help="Default: the first that the benchmark has.")] = None,
     protocol: Annotated[str, typer.Option(help="host: as the host's release asks; paper: one template.")] = "host",
     answer: Annotated[Literal["generate", "force"], typer.Option(help="force the grounding tokens.")] = "generate",

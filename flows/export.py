@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from flows.complete import FORMATS, SOURCES, names
+
 Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -19,13 +21,18 @@ def register(app: typer.Typer) -> None:
 def export(
     out: Out,
     to: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export, which is replaced.")],
-    format: Annotated[str, typer.Option(help="sparrow, artemis or coco (docs/export.md).")] = "sparrow",
-    source: Annotated[list[str] | None, typer.Option(help="Only this source (repeatable).")] = None,
+    format: Annotated[
+        str,
+        typer.Option(help="sparrow, artemis, coco or fiftyone (docs/export.md).", autocompletion=names(*FORMATS)),
+    ] = "sparrow",
+    source: Annotated[
+        list[str] | None, typer.Option(help="Only this source (repeatable).", autocompletion=names(*SOURCES))
+    ] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split (repeatable).")] = None,
-    where: Annotated[str, typer.Option(help='SQL condition over `referents`, e.g. "mean_iou > 0.8".')] = "true",
+    where: Annotated[str, typer.Option(help='SQL condition over `referents`, e.g. "n_kept > 10".')] = "true",
     as_json: Json = False,
 ) -> None:
-    """Write curated samples in the layout of SPARROW's released loaders, as Artemis records, or as COCO video json."""
+    """Write curated samples for SPARROW's released loaders, as Artemis records, COCO video json, or for FiftyOne."""
     from flows.jobs import normal
     from flows.progress import Bars, Quiet
     from manifests.export import MARKER

@@ -4,11 +4,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
-from pipeline.corpora import PAPER_COUNTS, PAPER_TOTAL, Take, take
-from pipeline.plan import Counts, Job, configured_source, plan_items
+from pipeline.corpora import PAPER_COUNTS, PAPER_TOTAL, Expected, Take, take
+from pipeline.exclude import read_exclude
+from pipeline.plan import Counts, Job, configured_source, left_out, plan_items
 from pipeline.presets import CurateConfig
 from pipeline.presets import override as overridden
 from pipeline.sources.base import DataRoot
+from pipeline.sources.hints import explain
 from schemas.records import Media, Planned, Quarantined
 
 SECONDS_PER_FRAME = {"lite": 0.04}
@@ -39,9 +41,11 @@ def make_jobs(
     synthetic: bool = False,
     source_sets: list[str] | None = None,
     override: Take | None = None,
+    exclude: str | Path | None = None,
 ) -> list[Job]:
     """One job per split. limit: at most so many clips of each split, a deterministic sample. source_sets:
-    `field=value` overrides of the source's own config (its rules, spans, segments).
+    `field=value` overrides of the source's own config (its rules, spans, segments). exclude: a file of referent or clip
+    ids to leave out, after the limit.
 
     ValueError says what was expected under `data_root` and what is there, or which splits there are.
     """
@@ -53,31 +57,37 @@ def make_jobs(
     if source_sets:
         full = overridden(configured_source(name, wanted).config.model_dump(mode="json"), source_sets)
         wanted = wanted.model_copy(update={"source": full})
+    listed = read_exclude(Path(exclude)) if exclude is not None else None
     reader = configured_source(name, wanted)
     root = DataRoot(data_root, follow_links=follow_links)
     available = reader.available(root)
     if not available:
-        raise ValueError(_not_there(name, root, reader.expected))
+        raise ValueError(explain(reader, root))
     chosen = splits or (list(wanted.splits) if wanted.splits else available)
     unknown = [s for s in chosen if s not in available]
     if unknown and splits:
-        raise ValueError(f"{name} has no split {', '.join(unknown)} under {root.path}: it has {', '.join(available)}")
+        raise ValueError(explain(reader, root, unknown[0]))
     return [
         Job(
             source=name, split=split, data_root=str(root.path), out=str(Path(out).resolve()), config=config,
-            take=wanted, follow_links=follow_links, synthetic=synthetic,
+            take=wanted, exclude=listed, follow_links=follow_links, synthetic=synthetic,
         )
         for split in chosen
         if split in available
     ]  # fmt: skip
 
 
-def _not_there(name: str, root: DataRoot, expected: str) -> str:
-    if not root.path.is_dir():
-        return f"the data root {root.path} does not exist"
-    found = sorted(p.name for p in root.path.iterdir())
-    listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") or "nothing"
-    return f"no {name} annotations under {root.path}.\nfound: {listing}\nexpected:\n{expected.strip()}"
+def unknown_keys(jobs: list[Job]) -> str:
+    """What the exclude list names and the saved plans of one source do not have, in a sentence; empty if all is there.
+    Ids begin with their source: those of other sources are not looked for."""
+    listed = next((job.exclude for job in jobs if job.exclude), None)
+    if listed is None:
+        return ""
+    found = set[str]().union(*map(left_out, jobs))
+    others = tuple(f"{source}-" for source in SOURCES if source != jobs[0].source)
+    lost = [key for key in listed.keys if key not in found and not key.startswith(others)]
+    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    return f"{listed.name}: not in this plan of {jobs[0].source}: {', '.join(lost[:5])}{more}" if lost else ""
 
 
 def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
@@ -125,7 +135,8 @@ def beside_paper(rows: list[dict]) -> list[dict]:
     """Reached beside inferred counts, per source, and the sum beside the paper's totals."""
     lines = []
     for source in dict.fromkeys(row["source"] for row in rows):
-        mine, paper = [row for row in rows if row["source"] == source], PAPER_COUNTS[source]
+        mine = [row for row in rows if row["source"] == source]
+        paper = PAPER_COUNTS.get(source, Expected(clips=0, qa=0))
         counted = "videos" if source == "vid_sentence" else "clips"
         clips, qa = sum(row[counted] for row in mine), sum(row["qa"] for row in mine)
         lines.append({"source": source, "clips": clips, "paper_clips": paper.clips, "qa": qa, "paper_qa": paper.qa})

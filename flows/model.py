@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import complete
+
 if TYPE_CHECKING:
     from model.describe import Description
 
@@ -16,8 +18,19 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a config 
 
 @app.command(epilog="Example: sparrow model describe videoglamm")
 def describe(
-    host: Annotated[str, typer.Argument(help="videoglamm, unipixel or glus.", show_default=False)],
-    preset: Annotated[str, typer.Option(help="paper, or release: what the released code does.")] = "paper",
+    host: Annotated[
+        str,
+        typer.Argument(
+            help="videoglamm, unipixel or glus.", show_default=False, autocompletion=complete.names(*complete.HOSTS)
+        ),
+    ],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="paper, or release: what the released code does.",
+            autocompletion=complete.names(*complete.MODEL_PRESETS),
+        ),
+    ] = "paper",
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a config field: --set proposer.levels=3.")
     ] = None,

@@ -1,15 +1,22 @@
 """Tables for people: what a plan promises, what a run did, how an output stands."""
 
+import json
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.driver import Run, staged_clips
 from flows.jobs import beside_paper, totals
 from manifests.catalog import query
 from pipeline.plan import read_plan_header
 from pipeline.shards import committed
+
+if TYPE_CHECKING:
+    from flows.doctor import Check
 
 console = Console()
 if not console.is_terminal:
@@ -39,6 +46,19 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return str(value)
+
+
+def show_json(value: object) -> None:
+    """Print JSON and nothing else: NaN and infinities, which JSON does not know, as null; dates as text."""
+    print(json.dumps(_strict(value), indent=2, default=str, allow_nan=False))
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _strict(one) for key, one in value.items()}
+    return [_strict(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def show_rows(rows: list[dict], *, empty: str = "no rows") -> None:
@@ -157,10 +177,24 @@ def show_status(rows: list[dict]) -> None:
     table("Status", list(rows[0]), [list(row.values()) for row in rows])
 
 
-def show_doctor(checks: list[dict]) -> None:
-    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
-    table(
-        "Doctor",
-        ["", "what", "found", "to mend it"],
-        [[marks[c["state"]], c["what"], c["found"], c["fix"]] for c in checks],
-    )
+def show_doctor(checks: "list[Check]") -> None:
+    """What the machine can do, then every check; of those that failed, what it means and the command that mends it."""
+    from flows.doctor import ABILITIES, abilities
+
+    marks = {"ok": "[green]ok[/]", "optional": "[yellow]optional[/]", "missing": "[red]missing[/]"}
+    for section in dict.fromkeys(check.section for check in checks):
+        view = Table(title=section.capitalize(), title_justify="left", title_style="bold", box=None, pad_edge=False,
+                     show_header=False, padding=(0, 2, 0, 0))  # fmt: skip
+        for _ in range(3):
+            view.add_column(overflow="fold")
+        for check in (c for c in checks if c.section == section):
+            view.add_row(marks[check.state], check.what, Text(check.found))
+            if check.state != "ok":
+                view.add_row("", "", Text(f"{check.means}\nto mend it: {check.fix}", style="dim"))
+        console.print()
+        console.print(view)
+    console.print()
+    for name, lacks in abilities(checks).items():
+        few = ", ".join(lacks[:4]) + (f" and {len(lacks) - 4} more" if lacks[4:] else "")
+        state = Text(f"needs {few}", style="yellow") if lacks else Text("works", style="green")
+        console.print(Text.assemble((f"{name:<9}", "bold"), state, f"\n{'':9}{ABILITIES[name]}"))

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import complete
+
 if TYPE_CHECKING:
     from pipeline.weights import Checked, WeightFile
 
 app = typer.Typer(help="The full preset's weight files: list, check, fetch, convert.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Names from `sparrow weights list`. Default: what is needed.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names from `sparrow weights list`. Default: what is needed.", autocompletion=complete.weights),
+]
 
 
 @app.command("list", epilog="Example: sparrow weights list")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from manifests.catalog import connect, rows_of
-from schemas.tables import TABLES, schema
+from schemas.tables import TABLES, VOLATILE, schema
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -30,6 +30,15 @@ PICTURES = {
 }
 """Whether media and crops may be passed on, by source: what its licence says, or, where none is stated, the careful
 reading. No legal advice."""
+CITATION = """\
+@inproceedings{alansari2026sparrow,
+    title={SPARROW: Learning Spatial Precision and Temporal Referential Consistency in Pixel-Grounded Video MLLMS},
+    author={Alansari, Mohamad and Suryanto, Naufal and Velayudhan, Divya and Javed, Sajid and Werghi, Naoufel and \
+Naseer, Muzammal},
+    booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+    year={2026}
+}"""
+"""As on the paper's project page."""
 UNKNOWN = "**no**: nothing is known about its terms"
 
 KEYS = {"clips": "clip_id", "referents": "referent_id", "qa": "qa_id", "shards": "shard", "runs": "run_id"}
@@ -44,12 +53,13 @@ _TYPES = (
 
 _TERMS = (
     "citeAs column conformsTo dataBiases dataCollection extract field fileProperty fileObject fileSet format includes "
-    "isLiveDataset jsonPath key md5 parentField path personalSensitiveInformation recordSet references regex repeated "
-    "replace separator source subField transform"
+    "equivalentProperty isLiveDataset jsonPath key md5 parentField path personalSensitiveInformation recordSet "
+    "references regex repeated replace samplingRate separator source subField transform"
 )
 CONTEXT: dict[str, Any] = {
     "@language": "en", "@vocab": "https://schema.org/", "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/", "dct": "http://purl.org/dc/terms/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     **{term: f"cr:{term}" for term in _TERMS.split()},
     "conformsTo": "dct:conformsTo",
     "data": {"@id": "cr:data", "@type": "@json"},
@@ -98,7 +108,7 @@ def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], p
     rows = rows_of(catalogue, _COUNTS)
     n = sum(row["referents"] or 0 for row in rows)
     synthetic = rows_of(catalogue, "SELECT coalesce(bool_or(synthetic), false) AS made FROM runs")[0]["made"]
-    splits = [row["split"] for row in rows_of(catalogue, "SELECT DISTINCT split FROM shards ORDER BY 1")]
+    members = [row["name"] for row in rows_of(catalogue, "SELECT DISTINCT name FROM members ORDER BY 1")]
     made = rows_of(
         catalogue,
         "SELECT preset, detector, tracker, segmenter, encoder, count(*) AS samples FROM referents GROUP BY ALL "
@@ -106,7 +116,7 @@ def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], p
     )
     return "\n\n".join(
         [
-            _front(n, splits, synthetic),
+            _front(n, _splits(catalogue), synthetic),
             OURS,
             "# Target-Specific Features for pixel-grounded video MLLMs",
             "Referring expressions about one target in a short clip, each with a track, masks, question-answer pairs, "
@@ -131,17 +141,18 @@ def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], p
                 ["source", "licence", "pictures: media and crops"],
                 [[r["source"], _cell(r["licence"]), PICTURES.get(r["source"], UNKNOWN)] for r in rows],
             ),
-            _LOADING.format(**rows_of(catalogue, _EXAMPLE)[0]),
+            _LOADING.format(**rows_of(catalogue, _EXAMPLE)[0], features=_features(members)),
+            f"## Citation\n\nThe method, and the sources each on their own terms:\n\n```bibtex\n{CITATION}\n```\n",
         ]
     )
 
 
-def _front(samples: int, splits: list[str], synthetic: bool) -> str:
-    """YAML that the hub reads. Splits are told apart, or all would be loaded as training data."""
-    places = {"samples": "*/{split}/shards/*.tar"}
-    places |= {
-        table: f"manifests/{table}/*-{{split}}-*.parquet" for table in TABLES if table not in ("timings", "runs")
-    }
+def _front(samples: int, splits: dict[str, list[str]], synthetic: bool) -> str:
+    """YAML that the hub and `datasets` read. splits: of each table, those with rows; nothing else can be loaded.
+
+    Splits are told apart, or all would be loaded as training data. Tables only: one reader reads all configs of a
+    dataset, so tars among them would break the tables. batch_size: or a part without rows would stop the reader.
+    """
     size = next((name for limit, name in _SIZES if samples < limit), "n>1M")
     lines = [
         "---",
@@ -154,10 +165,32 @@ def _front(samples: int, splits: list[str], synthetic: bool) -> str:
         f"size_categories: [{size}]",
         "configs:",
     ]
-    for name, place in places.items():
-        lines += [f"- config_name: {name}", "  data_files:"]
-        lines += [f'  - {{split: {split}, path: "{place.format(split=split)}"}}' for split in splits]
+    for table, names in splits.items():
+        lines += [f"- config_name: {table}", "  batch_size: 8192", "  data_files:"]
+        lines += [f'  - {{split: {split}, path: "manifests/{table}/*-{split}-*.parquet"}}' for split in names]
     return "\n".join([*lines, "---"])
+
+
+def _splits(catalogue: "DuckDBPyConnection") -> dict[str, list[str]]:
+    """Splits of each table that have rows. The first table is the one that is shown first."""
+    count = "SELECT DISTINCT split FROM shards WHERE shard IN (SELECT shard FROM {table}) ORDER BY 1"
+    tables = ("referents", *(table for table in TABLES if table not in ("referents", *VOLATILE)))
+    found = {t: [row["split"] for row in rows_of(catalogue, count.format(table=t))] for t in tables}
+    return {table: splits for table, splits in found.items() if splits}
+
+
+def _features(names: list[str]) -> str:
+    """Features of a sample, as code for `datasets`, from the names of its members.
+
+    Stated, because inferring them from the first samples fails (records of track.npy have no Arrow type) or loses data
+    (masks.json has a key per frame). Videos are bytes: decoding them would ask for torchcodec. Left out: track.npy,
+    whose rows are those of the table `tracks`.
+    """
+    kinds = {"json": "Json()", "jpg": "Image()", "mp4": 'Value("binary")', "tar": 'Value("binary")'}
+    arrays = {"tsf.npy": 'List(List(Value("float16")))', "tsf_patches.npy": 'List(List(List(Value("float16"))))'}
+    words = {name: arrays.get(name) or kinds[name.rsplit(".", 1)[-1]] for name in names if name != "track.npy"}
+    words |= {"__key__": 'Value("string")', "__url__": 'Value("string")'}
+    return "\n".join(f"    {json.dumps(name)}: {word}," for name, word in words.items())
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -199,11 +232,17 @@ for sample in webdataset.WebDataset("{shard}", shardshuffle=False):
 ```
 
 ```python
-from datasets import load_dataset  # a table; the tars
+from datasets import Features, Image, Json, List, Value, load_dataset  # 5 or newer
 
-load_dataset("parquet", data_files={{"{split}": "manifests/referents/*-{split}-*.parquet"}})
-load_dataset("webdataset", data_files={{"{split}": "*/{split}/shards/*.tar"}})
+files = {{"{split}": "manifests/referents/*-{split}-*.parquet"}}
+load_dataset("parquet", data_files=files, batch_size=8192)  # any table; some parts may have no rows
+features = Features({{  # left to guess them, it fails
+{features}
+}})
+load_dataset("webdataset", data_files={{"{split}": "*/{split}/shards/*.tar"}}, features=features)
 ```
+
+`load_dataset(FOLDER, "referents")` takes a table of all splits; FOLDER is the whole path, or the name on the hub.
 
 ```sql
 -- duckdb -init catalog.sql, in this folder
@@ -211,8 +250,7 @@ SELECT source, count(*), avg(mean_iou) FROM referents GROUP BY source;
 SELECT caption, tar, "offset", size FROM samples WHERE member = 'mp4' LIMIT 3;  -- one range read leads to a clip
 ```
 
-Only what a row of `manifests/shards` names is committed. `croissant.json` describes the same files for programs.
-"""
+Only what a row of `manifests/shards` names is committed. `croissant.json` describes the same files for programs."""
 
 # --- croissant.json -------------------------------------------------------------------------------------------------
 
@@ -246,6 +284,7 @@ def croissant(catalogue: "DuckDBPyConnection", out: Path, url: str = "") -> str:
         "description": "Referring expressions about one target in a short clip, each with a track, masks, "
         "question-answer pairs, and four representatives of its appearance (Target-Specific Features).",
         "license": [row["text"] for row in licences if row["text"]],
+        "citeAs": CITATION,
         **({"url": url} if url else {}),
         **({"version": version} if re.fullmatch(r"\d+\.\d+\.\d+", version) else {}),
         **({"datePublished": ended} if ended else {}),

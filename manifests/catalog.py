@@ -15,6 +15,55 @@ if TYPE_CHECKING:
     # DuckDB then complains of leaks, a screen long.
     from duckdb import DuckDBPyConnection
 
+WORDS = r"regexp_extract_all(lower({}), '[\pL\pN]+(?:[''’-][\pL\pN]+)*')"
+"""SQL for the words of a text: runs of letters and digits, with what apostrophes and hyphens join."""
+
+SHAPES = """
+        SELECT referent_id, avg(area) AS area, avg(step) FILTER (WHERE follows) AS motion
+        FROM (
+            SELECT t.referent_id, (x2 - x1) * (y2 - y1) / (c.width * c.height) AS area,
+                   t.frame = lag(t.frame) OVER track + 1 AS follows,
+                   sqrt(power(x1 + x2 - lag(x1 + x2) OVER track, 2) + power(y1 + y2 - lag(y1 + y2) OVER track, 2)) / 2
+                   / lag(sqrt(greatest((x2 - x1) * (y2 - y1), 1))) OVER track AS step
+            FROM tracks t JOIN clips c USING (clip_id) WHERE t.kept AND x1 IS NOT NULL AND {}
+            WINDOW track AS (PARTITION BY t.referent_id ORDER BY t.frame))
+        GROUP BY referent_id"""
+"""SQL for how large targets are (share of the picture) and how they move (way of the box's centre from one frame to the
+next, in square roots of the box's area), over kept frames; {} is a condition on `t.referent_id`."""
+
+MEASURES = f"""
+        SELECT r.referent_id, r.clip_id, r.source, r.split, r.video_id, r.caption,
+               len({WORDS.format("r.caption")}) AS words, r.n_frames,
+               r.n_frames * c.step / c.fps AS seconds, r.n_boxes, r.n_kept / r.n_frames AS kept_share,
+               1 - least(r.n_visible, r.n_known) / nullif(r.n_known, 0) AS occlusion, r.mean_iou, s.area, s.motion
+        FROM referents r LEFT JOIN clips c USING (clip_id) LEFT JOIN {{}} s USING (referent_id)"""
+"""SQL for a row of numbers per referent; {} is where `SHAPES` are. `occlusion`: of the frames that the annotation
+knows, those where it has no target: hidden or out of view."""
+
+STATISTICS = f"""
+        WITH s AS (SELECT DISTINCT source FROM shards UNION ALL SELECT 'all'),
+        m AS (
+            SELECT coalesce(source, 'all') AS source, count(DISTINCT source || ' ' || video_id) AS videos,
+                   count(DISTINCT clip_id) AS clips, count(*) AS referents, avg(words) AS words,
+                   avg(n_frames) AS clip_frames, avg(n_boxes) AS track_length, avg(area) AS area, avg(motion) AS motion,
+                   avg(occlusion) AS occlusion, avg(mean_iou) AS iou,
+                   sum(kept_share * n_frames) / sum(n_frames) AS kept_share
+            FROM {{}} GROUP BY GROUPING SETS ((source), ())),
+        v AS (
+            SELECT coalesce(source, 'all') AS source, count(DISTINCT word) AS vocabulary
+            FROM (SELECT source, unnest({WORDS.format("caption")}) AS word FROM referents)
+            GROUP BY GROUPING SETS ((source), ())),
+        q AS (SELECT coalesce(source, 'all') AS source, count(*) AS qa FROM qa GROUP BY GROUPING SETS ((source), ())),
+        d AS (SELECT coalesce(source, 'all') AS source, count(*) AS quarantined FROM quarantine
+              GROUP BY GROUPING SETS ((source), ()))
+        SELECT source, coalesce(videos, 0) AS videos, coalesce(clips, 0) AS clips, coalesce(referents, 0) AS referents,
+               coalesce(qa, 0) AS qa, words, coalesce(vocabulary, 0) AS vocabulary,
+               m.* EXCLUDE (source, videos, clips, referents, words), coalesce(quarantined, 0) AS quarantined
+        FROM s LEFT JOIN m USING (source) LEFT JOIN v USING (source) LEFT JOIN q USING (source)
+        LEFT JOIN d USING (source) ORDER BY source = 'all', source"""
+"""SQL for a row of statistics per source, and one of all; {} is where `MEASURES` are. A clip or a video counts if it
+has a sample; a source of which everything was dropped has a row too."""
+
 ANSWERS = {
     "samples": """
         SELECT r.source, r.split, r.referent_id, r.caption, m.name AS member, s.path AS tar, m."offset", m.size
@@ -42,6 +91,18 @@ ANSWERS = {
     "events": """
         SELECT split_part(shard, '-', 1) AS source, stage AS event, note, count(DISTINCT clip_id) AS clips
         FROM timings WHERE note <> '' GROUP BY ALL ORDER BY ALL""",
+    "shapes": SHAPES.format("true"),
+    "measures": MEASURES.format("shapes"),
+    "statistics": STATISTICS.format("measures"),
+    "words": f"""
+        SELECT source, word, count(*) AS uses
+        FROM (SELECT source, unnest({WORDS.format("caption")}) AS word FROM referents) GROUP BY ALL""",
+    "expressions": f"""
+        SELECT array_to_string({WORDS.format("caption")}, ' ') AS expression, count(*) AS referents,
+               list_sort(list(DISTINCT source)) AS sources FROM referents GROUP BY expression""",
+    "videos": """
+        SELECT video_id, list_sort(list(DISTINCT source || '-' || split)) AS splits, count(DISTINCT clip_id) AS clips,
+               count(*) AS referents FROM referents GROUP BY video_id""",
 }
 
 

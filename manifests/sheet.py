@@ -111,11 +111,11 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[
     draw.text((GAP + 2, top), f"“{caption}”", INK, _font(16))
     draw.text((GAP + 2, top + 20), "   ·   ".join(facts), FAINT, _font(12))
     chosen = {t["frame"] for t in json.loads(members["json"])["tsf"]}
-    shown = _times(track, frames)
-    pictures = _decode(members, shown)
+    shown = shown_frames(track, frames)
+    pictures = decode_shown(members, shown)
     y = top + TEXT
     for i, t in enumerate(shown):
-        tile = _tile(pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen)
+        tile = draw_tile(pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen)
         sheet.paste(tile, (GAP + i * (FRAME[0] + GAP), y))
     x = GAP + frames * (FRAME[0] + GAP)
     for rank in range(4):
@@ -127,14 +127,14 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[
             sheet.paste(tile, (x + rank * (CROP + GAP), y))
 
 
-def _times(track: NDArray, n: int) -> list[int]:
+def shown_frames(track: NDArray, n: int) -> list[int]:
     """n frames spread over the span in which the target has a box."""
     there = np.flatnonzero(np.isfinite(track["x1"]))
     first, last = (there[0], there[-1]) if there.size else (0, len(track) - 1)
     return [round(float(t)) for t in np.linspace(first, last, n)]
 
 
-def _decode(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[np.uint8]]:
+def decode_shown(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[np.uint8]]:
     """The wanted frames from the sample's own media; empty where the sample has none."""
     pictures: dict[int, NDArray[np.uint8]] = {}
     if "mp4" in members:
@@ -153,7 +153,7 @@ def _decode(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[n
     return pictures
 
 
-def _tile(
+def draw_tile(
     picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, origin: str, t: int, chosen: bool
 ) -> Image.Image:
     """One frame with its mask tinted, its outline, its box, and the frame number."""

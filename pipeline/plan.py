@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpora import Take
+from pipeline.exclude import Exclude, leaving_out
 from pipeline.presets import CurateConfig
 from pipeline.sources.base import DataRoot, Source, SourceConfig, load_source
 from schemas import SCHEMA_VERSION
@@ -41,6 +42,7 @@ class Job(Config):
     out: str
     config: CurateConfig
     take: Take = Take()
+    exclude: Exclude | None = None
     follow_links: bool = False
     synthetic: bool = False
 
@@ -98,7 +100,14 @@ class ShardPlan:
 
 
 def plan_items(job: Job) -> Iterator[Planned | Rejected]:
-    """The source's plan for the job's split, after the caps (which take a second pass over the annotations)."""
+    """The source's plan for the job's split, after the caps and without what the exclude list names."""
+    parts = leaving_out(job.exclude)
+    for item in _capped(job):
+        yield from parts(item)
+
+
+def _capped(job: Job) -> Iterator[Planned | Rejected]:
+    """The source's plan after the caps (which take a second pass over the annotations)."""
     source, root, take = job.load(), job.root, job.take
     seen: set[bytes] = set()
     chosen = _choose(source, root, job.split, take)
@@ -169,25 +178,27 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = pq.ParquetWriter(temporary, _SCHEMA, compression="zstd")
     try:
-        for n, item in enumerate(plan_items(job)):
-            if isinstance(item, Planned):
-                size = estimate_bytes(item.clip, len(item.referents), job.config)
-                if held and (held + len(item.referents) > limit.max_referents or held_bytes + size > limit.max_bytes):
+        parts = leaving_out(job.exclude)
+        for n, whole in enumerate(_capped(job)):
+            if isinstance(whole, Planned):  # shards close as if nothing were excluded: the others stay as they are
+                size = estimate_bytes(whole.clip, len(whole.referents), job.config)
+                if held and (held + len(whole.referents) > limit.max_referents or held_bytes + size > limit.max_bytes):
                     shard, held, held_bytes = shard + 1, 0, 0
-                held, held_bytes = held + len(item.referents), held_bytes + size
-                videos.add(hashlib.sha256(item.clip.video_id.encode()).digest()[:12])
-                totals["clips"] += 1
-                totals["referents"] += len(item.referents)
-                totals["frames"] += len(item.clip)
-                totals["bytes"] += size
-            else:
-                totals["rejected"] += 1
-            if writer:
-                kind = "clip" if isinstance(item, Planned) else "rejected"
-                rows.append({"shard": shard, "kind": kind, "record": canonical_json(asdict(item))})
-                if len(rows) >= 2048:
-                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-                    rows.clear()
+                held, held_bytes = held + len(whole.referents), held_bytes + size
+            for item in parts(whole):
+                if isinstance(item, Planned):
+                    videos.add(hashlib.sha256(item.clip.video_id.encode()).digest()[:12])
+                    totals["clips"] += 1
+                    totals["referents"] += len(item.referents)
+                    totals["frames"] += len(item.clip)
+                    totals["bytes"] += estimate_bytes(item.clip, len(item.referents), job.config)
+                else:
+                    totals["rejected"] += 1
+                if writer:
+                    rows.append({"shard": shard, **_record(item)})
+            if writer and len(rows) >= 2048:
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+                rows.clear()
             if tick and n % 64 == 0:
                 tick(n)
         totals["shards"] = shard + 1 if totals["clips"] or totals["rejected"] else 0
@@ -211,16 +222,18 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
 
 
 def plan_identity(job: Job) -> str:
-    """Changes when the plan's rows would: with annotation files (size, mtime), the source's config, caps and limits."""
+    """Changes when the plan's rows would: with annotation files (size, mtime), the source's config, caps, limits and
+    the exclude list."""
     source: Source = job.load()
     files = []
     for relative in source.annotation_files(job.root, job.split):
         stat = job.root.file(relative).stat()
         files.append([relative, stat.st_size, stat.st_mtime_ns])
     config: SourceConfig = source.config
-    return digest(
-        [SCHEMA_VERSION, config.digest(), job.take.digest(), job.config.shard.digest(), job.config.media.media, files]
-    )
+    limit, media = job.config.shard.digest(), job.config.media.media
+    decides = [SCHEMA_VERSION, config.digest(), job.take.digest(), limit, media, files]
+    # Without a list the identity is that of plans from before there were lists.
+    return digest([*decides, job.exclude.digest()] if job.exclude else decides)
 
 
 def read_plan_header(path: Path) -> tuple[Job, str, Counts]:
@@ -239,6 +252,20 @@ def read_plan(job: Job, stages_digest: str) -> Iterator[ShardPlan]:
             records = [(row["kind"], row["record"]) for row in group]
             items = tuple(_item(kind, record) for kind, record in records)
             yield ShardPlan(f"{job.name}-{index:06d}", index, digest([base, records]), items)
+
+
+def left_out(job: Job) -> set[str]:
+    """The ids, of referents and of their clips, that the saved plan left out because of the exclude list."""
+    table = pq.read_table(job.plan_path, columns=["record"], filters=[("kind", "==", "rejected")])
+    rows = [row for row in map(json.loads, table["record"].to_pylist()) if row["reason"] == Reason.EXCLUDED]
+    return {row["item"] for row in rows} | {row["referent_id"] for row in rows}
+
+
+def _record(item: Planned | Rejected) -> dict[str, str]:
+    fields = asdict(item)
+    if isinstance(item, Rejected) and item.referent_id is None:
+        del fields["referent_id"]  # the hash of a shard counts these bytes
+    return {"kind": "clip" if isinstance(item, Planned) else "rejected", "record": canonical_json(fields)}
 
 
 def _item(kind: str, record: str) -> Planned | Rejected:

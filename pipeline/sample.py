@@ -1,7 +1,9 @@
 """Sample: what one referent becomes. Members of a shard, rows of the manifests, and the rows of what was dropped."""
 
+import hashlib
 import io
 import tarfile
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -237,7 +239,10 @@ def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
 
 
 def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: str | None, attempt: int = 1) -> dict:
-    """The row of `manifests/quarantine` for an exception; `where` is the line of code of an unexpected one."""
+    """The row of `manifests/quarantine` for an exception; `where` is the line of code of an unexpected one.
+
+    Nothing of today is in it: when an item was first and last dropped is in `runs.dropped` (`manifests.quarantine`).
+    """
     known = error if isinstance(error, Quarantined) else None
     reason = known.reason if known else Reason.STAGE_ERROR
     trace = error.__traceback__
@@ -250,14 +255,30 @@ def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: st
         "reason": str(reason), "error_class": type(error).__name__,
         "message": job.root.words(known.message if known else f"{type(error).__name__}: {error}")[:2000],
         "where": "" if known or trace is None else f"{module}:{trace.tb_lineno}",
+        "traceback_hash": traceback_hash(error),
         "attempt": attempt, "retryable": reason in RETRYABLE,
     }  # fmt: skip
+
+
+def traceback_hash(error: BaseException) -> str:
+    """Equal for failures that took the same way through the code: of the error's class and, from its line outwards,
+    each distinct `module:function:line`. Empty for an error that was never raised.
+
+    Distinct: an error that a model raised for many waiting threads carries the way of each of them.
+    """
+    frames = [
+        f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_name}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    words = [type(error).__name__, *dict.fromkeys(reversed(frames))]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16] if frames else ""
 
 
 def rejected_row(rejected: Rejected) -> dict:
     """The quarantine row of what the plan could not read."""
     return {
-        "source": rejected.source, "split": rejected.split, "clip_id": rejected.item, "referent_id": None,
-        "stage": "plan", "reason": str(rejected.reason), "error_class": "", "message": rejected.message,
-        "where": rejected.where, "attempt": 1, "retryable": rejected.reason in RETRYABLE,
+        "source": rejected.source, "split": rejected.split, "clip_id": rejected.item,
+        "referent_id": rejected.referent_id, "stage": "plan",
+        "reason": str(rejected.reason), "error_class": "", "message": rejected.message,
+        "where": rejected.where, "traceback_hash": "", "attempt": 1, "retryable": rejected.reason in RETRYABLE,
     }  # fmt: skip

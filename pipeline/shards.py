@@ -120,6 +120,8 @@ def commit_shard(job: Job, shard: ShardPlan, dim: int) -> dict:
     for table in (*SHARD_TABLES, "shards"):
         for entry in rows[table]:
             entry["shard"] = shard.name
+        if table == "shards":  # written last: it vouches for the others
+            row["parts_sha256"] = tables.digests({t: stage / f"{t}.parquet" for t in SHARD_TABLES})
         part = stage / f"{table}.parquet"
         tables.write(part, table, rows[table], dim=dim)
         final[part] = part_path(out, table, shard.name)

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     MALFORMED_ROW = "malformed_row"  # an annotation row that cannot be read
     DUPLICATE = "duplicate"  # an id that the same annotation has used already
     KNOWN_BAD = "known_bad"  # listed by the dataset's maintainers or users as wrong
+    EXCLUDED = "excluded"  # on the list of `--exclude`
     MEDIA_MISSING = "media_missing"
     MEDIA_UNREADABLE = "media_unreadable"
     FRAME_MISMATCH = "frame_mismatch"  # decoded frames and annotation do not line up
@@ -135,7 +136,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What a source could not plan: one quarantine row. `where` is a file and line, or whatever finds the row again."""
+    """What a source could not plan: one quarantine row. `where` is a file and line, or whatever finds the row again.
+
+    referent_id: of a referent that could be planned, and is left out on purpose; `item` is then its clip.
+    """
 
     source: str
     split: str
@@ -143,6 +147,7 @@ class Rejected:
     reason: Reason
     message: str
     where: str = ""
+    referent_id: str | None = None
 
 
 @dataclass(slots=True)

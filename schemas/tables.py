@@ -5,7 +5,10 @@ is four float columns (`x1 y1 x2 y2`, `schemas.geometry`); NULL where there is n
 SCHEMA_VERSION.
 """
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "code_version": _WORD,
         "preset": _WORD,
         "schema_version": _I,
+        "parts_sha256": _S,
     },
     "members": {"key": _S, "referent_id": _S, "name": _WORD, "offset": _L, "size": _L, "sha256": _S},
     "quarantine": {
@@ -161,6 +165,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "error_class": _WORD,
         "message": _S,
         "where": _S,
+        "traceback_hash": _S,
         "attempt": _I,
         "retryable": _B,
     },
@@ -184,10 +189,13 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "versions": _S,
         "code_version": _S,
         "synthetic": _B,
+        "dropped": pa.list_(pa.field("element", _S)),
     },
 }
 TABLES = (*_COLUMNS, "tsf_features")
 """Every table, each a folder of `manifests/`."""
+VOLATILE = ("timings", "runs")
+"""Tables that tell of one run, when it was and how long it took. Equal runs give equal bytes of all others."""
 
 ROW_GROUP = {"tsf_features": 8192}
 """Rows per group; wide rows get small groups. The rest: DuckDB's own unit of parallel work."""
@@ -234,10 +242,14 @@ def _null(value: object) -> object:
 
 def write(path: Path, table: str, rows: list[dict], *, dim: int | None = None) -> None:
     """One part file: zstd, dictionary-coded strings, row groups sized for scans. Same rows, same bytes."""
-    pq.write_table(
-        to_table(table, rows, dim=dim),
-        path,
-        compression="zstd",
-        row_group_size=ROW_GROUP.get(table, _ROW_GROUP),
-        write_page_index=True,
-    )
+    data = to_table(table, rows, dim=dim)
+    with pq.ParquetWriter(path, data.schema, compression="zstd", write_page_index=True) as writer:
+        if rows:  # others' readers stop at a row group without rows
+            writer.write_table(data, row_group_size=ROW_GROUP.get(table, _ROW_GROUP))
+
+
+def digests(parts: Mapping[str, Path]) -> str:
+    """What `shards.parts_sha256` holds of a shard's parts (table -> file): JSON, table -> sha256. Volatile and its own
+    table are left out."""
+    names = [table for table in TABLES if table not in (*VOLATILE, "shards")]
+    return json.dumps({table: hashlib.sha256(parts[table].read_bytes()).hexdigest() for table in names})

@@ -5,14 +5,16 @@ from collections import Counter
 LENGTH_BINS = 20
 
 
-def iou_histogram(rows: list[dict]) -> list[dict]:
-    """Ten bins of 0.1 over all sources, of the view `iou_histogram`."""
+def iou_histogram(rows: list[dict], *, links: bool = False) -> list[dict]:
+    """Ten bins of 0.1; rows have `iou_from` and `n`. links: to the samples between the two limits."""
     counts: Counter[int] = Counter()
     for row in rows:
-        counts[round(row["iou_from"] * 10)] += row["frames"]
+        counts[round(row["iou_from"] * 10)] += row["n"]
     if not counts:
         return []
-    return bars([(f"{i / 10:.1f} to {(i + 1) / 10:.1f}", counts[i]) for i in range(10)])
+    limits = [(f"{i / 10:.1f}", f"{(i + 1) / 10:.1f}") for i in range(10)]
+    asked = [f"min_iou={low}&max_iou={high}" if links else "" for low, high in limits]
+    return bars([(f"{low} to {high}", counts[i], asked[i]) for i, (low, high) in enumerate(limits)])
 
 
 def length_histogram(lengths: list[dict]) -> list[dict]:
@@ -24,17 +26,20 @@ def length_histogram(lengths: list[dict]) -> list[dict]:
     counts: Counter[int] = Counter()
     for row in lengths:
         counts[(row["n_frames"] - 1) // width] += row["n"]
-    return bars([(f"{i * width + 1} to {(i + 1) * width} frames", counts[i]) for i in range(max(counts) + 1)])
+    limits = [(i * width + 1, (i + 1) * width) for i in range(max(counts) + 1)]
+    words = [f"{low} to {high} frames" if low < high else f"{low} frame{'s' * (low > 1)}" for low, high in limits]
+    links = [f"min_frames={low}&max_frames={high}" for low, high in limits]
+    return bars([(words[i], counts[i], links[i]) for i in range(len(limits))])
 
 
-def bars(counts: list[tuple[str, int]]) -> list[dict]:
-    """Bars in a box of 100 x 100: label, n, x, y, width, height."""
-    most = max(n for _, n in counts) or 1
+def bars(counts: list[tuple[str, int, str]]) -> list[dict]:
+    """Bars in a box of 100 x 100: label, n, link (a query of the gallery), x, y, width, height."""
+    most = max(n for _, n, _ in counts) or 1
     step = 100 / len(counts)
     return [
-        {"label": label, "n": n, "x": round(i * step, 3), "width": round(step * 0.9, 3),
+        {"label": label, "n": n, "link": link, "x": round(i * step, 3), "width": round(step * 0.9, 3),
          "y": round(100 - 100 * n / most, 3), "height": round(100 * n / most, 3)}
-        for i, (label, n) in enumerate(counts)
+        for i, (label, n, link) in enumerate(counts)
     ]  # fmt: skip
 
 

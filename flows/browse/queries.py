@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import duckdb
-import pyarrow.parquet as pq
 
 from manifests.catalog import connect, rows_of
 from pipeline.sources.base import DataRoot
@@ -27,12 +26,14 @@ STALE = 5.0
 
 TABLES = {
     "samples": """SELECT r.*, r.n_kept / nullif(r.n_frames, 0) AS kept_share,
-                  c.* EXCLUDE (clip_id, source, split, video_id, n_frames, preset, shard)
+                  c.* EXCLUDE (clip_id, source, split, video_id, n_frames, preset, shard),
+                  lower(concat_ws(' ', r.caption, r.referent_id, r.clip_id)) AS search_text
                   FROM referents r LEFT JOIN clips c USING (clip_id, shard) ORDER BY r.referent_id""",
     "places": """SELECT m.referent_id, m.key, m.name, m."offset", m.size, m.shard, s.path AS tar, s.sha256
                  FROM members m JOIN shards s USING (shard) ORDER BY m.referent_id""",
-    **{name: f"SELECT * FROM {name}" for name in ("qa", "tsf", "quarantine", "shards", "runs", "funnel",
-                                                  "iou_histogram", "stage_seconds", "events")},
+    "quarantine": "SELECT *, lower(concat_ws(' ', message, clip_id, referent_id)) AS search_text FROM quarantine",
+    **{name: f"SELECT * FROM {name}" for name in ("qa", "tsf", "shards", "runs", "funnel", "iou_histogram",
+                                                  "stage_seconds", "events")},
 }  # fmt: skip
 ORDERS = {
     "id": "referent_id",
@@ -86,15 +87,31 @@ class Filters:
         words = {f.name: getattr(one, f.name) for f in fields(one) if getattr(one, f.name) != f.default}
         return urlencode({name: 1 if value is True else value for name, value in words.items()})
 
+    def field(self, name: str) -> str:
+        return str(getattr(self, name))
+
+    def with_field(self, name: str, value: str) -> str:
+        """The query string with another value of one field, from its first page on."""
+        return self.link(**{name: value, "page": 1})
+
+    def chips(self) -> list[tuple[str, str]]:
+        """What is asked for, in words, each with the query string that no longer asks for it."""
+        words = {"min_iou": "IoU from", "max_iou": "IoU to", "min_frames": "frames from", "max_frames": "frames to"}
+        found = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default and f.name not in ("page", "order"):
+                text = f.name if value is True else f"{words.get(f.name, f.name)} {value}"
+                found.append((text, self.link(**{f.name: f.default, "page": 1})))
+        return found
+
     def condition(self, table: str, flags: set[str]) -> tuple[str, list[object]]:
         """A condition over `table` and its parameters. Only the WHERE box's text is part of the SQL."""
-        texts = ("message", "clip_id", "referent_id") if table == "quarantine" else ("caption", "referent_id")
         parts: list[tuple[str, object]] = [
             (f"{name} = ?", getattr(self, name)) for name in ("source", "split") if getattr(self, name)
         ]
         if self.text:
-            found = " || ' ' || ".join(f"coalesce({name}, '')" for name in texts)
-            parts.append((f"contains(lower({found}), lower(?))", self.text))
+            parts.append(("contains(search_text, lower(?))", self.text))
         if table == "quarantine":
             parts += [(f"{name} = ?", getattr(self, name)) for name in ("stage", "reason") if getattr(self, name)]
         else:
@@ -123,6 +140,11 @@ class Place:
     etag: str
 
 
+def pages_of(total: int) -> int:
+    """Pages for so many rows; one for none."""
+    return max(1, -(-total // PAGE))
+
+
 class Catalogue:
     """The tables of an output for the pages; follows a live run. FileNotFoundError if there is no shard yet."""
 
@@ -131,6 +153,8 @@ class Catalogue:
         self.root = DataRoot(self.out)
         self._seen = self._state()
         self._database = _copy(self.out)
+        self._parts = duckdb.connect()
+        """Reads part files of our own choice; no user's SQL comes here."""
         self._looked = time.monotonic()
         self._lock = threading.Lock()
 
@@ -169,12 +193,19 @@ class Catalogue:
             timer.cancel()
 
     def find(self, filters: Filters, table: str, flags: set[str]) -> tuple[int, list[dict]]:
-        """How many rows there are, and those of the page."""
+        """How many rows there are, and those of the page; of the last one, if the page is behind it."""
         condition, values = filters.condition(table, flags)
         order = ORDERS[filters.order] if table == "samples" else "source, split, clip_id, referent_id"
         total = self.rows(f"SELECT count(*) AS n FROM {table} WHERE {condition}", values)[0]["n"]
-        sql = f"SELECT * FROM {table} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
-        return total, self.rows(sql, [*values, PAGE, PAGE * (filters.page - 1)])
+        sql = f"SELECT * EXCLUDE (search_text) FROM {table} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
+        return total, self.rows(sql, [*values, PAGE, PAGE * (min(filters.page, pages_of(total)) - 1)])
+
+    def counts(self, table: str, names: tuple[str, ...]) -> dict[str, list[dict]]:
+        """Per column, its values and how many rows of the whole table have them, the most frequent first."""
+        return {
+            name: self.rows(f"SELECT {name} AS value, count(*) AS n FROM {table} GROUP BY ALL ORDER BY n DESC, 1")
+            for name in names
+        }
 
     def beside(self, filters: Filters, at: int, flags: set[str]) -> dict[int, str]:
         """Position -> referent_id of the samples before and after position `at` (from 0) under the filters."""
@@ -185,7 +216,7 @@ class Catalogue:
         return {first + i: row["referent_id"] for i, row in enumerate(found) if first + i != at}
 
     def sample(self, referent_id: str) -> dict | None:
-        found = self.rows("SELECT * FROM samples WHERE referent_id = ?", [referent_id])
+        found = self.rows("SELECT * EXCLUDE (search_text) FROM samples WHERE referent_id = ?", [referent_id])
         return found[0] if found else None
 
     def members(self, referent_id: str) -> list[dict]:
@@ -203,8 +234,9 @@ class Catalogue:
     def track(self, referent_id: str, shard: str) -> dict[str, list]:
         """Columns of a referent's track by frame, from the part file of its shard alone."""
         part = self.root.file(f"manifests/tracks/{shard}.parquet")
-        table = pq.read_table(part, columns=list(_TRACK), filters=[("referent_id", "==", referent_id)])
-        return {name: table.sort_by("frame")[name].to_pylist() for name in _TRACK}
+        sql = f"SELECT {', '.join(_TRACK)} FROM read_parquet(?) WHERE referent_id = ? ORDER BY frame"
+        rows = self._parts.cursor().execute(sql, [str(part), referent_id]).fetchall()
+        return dict(zip(_TRACK, map(list, zip(*rows, strict=True)), strict=True)) if rows else {n: [] for n in _TRACK}
 
 
 _TRACK = ("frame", "source_frame", "x1", "y1", "x2", "y2", "ann_x1", "ann_y1", "ann_x2", "ann_y2", "origin", "score",

@@ -7,6 +7,7 @@ requests that name another host (DNS rebinding) or write from another page are r
 import ipaddress
 import shlex
 import socket
+import sys
 import threading
 import webbrowser
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import duckdb
 import jinja2
 import uvicorn
@@ -27,9 +29,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.browse import charts, media
+from flows.browse import charts, media, overview
 from flows.browse.flags import Flags, default_file
-from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place
+from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place, pages_of
 from schemas.records import Quarantined
 
 KINDS = {"mp4": "video/mp4", "masks.json": "application/json", **{f"crop{i}.jpg": "image/jpeg" for i in range(16)}}
@@ -91,10 +93,16 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {"show": show, "shell": shlex.quote, "python": repr}
-        self.templates.globals |= {"out": str(out), "orders": list(ORDERS)}
+        self.templates.globals |= {
+            "out": str(out), "orders": list(ORDERS), "flags_file": flags.file, "flag_count": lambda: len(flags.read()),
+        }  # fmt: skip
+        for name in self.templates.list_templates():  # what the first page would wait for
+            self.templates.get_template(name)
+        self.catalogue.find(Filters(), "samples", set())
 
-    def page(self, name: str, status: int = 200, **words: Any) -> HTMLResponse:
-        html = self.templates.get_template(name).render(**words)
+    def page(self, name: str, status: int = 200, *, here: str = "", **words: Any) -> HTMLResponse:
+        """here: the entry of the menu that this is."""
+        html = self.templates.get_template(name).render(here=here, **words)
         return HTMLResponse(html, status, {"Cache-Control": "no-store"})
 
     def error(self, request: Request, error: Exception) -> Response:
@@ -103,22 +111,7 @@ class Pages:
         return self.page("error.html", code, code=code, text=text)
 
     def overview(self, request: Request) -> Response:
-        ask = self.catalogue.rows
-        return self.page(
-            "overview.html",
-            counts=ask("""
-                SELECT source, split, count(*) AS samples, count(DISTINCT clip_id) AS clips, sum(n_frames) AS frames,
-                       sum(n_kept) / sum(n_frames) AS "kept share", avg(mean_iou) AS "mean IoU", sum(n_masks) AS masks,
-                       sum(n_qa) AS qa
-                FROM samples GROUP BY ALL ORDER BY ALL"""),
-            funnel=ask("SELECT * FROM funnel"),
-            iou=charts.iou_histogram(ask("SELECT * FROM iou_histogram")),
-            lengths=charts.length_histogram(ask("SELECT n_frames, count(*) AS n FROM samples GROUP BY ALL")),
-            seconds=ask("SELECT * FROM stage_seconds"),
-            events=ask("SELECT * FROM events"),
-            runs=ask("""SELECT run_id, source, split, started, ended, status, executor, workers, shards_done,
-                        clips_done, synthetic FROM runs ORDER BY started DESC LIMIT 20"""),
-        )
+        return self.page("overview.html", here="overview", **overview.numbers(self.catalogue.rows))
 
     def gallery(self, request: Request) -> Response:
         return self._listing(request, "samples", "gallery.html")
@@ -135,16 +128,18 @@ class Pages:
             total, rows = self.catalogue.find(filters, table, flags)
         except (ValueError, TimeoutError, duckdb.Error) as error:
             problem = str(error)
-        names = ("source", "split") if table == "samples" else ("source", "split", "stage", "reason")
-        choices = {
-            name: [r[name] for r in self.catalogue.rows(f"SELECT DISTINCT {name} FROM {table} ORDER BY 1")]
-            for name in names
-        }
-        columns = [r["column_name"] for r in self.catalogue.rows(f"DESCRIBE {table}")]
-        pages = max(1, -(-total // PAGE))
+        counts = self.catalogue.counts(table, ("source", "split"))
+        counts |= self.catalogue.counts("quarantine", ("reason", "stage"))
+        columns = self.catalogue.rows(f"DESCRIBE SELECT * EXCLUDE (search_text) FROM {table}")
+        clips = [row["clip_id"] for row in rows] if table == "quarantine" else []
+        others = self.catalogue.rows("SELECT DISTINCT clip_id FROM samples WHERE list_contains(?, clip_id)", [clips])
+        pages = pages_of(total)
+        filters = replace(filters, page=min(filters.page, pages))
+        here = "quarantine" if table == "quarantine" else "flagged" if filters.flagged else "gallery"
         return self.page(
-            template, 400 if problem else 200, filters=filters, typed=dict(request.query_params), problem=problem,
-            total=total, rows=rows, flags=flags, choices=choices, columns=columns, pages=pages, size=PAGE,
+            template, 400 if problem else 200, here=here, filters=filters, nothing=Filters(), problem=problem,
+            typed=dict(request.query_params), total=total, rows=rows, flags=flags, counts=counts, columns=columns,
+            has_samples={row["clip_id"] for row in others}, pages=pages, size=PAGE,
         )  # fmt: skip
 
     def clip(self, request: Request) -> Response:
@@ -165,7 +160,8 @@ class Pages:
             if place in around
         }
         return self.page(
-            "clip.html", row=row, track=track, back=back, neighbours=neighbours, flagged=referent in flags,
+            "clip.html", here="gallery", row=row, track=track, back=back, neighbours=neighbours,
+            flagged=referent in flags,
             member={m["name"]: m for m in members}, tar=members[0]["tar"] if members else "",
             tsf=ask("SELECT * FROM tsf WHERE referent_id = ? ORDER BY rank", [referent]),
             qa=ask("SELECT * FROM qa WHERE referent_id = ? ORDER BY qa_id", [referent]),
@@ -191,7 +187,7 @@ class Pages:
                 "fps": (row["fps"] or 25.0) / (row["step"] or 1), "width": row["width"], "height": row["height"],
                 "media": "mp4" if "mp4" in names else "frames" if "frames.tar" in names else "none",
                 "frames": len(track["frame"]), "track": boxes(""), "annotation": boxes("ann_"),
-                **{name: track[name] for name in ("origin", "score", "iou", "kept", "dropped")},
+                **{name: track[name] for name in ("source_frame", "origin", "score", "iou", "kept", "dropped")},
                 "representatives": [r["frame"] for r in tsf],
             },
             headers={"Cache-Control": "no-store"},
@@ -241,7 +237,9 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+        digits = next((n for n, limit in ((3, 1), (2, 10), (1, 1000)) if abs(value) <= limit), 0)
+        text = f"{value:,.{digits}f}"
+        return text.rstrip("0").rstrip(".") if digits else text
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -271,13 +269,18 @@ def make_app(out: Path, flags: Flags, *names: str) -> Starlette:
 
 def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool) -> None:
     """Serve until Ctrl-C. Port 0 takes any free one. ValueError if the port is taken, or flags are inside `out`."""
-    app = make_app(out, Flags(file or default_file(out), out), host, socket.gethostname())
+    flags = Flags(file or default_file(out), out)
+    print(f"reading the manifests of {out} ...", file=sys.stderr, flush=True)
+    app = make_app(out, flags, host, socket.gethostname())
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ValueError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; another `sparrow browse` may run: use --port"
         ) from error
+    # asyncio does this only for sockets that it made itself: without it every answer waits 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    anyio.run(anyio.sleep, 0)  # loads what the first request would wait for
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
     print(f"{out}: {url}   (Ctrl-C stops)", flush=True)
     if host not in ("127.0.0.1", "::1", "localhost"):

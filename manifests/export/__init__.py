@@ -18,6 +18,7 @@ import av
 
 from manifests.export.artemis import Artemis
 from manifests.export.coco import Coco
+from manifests.export.fiftyone import FiftyOne
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
 
@@ -36,7 +37,9 @@ class Exporter(Protocol):
     def close(self) -> None: ...
 
 
-FORMATS: dict[str, Callable[[Path], Exporter]] = {"sparrow": Sparrow, "artemis": Artemis, "coco": Coco}
+FORMATS: dict[str, Callable[[Path], Exporter]] = {
+    "sparrow": Sparrow, "artemis": Artemis, "coco": Coco, "fiftyone": FiftyOne,
+}  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -67,8 +67,8 @@ class Clip:
         """Height, width: of masks and pictures."""
         return self.row["height"], self.row["width"]
 
-    def pictures(self) -> list[bytes]:
-        """All frames as JPEG, in order, of exactly the clip's size (video is padded to even sizes).
+    def stored(self) -> bytes:
+        """The media member as it was stored, whole: see `media["name"]` for what it is.
 
         Looks at the masks first, so that nothing is written of a clip that is wrong. ValueError where one is, where the
         clip has no media, or its media is not what the manifest says.
@@ -83,7 +83,16 @@ class Clip:
             data = file.read(self.media["size"])
         if hashlib.sha256(data).hexdigest() != self.media["sha256"]:
             raise ValueError(f"{self.tar.name}: the media is damaged (`sparrow verify --deep` looks at all of it)")
-        found = _of_video(data, *self.size) if self.media["name"] == "mp4" else _of_tar(data)
+        return data
+
+    def pictures(self) -> list[bytes]:
+        """All frames as JPEG, in order, of exactly the clip's size (video is padded to even sizes).
+
+        ValueError as of `stored`, and where the number of frames is another than the manifest's.
+        """
+        data = self.stored()
+        video = self.media is not None and self.media["name"] == "mp4"
+        found = _of_video(data, *self.size) if video else _of_tar(data)
         if len(found) != self.row["n_frames"]:
             raise ValueError(f"{self.tar.name}: the media has {len(found)} frames, the clip {self.row['n_frames']}")
         return found

@@ -14,18 +14,17 @@ and subtract no base. A split that the loaders have no folder for goes to a root
 what belongs to an evaluation is not mixed into training by standing beside it.
 """
 
-import io
 import json
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-import av
 import cv2
 import numpy as np
 
 from manifests.export.read import Clip, Target, safe
+from manifests.export.video import encode_video
 from schemas.geometry import RLE, rle_decode, rle_encode, to_xywh
 
 BOXES = {"got10k": "xywh", "lasot": "xywh", "vid_sentence": "xyxy", "a2d": "xyxy", "hcstvg": "xyxy"}
@@ -190,7 +189,7 @@ class _SAV:
         parent = PurePosixPath(clip.row["media_path"]).parent.name
         bucket = parent if re.fullmatch(r"sav_\d{3}", parent) else "sav_000"
         (height, width), fps = clip.size, clip.row["fps"] or 24.0
-        video = _repeated(pictures, clip.size, fps)
+        video = encode_video(pictures, clip.size, fps, repeat=SAV_REPEAT)
         empty = rle_encode(np.zeros(clip.size, bool))
         count = SAV_REPEAT * len(pictures)
         masklets = {
@@ -219,24 +218,3 @@ class _SAV:
 
     def close(self) -> None:
         (self.folder / "sam_v_final_v3.json").write_text(json.dumps(self._videos))
-
-
-def _repeated(pictures: list[bytes], size: tuple[int, int], fps: float) -> bytes:
-    """An h264 mp4 with every picture SAV_REPEAT times in a row; odd sizes are padded by a pixel."""
-    height, width = size
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(fps))
-        stream.pix_fmt, stream.thread_count = "yuv420p", 1
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.options = {"crf": "18", "bf": "0", "preset": "veryfast"}
-        for data in pictures:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            if picture is None:
-                raise ValueError("a JPEG of the clip cannot be decoded")
-            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            yuv = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), np.uint8)
-            for _ in range(SAV_REPEAT):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
-        container.mux(stream.encode())
-    return buffer.getvalue()

@@ -103,7 +103,7 @@ def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, t
     feed, vectors = _records(alone, clips, pointers, config, seed)
     listen = ListenTask(alone, vectors)
     lesson(listen, feed, config.listening, 2e-3)
-    listen.hook.remove()
+    listen.close()
     host.requires_grad_(False)
     assert sparrow.proposer is not None
     pictures = InMemory(clips, config.batch, seed, lambda batch: _pictures(batch))

@@ -276,10 +276,13 @@ def first_of(root: DataRoot, candidates: Sequence[str]) -> str | None:
 
 
 def need_split(source: Source, root: DataRoot, split: str) -> None:
-    """ValueError with the expected tree unless `split` can be planned from `root`."""
+    """ValueError, with what is there and what to try, unless `split` can be planned from `root`."""
     if split not in (found := source.available(root)):
+        from pipeline.sources.hints import advice
+
         has = f"found only {', '.join(found)}" if found else "found no annotations"
-        raise ValueError(f"{source.name}: no split {split!r} under {root.path}: {has}. Expected:\n{source.expected}")
+        raise ValueError(f"{source.name}: no split {split!r} under {root.path}: {has}. Expected:\n{source.expected}\n"
+                         f"{advice(source, root, split)}")  # fmt: skip
 
 
 def clean(text: str) -> str:

@@ -1,162 +1,112 @@
 "use strict";
-const $ = (id) => document.getElementById(id);
-const follow = (rel) => document.querySelector(`a[rel=${rel}]`)?.click();
+/* What all pages share: flags, colours, keys, the gallery. The clip page's player is in player.js. */
 
 async function flag(referent, wanted) {
   const answer = await fetch(`/flags/${encodeURIComponent(referent)}`, { method: wanted ? "PUT" : "DELETE" });
-  if (!answer.ok) alert(`the flag was not saved: ${answer.status} ${answer.statusText}`);
-  return answer.ok ? (await answer.json()).flagged : !wanted;
+  if (!answer.ok) {
+    alert(`the flag was not saved: ${answer.status} ${answer.statusText}`);
+    return !wanted;
+  }
+  const { flagged, count } = await answer.json();
+  $("flags").textContent = count.toLocaleString("en");
+  return flagged;
 }
 
-/* COCO compressed RLE (column-major runs, first of zeros) painted on a canvas of the mask's size. */
-function paintMask(rle, colour) {
-  const [height, width] = rle.size;
-  const runs = [];
-  for (let at = 0; at < rle.counts.length; ) {
-    let value = 0, shift = 0, code;
-    do {
-      code = rle.counts.charCodeAt(at++) - 48;
-      value |= (code & 31) << shift;
-      shift += 5;
-    } while (code & 32 && at < rle.counts.length);
-    if (code & 16 && shift < 32) value |= -1 << shift;
-    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
-  }
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [width, height];
-  const pen = canvas.getContext("2d"), image = pen.createImageData(width, height);
-  const pixels = new Uint32Array(image.data.buffer);
-  let at = 0;
-  runs.forEach((run, i) => {
-    if (i % 2) for (let p = at; p < at + run; p++) pixels[(p % height) * width + Math.floor(p / height)] = colour;
-    at += run;
-  });
-  pen.putImageData(image, 0, 0);
-  return canvas;
-}
-
-async function viewer(root) {
-  const id = encodeURIComponent(root.dataset.referent);
-  const [data, masks] = await Promise.all(
-    [`/clip/${id}/data.json`, `/member/${id}/masks.json`].map((url) => fetch(url).then((r) => (r.ok ? r.json() : {}))));
-  const video = $("video"), picture = $("picture"), overlay = $("overlay"), head = $("head");
-  if (!data.frames) {
-    $("where").value = "the track cannot be read; run sparrow verify";
-    return () => undefined;
-  }
-  const colours = { annotation: "#35c46a", track: "#ff8c1a", mask: "#3fa7ff" };
-  const last = data.frames - 1;
-  let now = 0, clock = 0, painted = -1, mask = null;
-
-  const layers = () => [...document.querySelectorAll(".layer:checked")].map((box) => box.value);
-  const size = () => [video?.videoWidth || data.width || 640, video?.videoHeight || data.height || 360];
-
-  function draw(canvas, names, behind) {
-    const [width, height] = size();
-    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-    const pen = canvas.getContext("2d");
-    pen.clearRect(0, 0, width, height);
-    if (behind) pen.drawImage(behind, 0, 0, width, height);
-    if (names.includes("mask") && masks[now]) {
-      if (painted !== now) [mask, painted] = [paintMask(masks[now], 0x78ffa73f), now]; // little-endian: A B G R
-      pen.drawImage(mask, 0, 0);
-    }
-    pen.lineWidth = Math.max(2, width / 320);
-    for (const name of ["annotation", "track"]) {
-      const box = names.includes(name) && data[name][now];
-      if (!box) continue;
-      pen.strokeStyle = colours[name];
-      pen.setLineDash(name === "track" && !data.kept[now] ? [6, 5] : []);
-      pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
-    }
-  }
-
-  function show() {
-    draw(overlay, layers(), null);
-    if ($("split").checked)
-      for (const canvas of document.querySelectorAll("#three canvas")) draw(canvas, [canvas.dataset.layer], video || picture);
-    head.setAttribute("x1", now + 0.5);
-    head.setAttribute("x2", now + 0.5);
-    const number = (value) => (value === null || value === undefined ? "-" : value.toFixed(2));
-    $("where").value = `frame ${now} of ${last + 1} · ${data.origin[now]} · score ${number(data.score[now])} · ` +
-      `IoU ${number(data.iou[now])}${data.kept[now] ? "" : ` · dropped: ${data.dropped[now] || ""}`}`;
-    overlay.dataset.frame = now;
-  }
-
-  function seek(t) {
-    pause();
-    now = Math.min(last, Math.max(0, t));
-    if (video) video.currentTime = (now + 0.5) / data.fps; // the middle of a frame, so that rounding cannot miss it
-    if (picture) { picture.onload = show; picture.src = `/frame/${id}/${now}`; }
-    show();
-  }
-
-  function pause() { video ? video.pause() : clearInterval(clock); clock = 0; $("play").textContent = "play"; }
-  function play() {
-    if (video ? !video.paused : clock) return pause();
-    $("play").textContent = "pause";
-    if (video) return video.play();
-    clock = setInterval(() => {
-      now = now >= last ? 0 : now + 1;
-      if (picture) { picture.onload = show; picture.src = `/frame/${id}/${now}`; } else show();
-    }, 1000 / data.fps);
-  }
-
-  if (video) {
-    const at = (seconds) => { now = Math.min(last, Math.max(0, Math.round(seconds * data.fps))); show(); };
-    if (video.requestVideoFrameCallback) {
-      const step = (_, meta) => { at(meta.mediaTime); video.requestVideoFrameCallback(step); };
-      video.requestVideoFrameCallback(step);
-    } else video.addEventListener("timeupdate", () => at(video.currentTime - 0.5 / data.fps));
-    video.addEventListener("loadedmetadata", show);
-  }
-  if (picture) picture.addEventListener("load", show);
-  for (const button of [$("play"), $("stage")]) button.addEventListener("click", play);
-  $("split").addEventListener("change", () => { $("three").hidden = !$("split").checked; show(); });
-  document.querySelectorAll(".layer").forEach((box) => box.addEventListener("change", show));
-  document.querySelectorAll(".crop").forEach((crop) => crop.addEventListener("click", () => seek(+crop.dataset.frame)));
-  $("timeline").addEventListener("click", (event) => {
-    const place = $("timeline").getBoundingClientRect();
-    seek(Math.floor(((event.clientX - place.left) / place.width) * (last + 1)));
-  });
-  $("flag").addEventListener("click", async () => {
-    const pressed = $("flag").getAttribute("aria-pressed") === "true";
-    $("flag").setAttribute("aria-pressed", await flag(root.dataset.referent, !pressed));
-  });
-  const keys = {
-    " ": play, ArrowLeft: () => seek(now - 1), ArrowRight: () => seek(now + 1), j: () => follow("next"),
-    k: () => follow("prev"), s: () => $("split").click(), f: () => $("flag").click(), Escape: () => $("back").click(),
-  };
-  show();
-  return (key) => keys[key] || (data.representatives[key - 1] !== undefined && (() => seek(data.representatives[key - 1])));
+function theme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const next = (document.documentElement.style.colorScheme || dark) === "dark" ? "light" : "dark";
+  document.documentElement.style.colorScheme = next;
+  localStorage.setItem("theme", next);
 }
 
 function gallery(cards) {
+  const at = () => cards.findIndex((card) => card.parentElement.contains(document.activeElement));
   const move = (by) => {
-    const at = cards.indexOf(document.activeElement);
-    cards[Math.min(cards.length - 1, Math.max(0, at < 0 ? 0 : at + by))]?.focus();
+    const to = at() < 0 ? 0 : Math.min(cards.length - 1, Math.max(0, at() + by));
+    cards[to].focus({ preventScroll: true });
+    cards[to].parentElement.scrollIntoView({ block: "nearest" });
   };
-  const row = () => cards.filter((card) => card.offsetTop === cards[0]?.offsetTop).length || 1;
-  const mark = async () => {
-    const card = document.activeElement;
-    if (cards.includes(card))
-      card.classList.toggle("flagged", await flag(card.dataset.referent, !card.classList.contains("flagged")));
+  const row = () => cards.filter((card) => card.offsetTop === cards[0].offsetTop).length || 1;
+  const mark = async (cell) => {
+    const button = cell.querySelector(".mark");
+    const flagged = await flag(button.dataset.referent, button.getAttribute("aria-pressed") !== "true");
+    button.setAttribute("aria-pressed", flagged);
+    cell.classList.toggle("flagged", flagged);
   };
-  const keys = {
+  for (const card of cards) {
+    card.parentElement.querySelector(".mark").addEventListener("click", () => mark(card.parentElement));
+    preview(card);
+  }
+  if (location.hash) document.getElementById(location.hash.slice(1))?.focus(); // the clip that we come back from
+  return {
     j: () => move(1), k: () => move(-1), ArrowRight: () => move(1), ArrowLeft: () => move(-1),
-    ArrowDown: () => move(row()), ArrowUp: () => move(-row()), f: mark, n: () => follow("next"), p: () => follow("prev"),
-    "/": () => document.querySelector("input[name=text]").focus(),
+    ArrowDown: () => move(row()), ArrowUp: () => move(-row()), f: () => at() >= 0 && mark(cards[at()].parentElement),
   };
-  return (key) => keys[key];
+}
+
+/* A card plays its clip while the pointer rests on it. */
+function preview(card) {
+  let wait = 0, video = null;
+  card.addEventListener("pointerenter", () => {
+    if (card.dataset.video)
+      wait = setTimeout(() => {
+        video = Object.assign(document.createElement("video"), { src: card.dataset.video, muted: true, loop: true, autoplay: true });
+        card.querySelector(".thumb").append(video);
+      }, 250);
+  });
+  card.addEventListener("pointerleave", () => {
+    clearTimeout(wait);
+    video?.remove();
+    video = null;
+  });
+}
+
+/* Choices apply at once, words with Enter; a column's name goes into the WHERE box where the cursor was. */
+function filters(form) {
+  form.addEventListener("change", (event) => { if (event.target.matches("select, input[type=checkbox]")) form.requestSubmit(); });
+  form.addEventListener("submit", () => {
+    for (const input of form.elements) if (input.name && !input.value) input.disabled = true; // a short address
+  });
+  const where = $("where");
+  for (const button of document.querySelectorAll(".column"))
+    button.addEventListener("click", () => {
+      where.setRangeText(button.dataset.name, where.selectionStart, where.selectionEnd, "end");
+      where.focus();
+    });
+  const enter = (input) => { input.focus(); input.select(); };
+  return { "/": () => enter(form.elements.text), w: () => enter(where) };
+}
+
+function copies(block) {
+  const button = Object.assign(document.createElement("button"), { className: "quiet", textContent: "copy" });
+  const text = block.textContent.trim();
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "copied";
+    setTimeout(() => (button.textContent = "copy"), 1500);
+  });
+  block.append(button);
 }
 
 (async () => {
+  $("theme").addEventListener("click", theme);
+  if (navigator.clipboard) document.querySelectorAll("pre.copy").forEach(copies);
   const cards = [...document.querySelectorAll(".card")];
-  const actions = $("viewer") ? await viewer($("viewer")) : cards.length ? gallery(cards) : () => undefined;
+  const keys = { n: () => follow("next"), p: () => follow("prev") };
+  if ($("filters")) Object.assign(keys, filters($("filters")));
+  if (cards.length) Object.assign(keys, gallery(cards));
+  if ($("viewer")) Object.assign(keys, await viewer($("viewer")));
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select, textarea")) return;
-    if (event.key === " " && event.target.matches("button, input, summary")) return;
-    const action = actions(event.key);
-    if (action) { event.preventDefault(); action(); }
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input:not([type=checkbox]), select, textarea")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    if (event.key === " " && event.target.matches("button, summary")) return;
+    const action = Object.hasOwn(keys, event.key) ? keys[event.key] : null;
+    if (!action) return;
+    event.preventDefault();
+    action(event);
   });
+  document.documentElement.dataset.ready = "yes";
 })();

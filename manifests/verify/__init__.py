@@ -1,0 +1,76 @@
+"""Verify: is what the `shards` table promises really there, and is nothing there that it does not name?
+
+Fast: files, sizes, digests of the parts, schemas, counts, keys, references between tables. Deep: every byte of every
+tar, every member decoded and compared with its rows, boxes inside frames, representatives inside tracks. Problems are
+values that name the shard and the rows; nothing here repairs or deletes (`sparrow repair` does).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from manifests.verify.deep import check_tar
+from manifests.verify.fast import check_tables
+from manifests.verify.files import check_ends, check_plans, check_runs, feature_length, garbage, load_parts
+from manifests.verify.problem import Problem, Report
+from schemas.records import KEY
+
+__all__ = ["Problem", "Report", "verify"]
+
+
+def verify(
+    out: Path, *, deep: bool = False, tick: Callable[[int], None] | None = None, only: Collection[str] | None = None
+) -> Report:
+    """Check an output. FileNotFoundError if it holds no manifests at all.
+
+    only: look into these shards and no others; what concerns the output as a whole is checked in any case.
+    """
+    folder = out / "manifests" / "shards"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{out} is not an output of sparrow: there is no {folder}")
+    report = Report(deep=deep)
+    problems = report.problems
+    names, dims = [part.stem for part in sorted(folder.glob("*.parquet"))], dict[str, int]()
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        if only is not None and name not in only:
+            continue
+        if tick:
+            tick(1)
+        if not KEY.fullmatch(name):
+            problems.append(Problem(name, "manifests/shards", "is not a name of a shard"))
+            continue
+        parts, found = load_parts(out, name, whole=deep)
+        problems += found
+        if parts is None:
+            continue
+        row = parts["shards"].to_pylist()[0]
+        report.shards += 1
+        report.samples += row["n_samples"]
+        report.members += len(parts["members"])
+        report.bytes += row["bytes"]
+        dims[name] = feature_length(out, name)
+        for column in ("referent_id", "clip_id"):
+            table = {"referent_id": "referents", "clip_id": "clips"}[column]
+            for key in set(parts[table][column].to_pylist()):
+                owners.setdefault(f"{column} {key}", []).append(name)
+        problems += check_tables(name, row, parts)
+        tar = out / row["path"]
+        if not tar.is_file():
+            problems.append(Problem(name, row["path"], "the tar is missing", kind="bytes"))
+            continue
+        problems += check_ends(name, tar, row, parts["members"])
+        if deep:
+            problems += check_tar(name, tar, row, parts)
+    for key, where in owners.items():
+        for name in where[1:]:
+            problems.append(Problem(name, "manifests", f"the key is in {len(where)} shards", (key,), len(where)))
+    common = Counter(dims.values()).most_common(1)
+    for name, dim in dims.items():
+        if dim != common[0][0]:
+            what = f"features of {dim} numbers, other shards have {common[0][0]}: no query reads both"
+            problems.append(Problem(name, "manifests/tsf_features", what))
+    problems += check_plans(out, names)
+    problems += check_runs(out)
+    problems += garbage(out, set(names))
+    return report

@@ -1,0 +1,206 @@
+"""When a data root is not what a source expects: what was found, what was expected, and what probably mends it.
+
+Only names are looked at, and not many of them, so that the message comes at once on a disk of any size. A folder is
+suggested only if the source finds its annotations there.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+
+from pipeline.sources.base import DataRoot, Source
+from schemas.records import Quarantined
+
+ANNOTATIONS: dict[str, tuple[str, ...]] = {
+    "hcstvg": (
+        "anno_v2/train_v2.json", "anno_v2/val_v2.json", "annos/hcstvg_v1/train.json", "annos/hcstvg_v1/test.json",
+    ),
+    "vid_sentence": tuple(
+        f"data/ILSVRC/Data/VID/annSamples/{split}_ann_list_v2.txt" for split in ("train", "val", "test")
+    ),
+    "a2d": ("text_annotations/a2d_annotation.txt", "Release/videoset.csv"),
+    "lasot": ("testing_set.txt",),
+    "mevis": ("train/meta_expressions.json", "valid_u/meta_expressions.json"),
+    "got10k": ("train", "val"),
+    "refsav": ("Ref-SAV.json", "sam_v_final_v3.json"),
+}  # fmt: skip
+"""The files, or folders, by which a source knows its splits, at their official places."""
+
+NOT_CURATED: dict[str, dict[str, str]] = {
+    "hcstvg": {r"query_?v2\.json": "captions of the test split, which has no boxes"},
+    "mevis": {r"valid|test": "a split without masks; train and valid_u have them"},
+    "got10k": {r"test": "a split with a box for the first frame only; train and val have all"},
+    "refsav": {r"JPEGImages_24fps|Annotations_6fps": "SA-V's val or test; Ref-SAV describes videos of sav_train"},
+}
+"""Official names that do not help: pattern -> what it is."""
+
+_ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|\d+)|zip\.\d+|z\d\d)$", re.I)
+_COPY = re.compile(r"\s*\(\d+\)|[ _-]*\bcopy\b|\.(txt|json|part|crdownload)(?=\.(txt|json|csv)$)", re.I)
+_VERSION = re.compile(r"_?v(\d+)(?!\d)", re.I)
+_MEDIA = (".mp4", ".mkv", ".jpg", ".jpeg")
+_LIKE = 0.8
+"""How alike two names are, from 0 to 1, for one to be taken for the other."""
+_WIDE, _MANY, _DEEP = 100, 5000, 6
+"""Entries that are looked at in one folder, in all, and folders below each other."""
+
+
+def explain(source: Source, root: DataRoot, split: str = "") -> str:
+    """Why `source` finds nothing, or not `split`, under `root`: what is there, what to try, the expected tree."""
+    if not root.path.is_dir():
+        return _no_folder(source, root.path)
+    first = f"no {source.name} annotations under {root.path}"
+    if split and (has := _splits(source, root)):
+        first = f"{source.name} has no split {split} under {root.path}: it has {', '.join(has)}"
+    return f"{first}.\n{advice(source, root, split)}\nexpected:\n{source.expected.strip()}"
+
+
+def advice(source: Source, root: DataRoot, split: str = "") -> str:
+    """The lines `found: ...` and, for everything that may help, `try: ...`."""
+    entries = list(_entries(root))
+    has = _splits(source, root)
+    tries = [f"--split {one}" for one in has] or [*_levels(source, root), *_other_sources(source, root)]
+    if has or not tries:
+        tries += _names(source, entries, split)
+    if not any(" down;" in line for line in tries):
+        tries += _archives(root, entries)
+    top = [path for path in entries if "/" not in path.rstrip("/")]
+    listing = ", ".join(top[:8]) + (f" and {len(top) - 8}{'+' * (len(top) == _WIDE)} more" if top[8:] else "")
+    return "\n".join([f"found: {listing or 'nothing'}", *(f"try: {line}" for line in tries[:6])])
+
+
+def right_level(source: Source, root: DataRoot) -> Path | None:
+    """The nearest folder above `root` where the source finds annotations too, and where there are videos or pictures
+    outside `root`. For a root that is only a part of a dataset: its annotations without its media."""
+    for path in _above(root):
+        if not _splits(source, DataRoot(path)):
+            continue
+        own = f"{root.path.relative_to(path)}/"
+        if any(one.lower().endswith(_MEDIA) and not one.startswith(own) for one in _entries(DataRoot(path))):
+            return path
+    return None
+
+
+def _no_folder(source: Source, path: Path) -> str:
+    if path.is_file():
+        what = "an archive: unpack it, and name the folder" if _ARCHIVE.search(path.name) else "a file: name the folder"
+        return f"the data root {path} is {what} that holds\n{source.expected.strip()}"
+    there = next(parent for parent in path.parents if parent.is_dir())
+    missing = path.relative_to(there).parts[0]
+    names = [name for name in _listdir(there) if (there / name).is_dir()]
+    like = get_close_matches(missing.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
+    hint = [f"try: --data-root {there / name}" for name in names if like and name.lower() == like[0]]
+    listing = ", ".join(names[:8]) or "no folders"
+    return "\n".join([f"the data root {path} does not exist.", f"found: {there}, with {listing}", *hint[:1]])
+
+
+def _splits(source: Source, root: DataRoot) -> list[str]:
+    try:
+        return source.available(root)
+    except (Quarantined, ValueError, OSError):  # something is there that only looks like it
+        return []
+
+
+def _listdir(path: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def _above(root: DataRoot) -> list[Path]:
+    """One and two levels up, the file system's root left out."""
+    return [path for path in (root.path.parent, root.path.parent.parent) if path != path.parent]
+
+
+def _levels(source: Source, root: DataRoot) -> Iterator[str]:
+    """Folders at most two levels away at which the source finds its annotations; above only the nearest."""
+    children = [root.path / name for name in _listdir(root.path)[:_WIDE] if (root.path / name).is_dir()]
+    grandchildren = [c / name for c in children for name in _listdir(c)[:_WIDE] if (c / name).is_dir()]
+    places = [*zip(_above(root), ("one level up", "two levels up"), strict=False)]
+    places += [(path, "one level down") for path in children] + [(path, "two levels down") for path in grandchildren]
+    shown: list[Path] = []
+    for path, where in places[: 4 * _WIDE]:
+        if path.is_symlink() or any(path.is_relative_to(other) for other in shown):
+            continue
+        if found := _splits(source, DataRoot(path, follow_links=root.follow_links)):
+            yield f"--data-root {path}   ({where}; it has {', '.join(found)})"
+            shown.append(path)
+            if where.endswith("up") or len(shown) == 3:
+                return
+
+
+def _other_sources(source: Source, root: DataRoot) -> Iterator[str]:
+    from pipeline.sources import SOURCES
+
+    for name, other in SOURCES.items():
+        if name != source.name and (found := _splits(other(), root)):
+            yield f"{name} instead of {source.name}: this is its layout, with {', '.join(found)}"
+
+
+def _entries(root: DataRoot) -> Iterator[str]:
+    """Relative paths below the root, nearest first, folders with a slash; not more than the limits."""
+    level, n = [""], 0
+    for _ in range(_DEEP):
+        deeper = []
+        for folder in level:
+            for name in _listdir(root.path / folder)[:_WIDE]:
+                path = root.path / folder / name
+                is_folder = path.is_dir() and not path.is_symlink()
+                yield f"{folder}{name}{'/' * path.is_dir()}"
+                if is_folder:
+                    deeper.append(f"{folder}{name}/")
+                n += 1
+                if n >= _MANY:
+                    return
+        level = deeper
+
+
+def _names(source: Source, entries: list[str], split: str) -> Iterator[str]:
+    """Files that are nearly what is expected: misplaced, misnamed, of another version; or not for curating."""
+    official = ANNOTATIONS[source.name]
+    expected = [path for path in official if split in path] or official
+    said = set()
+    for path in entries:
+        folder, _, name = path.rstrip("/").rpartition("/")
+        for pattern, what in NOT_CURATED.get(source.name, {}).items():
+            if re.fullmatch(pattern, name, re.I) and name not in said:
+                said.add(name)
+                yield f"another split: {path} is {what}"
+        alike, best = max((_like(folder, name, one), one) for one in expected)
+        if alike < _LIKE or path.endswith("/") == ("." in best) or f"/{folder}/{name}".endswith(f"/{best}"):
+            continue
+        wanted = best.rsplit("/", 1)[-1]
+        if name == wanted:
+            yield f"moving {path} to {best}"
+        elif _VERSION.findall(name) != _VERSION.findall(wanted):
+            yield f"the other version: {path} looks like one of {best}, which is read"
+        else:
+            yield f"renaming {path}: it may be {best}"
+
+
+def _like(folder: str, name: str, path: str) -> float:
+    """How much a file is like an official path: 1 for the same name, nearly 1 but for case and copies, more than that
+    in a folder of the same name."""
+    place, _, official = path.rpartition("/")
+    bonus = 0.01 * (folder.rsplit("/", 1)[-1] == place.rsplit("/", 1)[-1])
+    if name == official:
+        return 1.0 + bonus
+    own, wanted = (re.sub(r"[^a-z0-9]", "", _COPY.sub("", one).lower()) for one in (name, official))
+    if own == wanted:
+        return 0.98 + bonus
+    if min(len(own), len(wanted)) < 6 or own[:2] != wanted[:2]:
+        return 0.0  # short names are like too much
+    return SequenceMatcher(None, own, wanted).ratio() * 0.97 + bonus
+
+
+def _archives(root: DataRoot, entries: list[str]) -> Iterator[str]:
+    found = [path for path in entries if _ARCHIVE.search(path)]
+    if found:
+        more = f" and {len(found) - 3} more" if found[3:] else ""
+        tool = (
+            "unzip" if found[0].lower().endswith(".zip") else "7z x" if re.search(r"(rar|7z)$", found[0]) else "tar -xf"
+        )
+        example = f"cd {(root.path / found[0]).parent} && {tool} {Path(found[0]).name}"
+        yield f"unpacking {', '.join(found[:3])}{more}: {example}"
