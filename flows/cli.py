@@ -429,7 +429,7 @@ def doctor(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval. Default: all."),
+        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval, browse. Default: all."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,

@@ -288,4 +288,6 @@ def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool
     if open_browser:
         threading.Timer(0.5, webbrowser.open, [url]).start()
     with listener, suppress(KeyboardInterrupt):
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listener])
+        # A browser may hold a half-read video: Ctrl-C does not wait for it.
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listener])
