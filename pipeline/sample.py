@@ -33,7 +33,7 @@ from schemas.records import (
     Track,
 )
 
-CODE_VERSION = "0.2.0"
+CODE_VERSION = "0.3.0"
 """Version of this function: raise it whenever samples would change, so that finished shards are known to be old."""
 
 TRACK_DTYPE = np.dtype(
