@@ -7,7 +7,7 @@ PRESET ?= lite
 BIN    := .venv/bin
 UV     := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup demo docs test check shards browse serve bench clean eval study train-proposer train-stage1 train-stage2
+.PHONY: help setup demo docs test check shards browse serve bench chaos fuzz clean eval study train-proposer train-stage1 train-stage2
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -87,6 +87,16 @@ eval: .venv/.full ## a model's score: BENCHMARK=ref-davis17 DATA=/data/davis HOS
 
 study: .venv/.full ## small models from nothing: which ablations of the paper show: SCALE=cpu|gpu HOST=... STUDY=folder
 	$(BIN)/sparrow study --scale $(SCALE) --host $(HOST) --out $(STUDY) --workers $(WORKERS)
+
+KILLS   ?= 200
+SEED    ?= 0
+MINUTES ?= 10
+chaos: .venv/.dev ## kill runs at every step of a commit and at random moments, compare bytes: KILLS=200 SEED=0
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest tests/chaos/test_kills.py tests/chaos/test_commit.py -s --timeout 0
+
+fuzz: .venv/.dev ## every bad input, then hypothesis on every parser: MINUTES=10
+	BADINPUT=all $(BIN)/pytest tests/badinput
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest tests/fuzz
 
 bench: .venv/.full ## speed and memory of models and pipeline, for this machine
 	$(BIN)/sparrow bench

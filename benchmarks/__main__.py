@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-NAMES = ("tracker", "models", "pipeline", "memory", "decode", "model", "loader", "eval", "browse")
+NAMES = ("tracker", "models", "pipeline", "memory", "decode", "model", "loader", "eval", "browse", "scale")
 
 
 def run(names: list[str], *, device: str = "", quick: bool = False, out: Path | None = None,

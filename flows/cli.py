@@ -234,8 +234,17 @@ def shards(
 
 
 @app.command(epilog="Example: sparrow status outputs/demo")
-def status(out: Out, as_json: Json = False) -> None:
+def status(
+    out: Out,
+    as_json: Json = False,
+    live: Annotated[bool, typer.Option("--follow", "-f", help="Watch the live runs until they end.")] = False,
+) -> None:
     """How far each source of an output is: planned, staged, committed, quarantined. Works beside a live run."""
+    if live:
+        from flows.follow import follow
+
+        follow(out, as_json=as_json)
+        return
     from flows.show import show_status, status_rows
 
     rows = status_rows(out)
@@ -429,7 +438,7 @@ def doctor(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval, browse. Default: all."),
+        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval, browse, scale. All."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,
@@ -467,7 +476,8 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error)
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("duckdb", "_duckdb"):  # a mistake in somebody's SQL
+        # By name, since help should import neither: a mistake in somebody's SQL, a source that cannot be planned.
+        if type(error).__module__.split(".")[0] not in ("duckdb", "_duckdb") and type(error).__name__ != "Quarantined":
             raise
         _fail(error)
 

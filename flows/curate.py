@@ -23,6 +23,7 @@ from manifests.sheet import contact_sheet
 from manifests.verify import verify as verify_output
 from pipeline.plan import Job
 from pipeline.presets import PRESETS, CurateConfig
+from schemas.records import Quarantined
 
 ExecutorName = Literal["ray", "inline"]
 LITE = PRESETS["lite"]
@@ -63,8 +64,8 @@ def plan_task(jobs: list[Job], replan: bool) -> list[dict]:
 
 
 def _may_pass(_task: object, _run: object, state: Any) -> bool:
-    """Try again what the machine spoiled; what the user has to mend (ValueError) fails at once."""
-    return not isinstance(state.result(raise_on_failure=False), ValueError)
+    """Try again what the machine spoiled; what the user has to mend fails at once."""
+    return not isinstance(state.result(raise_on_failure=False), (ValueError, Quarantined))
 
 
 @task(

@@ -4,7 +4,6 @@ Idempotence lives here and in the manifest, nowhere else: a committed shard with
 is done, everything else is work. Killing the driver at any moment loses at most the clips in flight.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.executors import Executor, Outcome, Task
+from flows.locks import PlanConflict, fenced, locked, writing
 from flows.progress import Progress
 from flows.report import after_run
 from flows.reshard import recut
+from flows.runlog import account, recording
 from manifests.catalog import build_catalog
 from manifests.quarantine import dropped, newly_dropped
 from manifests.reshard import finish, is_resharded
@@ -37,7 +38,8 @@ from pipeline.shards import (
     changed_clips,
     commit_shard,
     committed,
-    is_staged,
+    discard,
+    is_current,
     job_record,
     part_path,
     stage_clip,
@@ -53,16 +55,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class PlanConflict(ValueError):
-    """The output already holds another plan of the same source and split."""
-
-
 @dataclass(slots=True)
 class Run:
-    """What happened to one job."""
+    """What happened to one job. token: of the run's lock; only workers that bring it may write."""
 
     job: Job
     counts: Counts
+    token: str = ""
     started: datetime = field(default_factory=lambda: now())
     shards_done: int = 0
     shards_skipped: int = 0
@@ -117,21 +116,24 @@ def one_thread() -> Iterator[None]:
     yield
 
 
-def work(payload: tuple[str, Job, Any, ShardPlan | None]) -> dict:
-    """One clip or one commit, from any thread; returns a few numbers."""
+def work(payload: tuple[str, Job, Any, Any]) -> dict:
+    """One clip or one commit, from any thread; returns a few numbers.
+
+    payload: ("clip", job, (planned, path), token) or ("commit", job, token, shard); the token is that of `locked`.
+    """
     kind, job, item, shard = payload
     models = fused(job.config)
     if kind == "clip":
         models.load()
     with one_thread():
         if kind == "commit":
-            assert shard is not None
-            return commit_shard(job, shard, models.stages.encoder.dim)
+            with fenced(job, item):
+                return commit_shard(job, shard, models.stages.encoder.dim)
         planned, path = item
         result = models.curate(planned, job)
-    size = stage_clip(Path(path), result)
-    seconds = sum(row["seconds"] for row in result.timings)
-    return {"samples": len(result.samples), "quarantined": len(result.quarantine), "bytes": size, "seconds": seconds}
+    with fenced(job, shard):
+        size = stage_clip(Path(path), result)
+    return {"samples": len(result.samples), "bytes": size, **account(result)}
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------
@@ -175,13 +177,16 @@ def _difference(saved: Job, job: Job) -> str:
 def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool = False) -> list[Run]:
     """Curate all jobs into their outputs. Finished work is skipped; what fails on its own is in quarantine."""
     with ExitStack() as stack:
+        tokens = {}
         for job in jobs:
-            stack.enter_context(locked(Path(job.out), job.name))
+            stack.enter_context(writing(Path(job.out)))
+            tokens[job.name] = stack.enter_context(locked(Path(job.out), job.name))
             finish(Path(job.out), job.name)  # a reshard that was interrupted in the middle of its swap
-        runs = {job.name: Run(job, ensure_plan(job, progress, replan=replan)) for job in jobs}
+        runs = {job.name: Run(job, ensure_plan(job, progress, replan=replan), tokens[job.name]) for job in jobs}
         for entry in runs.values():
             prepare(entry, replan)
-        _execute(runs, executor, progress)
+        with recording(runs, executor, lambda job: fused(job.config).stages.versions) as saw:
+            _execute(runs, executor, progress, saw)
         for entry in runs.values():
             record_run(entry, executor)
         with progress.stage("index", unit="catalogs") as tick:
@@ -194,7 +199,7 @@ def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool
     return list(runs.values())
 
 
-def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> None:
+def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: Callable[[Outcome], None]) -> None:
     left: dict[str, set[str]] = {}  # shard -> clips that are not staged yet
     shards: dict[str, ShardPlan] = {}
     total = sum(r.counts.clips for r in runs.values())
@@ -204,13 +209,13 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> No
     ):
 
         def commit(job: Job, shard: ShardPlan) -> Task:
-            return Task(f"commit {shard.name}", ("commit", job, None, shard))
+            return Task(f"commit {shard.name}", ("commit", job, runs[job.name].token, shard))
 
         def tasks() -> Iterator[Task]:
             for entry in runs.values():
                 for shard in pending(entry, clips, commits):
                     job, out = entry.job, Path(entry.job.out)
-                    todo = [p for p in shard.clips if not is_staged(staged_path(out, shard, p.clip.clip_id))]
+                    todo = [p for p in shard.clips if not is_current(job, p, staged_path(out, shard, p.clip.clip_id))]
                     entry.clips_resumed += len(shard.clips) - len(todo)
                     clips(len(shard.clips) - len(todo))
                     if not todo:
@@ -219,9 +224,10 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress) -> No
                     shards[shard.name], left[shard.name] = shard, {p.clip.clip_id for p in todo}
                     for planned in todo:
                         path = str(staged_path(out, shard, planned.clip.clip_id))
-                        yield Task(planned.clip.clip_id, ("clip", job, (planned, path), None))
+                        yield Task(planned.clip.clip_id, ("clip", job, (planned, path), entry.token))
 
         def done(outcome: Outcome) -> list[Task]:
+            saw(outcome)
             kind, job, item, shard = outcome.task.payload
             entry = runs[job.name]
             if kind == "commit":
@@ -273,6 +279,7 @@ def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
     have = committed(Path(job.out), job)
     for shard in read_plan(job, fused(job.config).stages.digest):
         if have.get(shard.name) == shard.hash and not changed_clips(job, shard):
+            discard(Path(job.out), shard.name)  # a kill after the commit left them; they must not be used again
             entry.shards_skipped += 1
             clips(len(shard.clips))
             commits(1)
@@ -288,8 +295,12 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
     """
     matching = dropped(out, where, columns="DISTINCT shard, source, split")
     plans = sorted({out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching})
-    for row in matching:
-        withdraw(out, row["shard"])
+    with ExitStack() as stack:  # all of them, or none: a shard that somebody works on is not taken back
+        for name in sorted({f"{r['source']}-{r['split']}" for r in matching}):
+            stack.enter_context(locked(out, name))
+        for row in matching:
+            withdraw(out, row["shard"])
+            discard(out, row["shard"])
     runs = []
     for again in (True, False):
         chosen = [path for path in plans if again != is_resharded(path)]
@@ -333,28 +344,6 @@ def record_run(entry: Run, executor: Executor) -> None:
     temporary = path.with_suffix(".tmp")
     tables.write(temporary, "runs", [row])
     os.replace(temporary, path)
-
-
-@contextmanager
-def locked(out: Path, name: str) -> Iterator[None]:
-    """One run per output, source and split. The kernel drops the lock with its holder, so it is never stale."""
-    path = out / ".lock" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise PlanConflict(
-                f"{out}: {name} is being worked on by {file.read() or 'another run'}; wait for it"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 def staged_clips(out: Path) -> dict[str, int]:

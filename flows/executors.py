@@ -181,7 +181,7 @@ class RayActors:
                     try:
                         outcome = Outcome(task, "ok", ray.get(reference))
                     except RayTaskError as error:
-                        raise RunFailed(f"{task.label}: {error.cause!r}") from error
+                        raise RunFailed(f"{task.label}: {_words(error.cause)}") from error
                     except RayActorError as error:
                         actors[actors.index(actor)] = start()
                         for suspect, _ in actor.tasks.values():
@@ -258,6 +258,10 @@ class _Queue:
 
     def next(self) -> Task | None:
         return self.follow.popleft() if self.follow else next(self.tasks, None)
+
+
+def _words(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"  # the repr of an OSError leaves out the file
 
 
 def _first_line(error: BaseException) -> str:

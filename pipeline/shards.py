@@ -60,10 +60,14 @@ def stage_clip(path: Path, result: ClipResult) -> int:
     body = b"".join([_json(header), b"\n", *(data for s in result.samples for data in s.members.values())])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk half a clip is in everybody's way
+        raise
     os.replace(temporary, path)
     return len(body)
 
@@ -100,6 +104,23 @@ def is_staged(path: Path) -> bool:
         path.unlink(missing_ok=True)
         return False
     return True
+
+
+def is_current(job: Job, planned: Planned, path: Path) -> bool:
+    """Whether a whole staged clip is there that was made of the files that are there now; another one is removed."""
+    if not is_staged(path):
+        return False
+    row = load_staged(path).clip_row
+    if row is None or not _changed(job, planned, row):
+        return True
+    path.unlink()
+    return False
+
+
+def discard(out: Path, name: str) -> None:
+    """Forget the staged clips of a shard: what a kill between its commit and the end left, or what is not wanted."""
+    for folder in (out / ".staging").glob(f"{name}-*"):
+        shutil.rmtree(folder)
 
 
 # --- commit --------------------------------------------------------------------------------------------------------
@@ -226,15 +247,17 @@ def changed_clips(job: Job, shard: ShardPlan) -> list[str]:
     changed = []
     for planned in shard.clips:
         row = known.get(planned.clip.clip_id)
-        if row is None:
-            continue
-        try:
-            now = fingerprint(job.root, planned.clip)
-        except Quarantined:
-            continue  # a source file that is gone does not undo what was made of it
-        if (now.size, now.mtime_ns) != (row["source_bytes"], row["source_mtime_ns"]):
+        if row is not None and _changed(job, planned, row):
             changed.append(planned.clip.clip_id)
     return changed
+
+
+def _changed(job: Job, planned: Planned, row: dict) -> bool:
+    try:
+        now = fingerprint(job.root, planned.clip)
+    except Quarantined:
+        return False  # a source file that is gone does not undo what was made of it
+    return (now.size, now.mtime_ns) != (row["source_bytes"], row["source_mtime_ns"])
 
 
 def withdraw(out: Path, name: str) -> None:
@@ -243,7 +266,8 @@ def withdraw(out: Path, name: str) -> None:
 
 
 def sweep(out: Path, job: Job, keep: set[str]) -> list[str]:
-    """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders.
+    """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders,
+    plans and run records that a kill left half written.
 
     keep: names of staging folders (`<shard>-<hash>`) that the current plan still wants. Returns what was removed.
     """
@@ -257,6 +281,9 @@ def sweep(out: Path, job: Job, keep: set[str]) -> list[str]:
         if folder.name not in keep:
             shutil.rmtree(folder)
             removed.append(str(folder.relative_to(out)))
+    for path in [*job.plan_path.parent.glob(f"{job.name}.*.tmp"), *(out / "manifests/runs").glob(f"{job.name}-*.tmp")]:
+        path.unlink()
+        removed.append(str(path.relative_to(out)))
     return removed
 
 

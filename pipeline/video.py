@@ -7,6 +7,7 @@ another number of frames than the annotation promises is an error, not a guess: 
 import hashlib
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,14 +63,16 @@ def decode(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
 
 
 def fingerprint(root: DataRoot, clip: Clip) -> Fingerprint:
-    """Size and mtime of a clip's media, without reading them. Raises Quarantined(media_missing)."""
+    """Size and mtime of a clip's media, without reading them. Raises Quarantined(media_missing | media_unreadable)."""
     total, newest = 0, 0
     for relative in media_files(clip):
         try:
-            stat = os.stat(root.file(relative))
+            found = os.stat(root.file(relative))
         except OSError as error:
             raise Quarantined(Reason.MEDIA_MISSING, f"{relative}: {error.strerror or error}") from error
-        total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would keep a reader waiting for ever
+            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a regular file", stage="decode")
+        total, newest = total + found.st_size, max(newest, found.st_mtime_ns)
     return Fingerprint(total, newest)
 
 
@@ -209,7 +212,7 @@ def _decode_image(data: bytes, relative: str) -> NDArray[np.uint8]:
         if height * width > MAX_PIXELS:
             raise Quarantined(Reason.TOO_LARGE, f"{relative}: {width}x{height} is over {MAX_PIXELS} pixels")
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, cv2.error) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, cv2.error) as error:
         raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: {error}", stage="decode") from error
     if picture is None:
         raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a complete image", stage="decode")

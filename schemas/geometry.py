@@ -41,7 +41,8 @@ def from_xywh(boxes: ArrayLike, *, base: int = 0) -> Boxes:
     """`[..., (x, y, w, h)]`, first pixel numbered `base` (0; 1 in LaSOT and GOT-10k) -> xyxy half-open."""
     xywh = _boxes(boxes, "from_xywh")
     corner = xywh[..., :2] - base
-    return np.concatenate([corner, corner + xywh[..., 2:]], axis=-1).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are no box give infinity or NaN
+        return np.concatenate([corner, corner + xywh[..., 2:]], axis=-1).astype(np.float32)
 
 
 def from_xyxy(boxes: ArrayLike, *, base: int = 0, inclusive: bool = False) -> Boxes:
@@ -49,7 +50,8 @@ def from_xyxy(boxes: ArrayLike, *, base: int = 0, inclusive: bool = False) -> Bo
     xyxy = _boxes(boxes, "from_xyxy") - base
     if inclusive:
         xyxy = xyxy + np.array([0, 0, 1, 1])
-    return xyxy.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return xyxy.astype(np.float32)
 
 
 def to_xywh(boxes: ArrayLike, *, base: int = 0) -> Boxes:

@@ -25,6 +25,8 @@ from pipeline.sources.base import (
     SourceConfig,
     clean,
     clip_key,
+    countable,
+    decimal,
     first_of,
     invalid,
     locate,
@@ -43,6 +45,7 @@ _TABLES = ("text_annotations/a2d_annotation.txt", "a2d_annotation.txt", "a2d_ann
 _MISSED = "text_annotations/a2d_missed_videos.txt"
 _INSTANCES = "text_annotations/a2d_annotation_with_instances"
 _VIDEOSET = "Release/videoset.csv"
+_MAX_INSTANCES = 10_000  # of one frame; the dataset has a dozen
 
 
 class A2DConfig(SourceConfig):
@@ -107,15 +110,15 @@ class A2D:
             for line, instance, query in rows:
                 try:
                     if video in missed:
-                        raise Quarantined(Reason.KNOWN_BAD, f"{video} is listed in {_MISSED}")
+                        raise Quarantined(Reason.KNOWN_BAD, f"{video:.80} is listed in {_MISSED}")
                     if split != "all" and video not in videoset:
-                        raise Quarantined(Reason.ANNOTATION_MISSING, f"{video} is not listed in {_VIDEOSET}")
+                        raise Quarantined(Reason.ANNOTATION_MISSING, f"{video:.80} is not listed in {_VIDEOSET}")
                     referent = self._referent(base, clip, instance, query)
                     if referent.referent_id in referents:
-                        raise Quarantined(Reason.DUPLICATE, f"instance {instance} of {video} has a sentence already")
+                        raise Quarantined(Reason.DUPLICATE, f"instance {instance} of {video:.80} has one already")
                     referents[referent.referent_id] = referent
                 except Quarantined as problem:
-                    item, where = f"{video},{instance}", f"{_table_file(root, base)}:{line}"
+                    item, where = f"{video:.80},{instance:.80}", f"{_table_file(root, base)}:{line}"
                     yield Rejected(self.name, split, item, problem.reason, problem.message, where)
             if referents:
                 yield Planned(clip, tuple(referents.values()))
@@ -137,12 +140,12 @@ class A2D:
         )
 
     def _referent(self, base: str, clip: Clip, instance: str, query: str) -> Referent:
-        if not instance.isdecimal():
+        if (number := decimal(instance)) is None:
             raise malformed(f"instance id {instance!r:.40} is not an integer")
         if not clean(query):
             raise malformed("no sentence")
-        pointer = {"folder": f"{base}{_INSTANCES}/{clip.video_id}", "instance": int(instance)}
-        referent_id = clip_key(self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{int(instance)}")
+        pointer = {"folder": f"{base}{_INSTANCES}/{clip.video_id}", "instance": number}
+        referent_id = clip_key(self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{number}")
         return Referent(referent_id, clip.clip_id, clean(query), (instance,), "", query, pointer)
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -196,16 +199,16 @@ def _videoset(root: DataRoot, base: str) -> dict[str, tuple[str, int | None]]:
     videos = {}
     for row in map(_fields, root.read_text(base + _VIDEOSET).split("\n")):
         if len(row) >= 9 and row[8].strip() in ("0", "1"):
-            frames = row[6].strip()
+            frames = decimal(row[6].strip())
             subset = "test" if row[8].strip() == "1" else "train"
-            videos[row[0]] = subset, int(frames) if frames.isdecimal() and int(frames) else None
+            videos[row[0]] = subset, frames if countable(frames) else None
     return videos
 
 
 def _annotated_frames(root: DataRoot, folder: str) -> dict[int, str]:
     """0-based frame -> name of its h5 file, in order."""
-    stems = {name: name[:-3] for name in root.listdir(folder) if name.endswith(".h5")}
-    return dict(sorted((int(stem) - 1, name) for name, stem in stems.items() if stem.isdecimal() and int(stem)))
+    frames = {name: decimal(name[:-3]) for name in root.listdir(folder) if name.endswith(".h5")}
+    return dict(sorted((frame - 1, name) for name, frame in frames.items() if frame and countable(frame)))
 
 
 def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[int, int]:
@@ -223,8 +226,8 @@ def _read_instance(root: DataRoot, file: str, instance: int) -> tuple[RLE, NDArr
     import h5py
 
     try:
-        with h5py.File(root.file(file), "r") as frame:
-            ids = _dataset(frame, "instance")[...].reshape(-1)
+        with h5py.File(root.regular(file), "r") as frame:
+            ids = _dataset(frame, "instance", most=_MAX_INSTANCES)[...].reshape(-1)
             if instance not in ids:
                 return None
             index = int(np.flatnonzero(ids == instance)[0])
@@ -234,18 +237,24 @@ def _read_instance(root: DataRoot, file: str, instance: int) -> tuple[RLE, NDArr
             if (1 if stored.ndim == 2 else stored.shape[0]) != len(ids):
                 raise invalid(f"{file}: reMask has shape {stored.shape} for {len(ids)} instances")
             mask = (stored[...] if stored.ndim == 2 else stored[index]).T != 0
-            boxes = np.asarray(frame["reBBox"][...] if "reBBox" in frame else np.empty(0), np.float32).reshape(-1)
-    except OSError as error:
+            raw4 = _dataset(frame, "reBBox", most=4 * _MAX_INSTANCES)[...] if "reBBox" in frame else np.empty(0)
+            with np.errstate(over="ignore"):
+                boxes = raw4.astype(np.float32).reshape(-1)
+    except (OSError, KeyError, RuntimeError) as error:  # the last two: a header that points nowhere
         raise invalid(f"{file}: not a readable HDF5 file: {error}") from error
     rle = rle_encode(mask)
     raw = boxes.reshape(4, -1)[:, index] if boxes.size == 4 * len(ids) else absent(1)[0]
     return (rle, raw) if rle_area(rle) else None
 
 
-def _dataset(frame: "h5py.File", name: str) -> "h5py.Dataset":
+def _dataset(frame: "h5py.File", name: str, most: int | None = None) -> "h5py.Dataset":
+    """A dataset of numbers, at most `most` of them, whose content is in this very file."""
     import h5py
 
-    # A link inside the file could name a file outside the data root.
-    if not isinstance(frame.get(name, getlink=True), h5py.HardLink) or not isinstance(frame[name], h5py.Dataset):
-        raise invalid(f"{frame.filename}: no dataset `{name}`")
-    return frame[name]
+    # A link inside the file, a virtual dataset and external storage can name files outside the data root.
+    found = frame[name] if isinstance(frame.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+        raise invalid(f"{frame.filename}: no dataset `{name}` of its own")
+    if found.dtype.kind not in "biuf" or found.shape is None or (most is not None and found.size > most):
+        raise invalid(f"{frame.filename}: `{name}` has {found.dtype} {found.shape}")
+    return found

@@ -5,14 +5,16 @@ rejected rows; `annotate` follows one pointer. All conversions (bases, box conve
 source, and nowhere after it.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +115,13 @@ class DataRoot:
                 )
         return path
 
+    def regular(self, relative: str) -> Path:
+        """`file` of what is there and is a file. OSError for all else: opening a pipe would wait for ever."""
+        path = self.file(relative)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return path
+
     def words(self, message: str) -> str:
         """An error message without what differs between machines and processes (this folder's path, addresses in
         memory), so that the same data give the same quarantine rows."""
@@ -128,22 +137,28 @@ class DataRoot:
     def listdir(self, relative: str) -> list[str]:
         """Sorted names in a folder; none where there is no such folder."""
         try:
-            return sorted(os.listdir(self.file(relative)))
+            return sorted(map(_spelt, os.listdir(self.file(relative))))
         except (Quarantined, OSError):
             return []
 
     def walk(self, *suffixes: str) -> Iterator[str]:
         """Relative paths of all files with one of the suffixes (lower case, with dot), in sorted order."""
+        seen: set[tuple[int, int]] = set()  # with follow_links, links up the tree would make it endless
         for folder, folders, names in os.walk(self.path, followlinks=self.follow_links):
+            place = os.stat(folder)
+            if (place.st_dev, place.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((place.st_dev, place.st_ino))
             folders.sort()
             for name in sorted(names):
                 if name.lower().endswith(suffixes):
-                    yield (Path(folder) / name).relative_to(self.path).as_posix()
+                    yield _spelt((Path(folder) / name).relative_to(self.path).as_posix())
 
     def read_bytes(self, relative: str, offset: int = 0, size: int = -1) -> bytes:
         """A byte range of a file. A file that is not there is quarantined as annotation_missing."""
         try:
-            with self.file(relative).open("rb") as file:
+            with self.regular(relative).open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
@@ -151,7 +166,7 @@ class DataRoot:
 
     def read_text(self, relative: str) -> str:
         """A UTF-8 text file; bytes that are not UTF-8 become U+FFFD, so that one bad caption loses nothing else."""
-        return self.read_bytes(relative).decode("utf-8", "replace")
+        return self.read_bytes(relative).decode("utf-8-sig", "replace")
 
     def read_json(self, relative: str, offset: int = 0, size: int = -1) -> object:
         """JSON of a file or of a byte range of it."""
@@ -167,7 +182,11 @@ class DataRoot:
         Datasets put whole splits into one object (MeViS masks, HC-STVG tubes); with the byte range a worker reads
         only its own clip's part. One pass at the speed of the C parser.
         """
-        return json_members(self.file(relative))
+        try:
+            path = self.regular(relative)
+        except OSError as error:
+            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+        return json_members(path)
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -210,6 +229,8 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
                 except json.JSONDecodeError as error:
                     if done:
                         raise _not_json(path, base + error.pos, error.msg) from error
+                except ValueError as error:  # an integer of thousands of digits
+                    raise _not_json(path, base + position, str(error)) from error
                 more()
 
         position = skip(0, "{") + 1
@@ -237,8 +258,13 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
                 base, text, position = base + position, text[position:], 0
 
 
+def _spelt(name: str) -> str:
+    """A name from the disk as text for tables: bytes that are not UTF-8 become U+FFFD, which finds nothing."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _loads(data: bytes) -> object:
-    text = data.decode("utf-8", "replace")
+    text = data.decode("utf-8-sig", "replace")
     value = json.loads(text)
     if _SURROGATE.search(text):  # half of an escaped pair is a string that no file can hold
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
@@ -290,6 +316,17 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
+def countable(value: object) -> TypeGuard[int]:
+    """Whether a value of an annotation is a number of frames or pixels: an integer from 1 to a billion. Beyond that
+    sizes would not fit the machine's integers, whatever else is checked."""
+    return type(value) is int and 0 < value <= 10**9
+
+
+def decimal(text: str) -> int | None:
+    """The number that up to 18 decimal digits spell, None for all else (Python refuses thousands of them)."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
 def malformed(message: str) -> Quarantined:
     """For a row that cannot be read; `plan` turns it into a Rejected."""
     return Quarantined(Reason.MALFORMED_ROW, message)
@@ -308,7 +345,8 @@ def box_rows(rows: object, where: str) -> NDArray[np.float64]:
         raise invalid(f"{where}: boxes are not rows of four numbers: {error}") from error
     if boxes_n4.ndim != 2 or boxes_n4.shape[1] != 4:
         raise invalid(f"{where}: boxes are not rows of four numbers: shape {boxes_n4.shape}")
-    return boxes_n4
+    # boxes are kept as float32: what that cannot hold is infinite, and no box
+    return np.where(np.abs(boxes_n4) > np.finfo(np.float32).max, np.copysign(np.inf, boxes_n4), boxes_n4)
 
 
 def box_lines(text: str, where: str) -> NDArray[np.float64]:

@@ -24,6 +24,8 @@ from pipeline.sources.base import (
     box_lines,
     clean,
     clip_key,
+    countable,
+    decimal,
     digits,
     locate,
     need_split,
@@ -85,8 +87,9 @@ class GOT10k:
             stop = sum(1 for line in root.read_bytes(f"{folder}/groundtruth.txt").split(b"\n") if line.strip())
         except Quarantined:  # a file is missing: `annotate` will say which
             labels, stop = {}, 0
-        rate = re.match(r"\d+(\.\d+)?", labels.get("anno_fps", ""))
+        rate = re.match(r"\d{1,9}(\.\d+)?(?!\d)", labels.get("anno_fps", ""))
         size = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", labels.get("resolution", ""))
+        width, height = map(decimal, size.groups()) if size else (None, None)
         clip = Clip(
             clip_id=clip_key(self.name, split, sequence, 0, stop),
             source=self.name,
@@ -96,8 +99,8 @@ class GOT10k:
             start=0,
             stop=stop,
             fps=float(rate[0]) if rate and float(rate[0]) else None,
-            height=int(size[2]) if size else None,
-            width=int(size[1]) if size else None,
+            height=height if countable(height) else None,
+            width=width if countable(width) else None,
             frame_count=stop or None,
             licence=self.licence,
         )

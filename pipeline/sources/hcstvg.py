@@ -22,6 +22,7 @@ from pipeline.sources.base import (
     box_rows,
     clean,
     clip_key,
+    countable,
     first_of,
     invalid,
     malformed,
@@ -109,7 +110,7 @@ class HCSTVG:
         first, count, boxes = row.get("st_frame"), row.get("img_num"), row.get("bbox")
         if not isinstance(boxes, list) or not boxes:
             raise malformed("`bbox` is not a list of boxes")
-        if type(first) is not int or type(count) is not int or not 1 <= first <= count:
+        if not countable(first) or not countable(count) or first > count:
             raise malformed(f"`st_frame` {first!r:.20} is not a 1-based frame of `img_num` {count!r:.20}")
         tube_start, tube_stop = first - 1, min(first - 1 + len(boxes), count)
         if self.config.span == "tube":
@@ -169,7 +170,7 @@ def _size(row: dict) -> tuple[int | None, int | None]:
     """(height, width) of v1's two fields or v2's `img_size`, which puts the height first."""
     size = row.get("img_size")
     pair = (size[0], size[1]) if isinstance(size, list) and len(size) >= 2 else (row.get("height"), row.get("width"))
-    return pair if all(type(v) is int and v > 0 for v in pair) else (None, None)
+    return pair if all(map(countable, pair)) else (None, None)
 
 
 def _sentences(root: DataRoot, file: str) -> dict[str, str]:

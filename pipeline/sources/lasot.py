@@ -25,6 +25,7 @@ from pipeline.sources.base import (
     box_lines,
     clean,
     clip_key,
+    decimal,
     digits,
     first_of,
     malformed,
@@ -146,7 +147,7 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     """Split -> its sequences, in order of class and number. From the lists where there are some, else from the disk."""
     if root.has(base + _SPLIT_FILE):
         splits = root.read_json(base + _SPLIT_FILE)
-        if not isinstance(splits, dict):
+        if not isinstance(splits, dict) or not all(isinstance(splits.get(s, []), list) for s in ("train", "test")):
             raise ValueError(f"{base + _SPLIT_FILE}: expected an object with lists `train` and `test`")
         return {split: _ordered(splits.get(split, [])) for split in ("train", "test")}
     listed = first_of(root, [base + file for file in _ALL_LISTS])
@@ -168,7 +169,7 @@ def _on_disk(root: DataRoot, base: str) -> list[str]:
 def _ordered(names: list) -> list[str]:
     def key(name: str) -> tuple[str, int, str]:
         parts = _SEQUENCE.fullmatch(name)
-        return (parts[1], int(parts[2]), name) if parts else (name, 0, name)
+        return (parts[1], decimal(parts[2]) or 0, name) if parts else (name, 0, name)
 
     return sorted({name if isinstance(name, str) else json.dumps(name) for name in names}, key=key)
 

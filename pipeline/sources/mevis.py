@@ -133,7 +133,7 @@ class MeViS:
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """The union of the objects' masks, and the box around it."""
         pointer, layers = referent.pointer, []
-        for anno_id, span in zip(pointer["anno_ids"], pointer["ranges"], strict=True):
+        for anno_id, span in dict(zip(pointer["anno_ids"], pointer["ranges"], strict=True)).items():  # each mask once
             where = f"{pointer['file']}: mask {anno_id}"
             if span is None:
                 raise Quarantined(Reason.ANNOTATION_MISSING, f"{where} is not in the file")

@@ -26,6 +26,7 @@ from pipeline.sources.base import (
     checked_mask,
     clean,
     clip_key,
+    decimal,
     first_of,
     invalid,
     locate,
@@ -92,10 +93,13 @@ class RefSAV:
             except Quarantined as problem:
                 yield Rejected(self.name, split, video, problem.reason, problem.message, where)
                 continue
-            referents = []
+            referents: list[Referent] = []
             for key, row in objects.items():
                 try:
-                    referents.append(self._referent(clip, masklets, key, row))
+                    referent = self._referent(clip, masklets, key, row)
+                    if any(referent.referent_id == r.referent_id for r in referents):
+                        raise Quarantined(Reason.DUPLICATE, f"object {referent.pointer['index']} has a text already")
+                    referents.append(referent)
                 except Quarantined as problem:
                     yield Rejected(self.name, split, f"{video}/{key}", problem.reason, problem.message, where)
             if referents:
@@ -150,12 +154,12 @@ class RefSAV:
 
     def _referent(self, clip: Clip, masklets: str, key: str, row: object) -> Referent:
         text = row.get("formated") if isinstance(row, dict) else None
-        if not key.isdecimal():
+        if (index := decimal(key)) is None:
             raise malformed(f"object key {key!r:.40} is not an index")
         if not isinstance(text, str) or not clean(text):
             raise malformed("no description (`formated`)")
-        pointer = {"file": masklets, "index": int(key)}
-        referent_id = clip_key(self.name, clip.split, clip.video_id, f"o{int(key)}")
+        pointer = {"file": masklets, "index": index}
+        referent_id = clip_key(self.name, clip.split, clip.video_id, f"o{index}")
         return Referent(referent_id, clip.clip_id, clean(text), (key,), "", text, pointer)
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:

@@ -24,6 +24,8 @@ from pipeline.sources.base import (
     box_rows,
     clean,
     clip_key,
+    countable,
+    decimal,
     first_of,
     invalid,
     locate,
@@ -94,15 +96,14 @@ class VIDSentence:
 
     def _planned(self, root: DataRoot, base: str, split: str, tracks: list[str], line: str) -> Planned:
         index, comma, sentence = line.partition(",")
-        if not comma or not index.strip().isdecimal() or not clean(sentence):
+        number = decimal(index.strip())
+        if not comma or number is None or not clean(sentence):
             raise malformed("expected `<line of the valid list>, <sentence>`")
-        if int(index) >= len(tracks):
-            raise malformed(f"names line {int(index)} (0-based) of a valid list of {len(tracks)} lines")
-        path, comma, track_id = (part.strip() for part in tracks[int(index)].rpartition(","))
+        if number >= len(tracks):
+            raise malformed(f"names line {number} (0-based) of a valid list of {len(tracks)} lines")
+        path, comma, track_id = (part.strip() for part in tracks[number].rpartition(","))
         if not comma or not path or not track_id:
-            raise malformed(
-                f"line {int(index)} of the valid list, {tracks[int(index)]!r:.80}, is not `<video>,<track>`"
-            )
+            raise malformed(f"line {number} of the valid list, {tracks[number]!r:.80}, is not `<video>,<track>`")
 
         pointer = {"file": _tube_file(root, base, split, path), "track": track_id}
         start = stop = 0
@@ -128,7 +129,7 @@ class VIDSentence:
             width=width,
             licence=self.licence,
         )
-        referent_id = clip_key(self.name, split, video, f"t{track_id}", start, stop, f"s{int(index)}")
+        referent_id = clip_key(self.name, split, video, f"t{track_id}", start, stop, f"s{number}")
         referent = Referent(referent_id, clip.clip_id, clean(sentence), (track_id,), category, sentence, pointer)
         return Planned(clip, (referent,))
 
@@ -155,7 +156,7 @@ class VIDSentence:
             for box in track:
                 height, width = box["frame_size"]
                 numbers = (box["frame"], height, width)
-                if not all(type(n) is int and n > 0 for n in numbers) or len(box["bbox"]) != 4:
+                if not all(map(countable, numbers)) or len(box["bbox"]) != 4:
                     raise ValueError(f"frame {box['frame']!r:.20}")
         except (KeyError, TypeError, ValueError) as error:
             raise invalid(f"{file}: track {track_id!r:.20} cannot be read: {type(error).__name__} {error}") from error

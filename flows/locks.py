@@ -1,0 +1,103 @@
+"""Who may write to an output: one run per source and split, and of workers only those that this run has sent."""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.plan import Job
+
+
+class PlanConflict(ValueError):
+    """The output already holds another plan of the same source and split."""
+
+
+@contextmanager
+def locked(out: Path, name: str) -> Iterator[str]:
+    """One run per output, source and split. The kernel drops the lock with its holder, so it is never stale.
+
+    Yields a token for the holder's workers (see `fenced`). PlanConflict names another holder.
+    """
+    path = out / ".lock" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise PlanConflict(
+                f"{out}: {name} is being worked on by {file.read() or 'another run'}; wait for it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield _new_fence(out, name)
+        finally:
+            file.truncate(0)
+
+
+FENCE_SECONDS = 120.0
+"""How long a run waits for a worker of a dead run to finish the write that it is in: a commit takes seconds."""
+
+
+def _new_fence(out: Path, name: str) -> str:
+    """Shut out the workers of earlier runs: a driver's death drops its lock at once, but its workers live for seconds
+    more and may be in the middle of a commit. Waits for that, then no token but the new one is good."""
+    token, until = uuid.uuid4().hex, time.monotonic() + FENCE_SECONDS
+    with _fence(out, name).open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise PlanConflict(
+                        f"{out}: a worker of an earlier run of {name} is still writing; stop it, or wait for it"
+                    ) from error
+                time.sleep(0.05)
+        file.truncate(0)
+        file.write(token)
+        file.flush()
+    return token
+
+
+@contextmanager
+def fenced(job: Job, token: str) -> Iterator[None]:
+    """A worker writes in here. RuntimeError, with nothing written, if its run is not the one that holds the lock."""
+    with writing(Path(job.out)), _fence(Path(job.out), job.name).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if file.read() != token:
+            raise RuntimeError(f"{job.out}: another run of {job.name} has taken over; this worker writes nothing more")
+        yield
+
+
+def _fence(out: Path, name: str) -> Path:
+    return out / ".lock" / f"{name}.fence"
+
+
+UNWRITABLE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the quota is used up: free some space",
+    errno.EFBIG: "a file may not grow so large here: raise the limit",
+    errno.EROFS: "the output is mounted read-only: mount it for writing, or choose another --out",
+    errno.EACCES: "no permission to write there: change its owner or mode, or choose another --out",
+}
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """An error of the output's disk says what to do, and where: on a full disk the kernel's own words name no file."""
+    try:
+        yield
+    except OSError as error:
+        advice = UNWRITABLE.get(error.errno or 0)
+        if advice is None or "run the same command again" in str(error):
+            raise
+        words = f"{advice}, and run the same command again; what is finished is kept"
+        raise OSError(error.errno, words, str(error.filename or out)) from error
