@@ -21,7 +21,7 @@ from manifests.verify import verify
 from tests.chaos.world import counts, differing, leftovers, make_corpus, make_job, tree
 from tests.e2e.conftest import Run
 
-KILLS, SEED = int(os.environ.get("KILLS", "3")), int(os.environ.get("SEED", "0"))
+KILLS, SEED = int(os.environ.get("KILLS", "2")), int(os.environ.get("SEED", "0"))
 LONG = "KILLS" in os.environ
 CLIPS, FRAMES, REFERENTS, WORKERS = (9, 10, 2, 2) if LONG else (5, 8, 2, 2)
 CHILD = Path(__file__).with_name("child.py")

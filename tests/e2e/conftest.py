@@ -24,7 +24,8 @@ class Run:
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [str(BIN / str(words[0])), *map(str, words[1:])],
-                stdout=file, stderr=file, env=os.environ | {name: value}, start_new_session=True,
+                stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ | {name: value},
+                start_new_session=True,
             )  # fmt: skip
 
     def wait(self, timeout: float = 400) -> int:
