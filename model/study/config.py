@@ -51,4 +51,4 @@ SCALES = {
         stage1=600, stage2=400, stage_clips=1500, stage_batch=16,
     ),
 }  # fmt: skip
-"""cpu: meant for 30 minutes on two cores; took 37 beside other work. gpu: meant for 20 on an H200; has never run."""
+"""cpu: took 28 minutes on two cores. gpu: meant for 20 on an H200; has never run."""
