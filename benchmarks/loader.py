@@ -5,9 +5,9 @@ it opens the file with OpenCV, decodes all of it, and picks. Files are in the pa
 bookkeeping, not about disks. Goals: 1.0x webdataset in sequence, 5x the naive dataset.
 
 Samples per second need idle cores to mean anything; processor time of a sample hardly does. Eight frames at random
-places cost eight key frames and some six frames more each, which nothing exact can skip. So the ratio to the naive
-dataset depends on what a key frame costs beside others: the camera moves here, as in most real clips; where it stands
-still, the naive one is nearer.
+places cost eight key frames and, since most others are read by no third one, a frame or two more each. So the ratio to
+the naive dataset depends on what a key frame costs beside others: the camera moves here, as in most real clips; where
+it stands still, the naive one is nearer.
 """
 
 import hashlib
