@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from manifests.parts import grouped, read_rows
 from schemas import tables
+from schemas.files import sync
 
 PARTS = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
 OF_REFERENT = ("tracks", "masks", "tsf", "tsf_features", "qa", "members")
@@ -210,7 +211,7 @@ def ready(stage: Path, names: list[str]) -> None:
         json.dump(names, file)
         file.flush()
         os.fsync(file.fileno())
-    _sync(stage)
+    sync(stage)
 
 
 def pending(out: Path, name: str) -> bool:
@@ -232,11 +233,11 @@ def finish(out: Path, name: str) -> bool:
         names = json.loads(begun.read_text())
         for part in manifests.glob(f"shards/{name}-[0-9]*.parquet"):
             part.unlink()
-        _sync(manifests / "shards")
+        sync(manifests / "shards")
         _move(stage, out, (p for p in stage.rglob("*") if p.is_file() and p.parent.name != "shards" and p != begun))
         _move(stage, out, stage.glob("*/*/shards/*.tar"))
         os.replace(begun, moved)
-        _sync(stage)
+        sync(stage)
     names = set(json.loads(moved.read_text()))
     _move(stage, out, sorted((stage / "manifests" / "shards").glob("*.parquet")))
     for path in [*out.glob(f"*/*/shards/{name}-[0-9]*.tar"), *manifests.glob(f"*/{name}-[0-9]*.parquet")]:
@@ -254,15 +255,7 @@ def _move(stage: Path, out: Path, files: Iterable[Path]) -> None:
         os.replace(path, target)
         folders.add(target.parent)
     for folder in folders:
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(folder)
 
 
 def is_resharded(plan: Path) -> bool:

@@ -24,6 +24,7 @@ from pipeline.sample import CODE_VERSION, add_member, rejected_row
 from pipeline.video import fingerprint
 from schemas import SCHEMA_VERSION, tables
 from schemas.config import canonical_json
+from schemas.files import sync
 from schemas.records import Planned, Quarantined, Sample
 
 SHARD_TABLES = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
@@ -147,15 +148,15 @@ def commit_shard(job: Job, shard: ShardPlan, dim: int) -> dict:
         tables.write(part, table, rows[table], dim=dim)
         final[part] = part_path(out, table, shard.name)
     for path in final:
-        _sync(path)
+        sync(path)
     part_path(out, "shards", shard.name).unlink(missing_ok=True)
     for source, target in final.items():  # the part of `shards` is the last one
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.parent.name == "shards" and target.suffix == ".parquet":
             for folder in {path.parent for path in final.values()}:
-                _sync(folder)
+                sync(folder)
         os.replace(source, target)
-    _sync(part_path(out, "shards", shard.name).parent)
+    sync(part_path(out, "shards", shard.name).parent)
     shutil.rmtree(stage)
     return row
 
@@ -214,15 +215,6 @@ def check_members(path: Path, members: list[dict]) -> None:
             data = file.read(member["size"])
             if len(data) != member["size"] or hashlib.sha256(data).hexdigest() != member["sha256"]:
                 raise ValueError(f"{path}: member {member['key']}.{member['name']} does not read back as written")
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- what is there --------------------------------------------------------------------------------------------------

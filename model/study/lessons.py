@@ -169,12 +169,8 @@ def look(host: Any, clip: StudyClip) -> Looked:
     moves: tuple[bool, ...] = (True,)
     if host.spec.name == "videoglamm":
         side = host.config.clip_size // 28
-        frames, rows, columns, moves = (
-            [[t] for t in sample_frames(total, host.config.frames)],
-            side,
-            side,
-            (False, True),
-        )
+        frames = [[t] for t in sample_frames(total, host.config.frames)]
+        rows, columns, moves = side, side, (False, True)
     elif host.spec.name == "glus":
         side = host.config.clip_size // 14
         frames = [[t] for t in [*context_frames(total, host.config.context), 0]]

@@ -12,7 +12,6 @@ What is frozen is not in it, nor are buffers: build the model the same way.
 """
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from torch.optim import Optimizer
 
 from model.train.config import FREE, TrainConfig
 from model.train.parallel import World, part_of, whole
+from schemas.files import sync
 
 FORMAT = 1
 """Goes up when older code could misread a new state."""
@@ -178,15 +178,7 @@ def _publish(fresh: Path, place: Path) -> None:
     """Rename, after everything has reached the disk. An older state of this name goes first: it is being replaced by
     the same step of the same run."""
     for path in [*fresh.iterdir(), fresh]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(place, ignore_errors=True)
     fresh.rename(place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(place.parent)

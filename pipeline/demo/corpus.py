@@ -30,7 +30,7 @@ VERSION = 1
 
 _ATTEMPTS = 12
 _PARTS = ".parts"
-_LAYOUTS: dict[str, tuple[Callable[[Path, Spec, Scene], Part], Callable[[Path, list[Part]], None]]] = {
+LAYOUTS: dict[str, tuple[Callable[[Path, Spec, Scene], Part], Callable[[Path, list[Part]], None]]] = {
     "hcstvg": (video.write_hcstvg_video, video.write_hcstvg_tables),
     "vid_sentence": (frames.write_vid_sentence_video, frames.write_vid_sentence_tables),
     "a2d": (video.write_a2d_video, video.write_a2d_tables),
@@ -39,6 +39,7 @@ _LAYOUTS: dict[str, tuple[Callable[[Path, Spec, Scene], Part], Callable[[Path, l
     "got10k": (frames.write_got10k_video, frames.write_got10k_tables),
     "refsav": (video.write_refsav_video, video.write_refsav_tables),
 }
+"""Source -> what writes one video of it, and what writes the tables over all of them."""
 
 FAULTS = {
     "missing_video": ("the video file is not there", "media_missing"),
@@ -126,7 +127,7 @@ def corpus_plan(seed: int, scale: int, config: CorpusConfig) -> list[Spec]:
                 Spec(source, split, known, kind, names, drawn, length, height, width, _FPS.get(source, 25.0), (),
                      tuple(faults), copy)
             )  # fmt: skip
-    return sorted(specs, key=lambda spec: list(_LAYOUTS).index(spec.source))  # stable: keeps the order within a source
+    return sorted(specs, key=lambda spec: list(LAYOUTS).index(spec.source))  # stable: keeps the order within a source
 
 
 def write_corpus(
@@ -157,13 +158,13 @@ def write_corpus(
         if progress is not None:
             progress(done, len(specs), f"{finished.source} {finished.video}")
     planted = []
-    for source, (_, write_tables) in _LAYOUTS.items():
+    for source, (_, write_tables) in LAYOUTS.items():
         parts = [Part.load(_part_file(root, spec)) for spec in specs if spec.source == source]
         write_tables(root / source, parts)
         write_json(root / "truth" / f"{source}.json", {part.spec.key: part.truth for part in parts})
         planted += [_fault(part.spec, name) for part in parts for name in part.spec.faults if name in FAULTS]
-    videos = {source: sum(s.source == source for s in specs) for source in _LAYOUTS}
-    shown = {source: sum(s.frames for s in specs if s.source == source) for source in _LAYOUTS}
+    videos = {source: sum(s.source == source for s in specs) for source in LAYOUTS}
+    shown = {source: sum(s.frames for s in specs if s.source == source) for source in LAYOUTS}
     summary = {**stamp, "synthetic": True, "videos": videos, "frames": shown, "faults": planted}
     write_json(root / "corpus.json", summary, indent=1)
     _remove(root / _PARTS)
@@ -179,9 +180,9 @@ def _prepare(root: Path, stamp: dict) -> bool:
                 if path is finished:
                     _remove(root / _PARTS)
                 return path is begun
-            for name in (_PARTS, "truth", *_LAYOUTS, "corpus.json"):
+            for name in (_PARTS, "truth", *LAYOUTS, "corpus.json"):
                 _remove(root / name)
-    foreign = [name for name in ("truth", *_LAYOUTS) if (root / name).exists()]
+    foreign = [name for name in ("truth", *LAYOUTS) if (root / name).exists()]
     if foreign:
         raise ValueError(f"{root} holds {', '.join(foreign)} of something else: choose an empty folder for the corpus")
     write_json(begun, stamp)
@@ -221,7 +222,7 @@ def render_video(root: Path, spec: Spec) -> Spec:
             fps=spec.fps, names=spec.names, tints=spec.tints,
         )  # fmt: skip
         if sayable(scene, spec):
-            write_video, _ = _LAYOUTS[spec.source]
+            write_video, _ = LAYOUTS[spec.source]
             write_video(root / spec.source, spec, scene).save(_part_file(root, spec))
             return spec
     raise ValueError(f"{spec.source} {spec.key}: no scene of {_ATTEMPTS} can be described: use longer or larger videos")

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pipeline.demo import layouts_frames as frames
-from pipeline.demo import layouts_video as video
+from pipeline.demo.corpus import LAYOUTS
 from pipeline.demo.parts import Spec
 from pipeline.demo.render import render
 
@@ -32,21 +31,11 @@ SCENES: dict[str, list[tuple]] = {
 }  # fmt: skip
 """Source -> its videos: name, kind of scene, things in it, frames per second. The first is the one to spoil."""
 
-_WRITERS = {
-    "hcstvg": (video.write_hcstvg_video, video.write_hcstvg_tables),
-    "vid_sentence": (frames.write_vid_sentence_video, frames.write_vid_sentence_tables),
-    "a2d": (video.write_a2d_video, video.write_a2d_tables),
-    "lasot": (frames.write_lasot_video, frames.write_lasot_tables),
-    "mevis": (frames.write_mevis_video, frames.write_mevis_tables),
-    "got10k": (frames.write_got10k_video, frames.write_got10k_tables),
-    "refsav": (video.write_refsav_video, video.write_refsav_tables),
-}
-
 
 @cache
 def good(source: str) -> Files:
     """The files of the unspoilt corpus: relative path -> bytes. Copy it before changing it."""
-    write_video, write_tables = _WRITERS[source]
+    write_video, write_tables = LAYOUTS[source]
     with tempfile.TemporaryDirectory() as folder:
         root, parts = Path(folder), []
         for name, kind, things, fps in SCENES[source]:
