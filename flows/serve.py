@@ -110,7 +110,23 @@ class Serve:
     def _deploy(self) -> None:
         self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
         self.prefect("--no-prompt", "deploy", "--all")
+        self._start_worker()
+
+    def _start_worker(self) -> None:
         self._spawn("worker", "start", "--pool", "local", "--type", "process")
+
+    def watch(self) -> None:
+        """Wait for ever. A worker that dies gets a successor: what it had begun goes on or is run again, and what is
+        finished is found. RuntimeError when the server dies."""
+        server, worker = self.processes
+        while server.poll() is None:
+            if worker.poll() is not None:
+                print(f"the Prefect worker has ended (exit code {worker.returncode}); starting another one", flush=True)
+                self.processes.remove(worker)
+                self._start_worker()
+                worker = self.processes[-1]
+            time.sleep(1.0)
+        raise RuntimeError(f"the Prefect server has ended (exit code {server.returncode}); its output says why")
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -151,7 +167,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    with Serve(options.data, options.out, port=options.port):
+    with Serve(options.data, options.out, port=options.port) as serve:
         print(
             f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"
             "in another terminal, in this folder:  .venv/bin/prefect deployment run curate/hcstvg --watch\n"
@@ -159,7 +175,7 @@ def main() -> None:
             flush=True,
         )
         try:
-            signal.pause()
+            serve.watch()
         except KeyboardInterrupt:
             print("\nstopping", flush=True)
 

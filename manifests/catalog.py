@@ -5,9 +5,11 @@ where it is opened). When an output has moved, `sparrow verify` writes them anew
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from schemas import tables
 from schemas.tables import TABLES
 
 if TYPE_CHECKING:
@@ -106,10 +108,14 @@ ANSWERS = {
 }
 
 
-def catalog_sql(prefix: str) -> str:
-    """CREATE VIEW statements for an output whose `manifests` folder is `prefix`manifests."""
+def catalog_sql(prefix: str, *, without: Collection[str] = ()) -> str:
+    """CREATE VIEW statements for an output whose `manifests` folder is `prefix`manifests.
+
+    without: tables that are there already, under their names."""
     lines = []
     for table in ("shards", "runs", *(t for t in TABLES if t not in ("shards", "runs"))):
+        if table in without:
+            continue
         files = f"read_parquet('{_quote(prefix)}manifests/{table}/*.parquet')"
         rows = "" if table in ("shards", "runs") else " WHERE shard IN (SELECT shard FROM shards)"
         lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {files}{rows};")
@@ -125,15 +131,21 @@ def build_catalog(out: Path) -> None:
     """Write `catalog.sql` and `catalog.duckdb`, each in one atomic step. Needs at least one committed shard."""
     if not any((out / "manifests" / "shards").glob("*.parquet")):
         return
-    text = "-- Run in this folder: duckdb -init catalog.sql\n" + catalog_sql("")
+    without = _not_there(out)
+    text = "-- Run in this folder: duckdb -init catalog.sql\n" + catalog_sql("", without=without)
     _replace(out / "catalog.sql", text.encode())
     import duckdb
 
     temporary = out / f"catalog.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     with duckdb.connect(str(temporary)) as connection:
-        connection.execute(catalog_sql(f"{out.resolve()}/"))
+        connection.execute(catalog_sql(f"{out.resolve()}/", without=without))
     os.replace(temporary, out / "catalog.duckdb")
+
+
+def _not_there(out: Path) -> tuple[str, ...]:
+    """`runs` until the first run has ended: the shards of one that goes on, or was killed, are good and may be seen."""
+    return () if any((out / "manifests" / "runs").glob("*.parquet")) else ("runs",)
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -149,7 +161,10 @@ def connect(out: Path) -> "DuckDBPyConnection":
     import duckdb
 
     connection = duckdb.connect()
-    connection.execute(catalog_sql(f"{out.resolve()}/"))
+    without = _not_there(out)
+    for table in without:
+        connection.register(table, tables.schema(table).empty_table())
+    connection.execute(catalog_sql(f"{out.resolve()}/", without=without))
     return connection
 
 

@@ -1,6 +1,7 @@
 """Fixtures for everyone: the shared real data, and a tiny real dataset in an official layout."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from pipeline.plan import Job
 from pipeline.presets import ShardConfig, configure
 from pipeline.video import encode_mp4
 from tests.made import moving_square
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Before torch is there: several test processes with a pool of threads each take a quarter more of the processor."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -23,7 +23,7 @@ from tests.e2e.conftest import Run
 
 KILLS, SEED = int(os.environ.get("KILLS", "2")), int(os.environ.get("SEED", "0"))
 LONG = "KILLS" in os.environ
-CLIPS, FRAMES, REFERENTS, WORKERS = (9, 10, 2, 2) if LONG else (5, 8, 2, 2)
+CLIPS, FRAMES, REFERENTS, WORKERS = (40, 8, 2, 2) if LONG else (5, 8, 2, 2)
 CHILD = Path(__file__).with_name("child.py")
 
 pytestmark = pytest.mark.timeout(max(300, 120 * KILLS))
@@ -86,7 +86,7 @@ class Prey:
 
 def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
     rng = random.Random(SEED)
-    kinds = ["worker", "driver", "worker"] + (["driver", "head"] if LONG else [])
+    kinds = ["worker", "driver", "worker"] + (["worker", "head", "worker", "driver"] if LONG else [])
     job = make_job(make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS)
     driver.run([job], Inline(), Quiet())
     whole, rows = tree(Path(job.out)), counts(Path(job.out))
@@ -106,7 +106,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
                 if prey.run.process.poll() is None and prey.kill(what, rng):
                     killed += 1
                     done.append(what)
-            assert prey.run.wait(120) == 0, prey.run.text()[-3000:]
+            assert prey.run.wait(300) == 0, prey.run.text()[-3000:]
             assert differing(prey.out, whole) == []
             assert counts(prey.out) == rows
             assert leftovers(prey.out) == []

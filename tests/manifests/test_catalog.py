@@ -53,6 +53,16 @@ def test_rows_of_an_uncommitted_shard_are_not_shown(out, tmp_path):
     assert query(copy, "SELECT count(DISTINCT shard) AS n FROM members") == [{"n": 2}]
 
 
+def test_a_first_run_that_has_not_ended_can_be_asked(out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "manifests" / "runs")
+    assert query(tmp_path / "out", "SELECT count(*) AS n FROM referents") == [{"n": 5}]
+    assert query(tmp_path / "out", "SELECT * FROM runs") == []
+    build_catalog(tmp_path / "out")
+    with duckdb.connect(str(tmp_path / "out" / "catalog.duckdb"), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM referents").fetchone() == (5,)
+
+
 def test_a_moved_output_is_found_again(out, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(out, moved)
