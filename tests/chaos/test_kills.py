@@ -25,6 +25,8 @@ KILLS, SEED = int(os.environ.get("KILLS", "2")), int(os.environ.get("SEED", "0")
 LONG = "KILLS" in os.environ
 CLIPS, FRAMES, REFERENTS, WORKERS = (40, 8, 2, 2) if LONG else (5, 8, 2, 2)
 CHILD = Path(__file__).with_name("child.py")
+HEADLESS = "10"
+"""Seconds that a driver looks for a head that is gone before it ends; Ray's own number is 60."""
 
 pytestmark = pytest.mark.timeout(max(300, 120 * KILLS))
 
@@ -84,7 +86,8 @@ class Prey:
                 continue
 
 
-def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path):
+def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", HEADLESS)
     rng = random.Random(SEED)
     kinds = ["worker", "driver", "worker"] + (["worker", "head", "worker", "driver"] if LONG else [])
     job = make_job(make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS)
