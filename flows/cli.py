@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import complete, evaluate, export, model, quarantine, repair, report, reshard, stats, weights
+from flows import complete, evaluate, export, model, publish, quarantine, repair, report, reshard, stats, weights
 
 app = typer.Typer(
     name="sparrow",
@@ -353,7 +353,7 @@ def ground(
 @app.command(epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200")
 def train(
     what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
-    data: Annotated[Path, typer.Option(help="Curated output; proposer: or a folder of detection datasets.")],
+    data: Annotated[str, typer.Option(help="Curated output, s3:// too; proposer: or a folder of detection datasets.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
     host: Host = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",
@@ -374,7 +374,7 @@ def train(
 
     changes, options = training.parse(sets or [])
     request = training.Request(
-        what=what, data=str(data), out=str(out), host=host, size=size, checkpoints=tuple(map(str, checkpoint or [])),
+        what=what, data=data, out=str(out), host=host, size=size, checkpoints=tuple(map(str, checkpoint or [])),
         preset=preset, changes=changes, train=options | ({} if steps is None else {"steps": steps}), start=start,
         frames=frames, workers=workers, official=official,
     )  # fmt: skip
@@ -410,6 +410,7 @@ export.register(app)
 app.add_typer(quarantine.app, name="quarantine")
 repair.register(app)
 reshard.register(app)
+publish.register(app)
 report.register(app)
 stats.register(app)
 

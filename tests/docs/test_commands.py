@@ -32,6 +32,7 @@ PARSED = {
     "sparrow train *": "trains for minutes; tests/e2e/test_train.py runs it",
     "torchrun *": "trains for minutes, in several processes",
     "sparrow study *": "trains for minutes; tests/flows/test_study.py runs it",
+    "sparrow publish *": "needs a store; tests/flows/test_publish.py runs the page against a local one",
     "sparrow shards *": "starts a Prefect server; tests/e2e/test_prefect.py runs it",
     "sparrow * --exclude *": "needs marks of samples; tests/pipeline/test_exclude.py runs it",
     "sparrow browse *": "serves until it is stopped; tests/flows/browse runs it",
@@ -53,6 +54,10 @@ PYTHON_PARSED = {
     'open("outputs/ground/masks.jsonl")': "needs what `sparrow ground` leaves; tests/flows/test_ground.py reads it",
     'model.load("videoglamm", "WEIGHTS")': "needs weights",
     "import fiftyone": "needs FiftyOne, which is no part of this project",
+    'Index.open("s3://bucket/tsf")': "needs a store; tests/flows/test_publish.py runs it",
+    'gopen_schemes["s3"]': "needs a store; tests/flows/test_publish.py runs it",
+    "connection.register_filesystem(": "needs a store; tests/flows/test_publish.py runs it",
+    '.get("s3://bucket/tsf/"': "needs a store; tests/flows/test_publish.py runs it",
 }
 FOREIGN = {"--resume_dir", "--vot_data_root", "--param"}
 """Options of other people's programs that pages mention."""
