@@ -92,11 +92,11 @@ KILLS   ?= 200
 SEED    ?= 0
 MINUTES ?= 10
 chaos: .venv/.dev ## kill runs at every step of a commit and at random moments, compare bytes: KILLS=200 SEED=0
-	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest tests/chaos/test_kills.py tests/chaos/test_commit.py -s --timeout 0
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest tests/chaos tests/e2e/test_prefect.py -s --timeout 0
 
 fuzz: .venv/.dev ## every bad input, then hypothesis on every parser: MINUTES=10
 	BADINPUT=all $(BIN)/pytest tests/badinput
-	FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest tests/fuzz
+	FUZZ_MINUTES=$(MINUTES) FUZZ_SEED=$(SEED) $(BIN)/pytest tests/fuzz -rP
 
 bench: .venv/.full ## speed and memory of models and pipeline, for this machine
 	$(BIN)/sparrow bench

@@ -4,13 +4,14 @@ Idempotence lives here and in the manifest, nowhere else: a committed shard with
 is done, everything else is work. Killing the driver at any moment loses at most the clips in flight.
 """
 
+import fcntl
 import json
 import os
 import platform
 import socket
 import sys
 import threading
-import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,13 +26,23 @@ from flows.locks import PlanConflict, fenced, locked, writing
 from flows.progress import Progress
 from flows.report import after_run
 from flows.reshard import recut
-from flows.runlog import account, recording
+from flows.runlog import Planning, account, recording
 from manifests.catalog import build_catalog
 from manifests.quarantine import dropped, newly_dropped
 from manifests.reshard import finish, is_resharded
 from pipeline.curate import ClipResult
 from pipeline.fused import Fused
-from pipeline.plan import Counts, Job, ShardPlan, build_plan, plan_identity, read_plan, read_plan_header
+from pipeline.plan import (
+    Counts,
+    Job,
+    Outline,
+    ShardPlan,
+    build_plan,
+    outlines,
+    plan_identity,
+    read_plan,
+    read_plan_header,
+)
 from pipeline.presets import CurateConfig
 from pipeline.sample import CODE_VERSION, quarantine_row
 from pipeline.shards import (
@@ -39,12 +50,14 @@ from pipeline.shards import (
     commit_shard,
     committed,
     discard,
+    has_staging,
     is_current,
     job_record,
     part_path,
     stage_clip,
     staged_path,
     sweep,
+    unchanged,
     withdraw,
 )
 from schemas import tables
@@ -57,7 +70,10 @@ def now() -> datetime:
 
 @dataclass(slots=True)
 class Run:
-    """What happened to one job. token: of the run's lock; only workers that bring it may write."""
+    """What happened to one job. token: of the run's lock; only workers that bring it may write.
+
+    shards: the plan's; have: hashes of those that were committed when the run began.
+    """
 
     job: Job
     counts: Counts
@@ -68,6 +84,8 @@ class Run:
     clips_done: int = 0
     clips_resumed: int = 0
     committed: list[str] = field(default_factory=list)
+    have: dict[str, str] = field(default_factory=dict, repr=False)
+    shards: list[Outline] = field(default_factory=list, repr=False)
 
 
 # --- the work, in whatever process it runs -------------------------------------------------------------------------
@@ -88,6 +106,15 @@ def _fused(config: CurateConfig) -> Fused:
     return Fused(config)
 
 
+@lru_cache(maxsize=1)
+def _pools(modules: int) -> Any:
+    """This process's libraries with thread pools. Looking for them takes milliseconds, so only when the number of
+    loaded modules has changed."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """BLAS and torch's CPU kernels get one thread, so that every process computes alike. OpenMP counts per thread.
@@ -99,7 +126,7 @@ def one_thread() -> Iterator[None]:
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
     if threading.current_thread() is threading.main_thread():
-        with threadpool_limits(1):
+        with _pools(len(sys.modules)).limit(limits=1):
             if torch:
                 torch.set_num_threads(1)
             try:
@@ -127,8 +154,17 @@ def work(payload: tuple[str, Job, Any, Any]) -> dict:
         models.load()
     with one_thread():
         if kind == "commit":
-            with fenced(job, item):
-                return commit_shard(job, shard, models.stages.encoder.dim)
+            out = Path(job.out)
+            turn = out / ".lock" / f"{job.name}.commit{zlib.crc32(shard.name.encode()) % 64}"
+            with fenced(job, item), turn.open("a") as mine:
+                fcntl.flock(mine, fcntl.LOCK_EX)  # cut off from Ray's network, one taken for dead may still be at it
+                try:
+                    return commit_shard(job, shard, models.stages.encoder.dim)
+                except FileNotFoundError:  # that worker, or one that is dead, had committed it and begun to tidy up
+                    if committed(out, job).get(shard.name) != shard.hash or changed_clips(job, shard):
+                        raise
+                    discard(out, shard.name)
+                    return {}
         planned, path = item
         result = models.curate(planned, job)
     with fenced(job, shard):
@@ -182,13 +218,19 @@ def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool
             stack.enter_context(writing(Path(job.out)))
             tokens[job.name] = stack.enter_context(locked(Path(job.out), job.name))
             finish(Path(job.out), job.name)  # a reshard that was interrupted in the middle of its swap
-        runs = {job.name: Run(job, ensure_plan(job, progress, replan=replan), tokens[job.name]) for job in jobs}
+        runs = {job.name: Run(job, Counts(), tokens[job.name]) for job in jobs}
+        record = stack.enter_context(recording(runs, executor))  # before the plans, which may take long or fail
+        for entry in runs.values():
+            entry.counts = ensure_plan(entry.job, Planning(progress, entry), replan=replan)
         for entry in runs.values():
             prepare(entry, replan)
-        with recording(runs, executor, lambda job: fused(job.config).stages.versions) as saw:
-            _execute(runs, executor, progress, saw)
+        record.planned(lambda job: fused(job.config).stages.versions)
+        if getattr(executor, "in_flight", 1) > 1:  # its workers hold many clips each, in one machine's memory
+            os.environ["SPARROW_WORKERS"] = str(executor.workers)
+        _execute(runs, executor, progress, record.saw)
+        record.enter("reporting")
         for entry in runs.values():
-            record_run(entry, executor)
+            record_run(entry, executor, record.id(entry.job))
         with progress.stage("index", unit="catalogs") as tick:
             for out in sorted({job.out for job in jobs}):
                 build_catalog(Path(out))
@@ -213,8 +255,9 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: 
 
         def tasks() -> Iterator[Task]:
             for entry in runs.values():
+                out = Path(entry.job.out)
+                job = entry.job.model_copy(update={"exclude": None})  # it has done its part, and may be long
                 for shard in pending(entry, clips, commits):
-                    job, out = entry.job, Path(entry.job.out)
                     todo = [p for p in shard.clips if not is_current(job, p, staged_path(out, shard, p.clip.clip_id))]
                     entry.clips_resumed += len(shard.clips) - len(todo)
                     clips(len(shard.clips) - len(todo))
@@ -255,9 +298,9 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: 
 def prepare(entry: Run, replan: bool) -> None:
     """Refuse to replace committed shards of another config unasked; then sweep what no plan wants."""
     job, out = entry.job, Path(entry.job.out)
-    have = committed(out, job)
-    hashes = wanted(job)
-    other = [name for name, hash_ in have.items() if hashes.get(name) != hash_]
+    entry.have, entry.shards = committed(out, job), list(outlines(job, fused(job.config).stages.digest))
+    hashes = {shard.name: shard.hash for shard in entry.shards}
+    other = [name for name, hash_ in entry.have.items() if hashes.get(name) != hash_]
     if other and not replan:
         raise PlanConflict(
             f"{out} holds {len(other)} shards of {job.name} that were made with another config or code version. "
@@ -265,26 +308,40 @@ def prepare(entry: Run, replan: bool) -> None:
         )
     for name in other:
         withdraw(out, name)
-    sweep(out, job, {f"{name}-{hash_}" for name, hash_ in hashes.items()})
+        del entry.have[name]
+    sweep(out, job, {f"{name}-{hash_}" for name, hash_ in hashes.items()}, live=entry.have)
 
 
 def wanted(job: Job) -> dict[str, str]:
     """Names of the shards of the saved plan, each with the hash that it has with this config and code."""
-    return {shard.name: shard.hash for shard in read_plan(job, fused(job.config).stages.digest)}
+    return {shard.name: shard.hash for shard in outlines(job, fused(job.config).stages.digest)}
 
 
 def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
-    """Shards that are not committed, or whose source files have changed since they were."""
-    job = entry.job
-    have = committed(Path(job.out), job)
-    for shard in read_plan(job, fused(job.config).stages.digest):
-        if have.get(shard.name) == shard.hash and not changed_clips(job, shard):
-            discard(Path(job.out), shard.name)  # a kill after the commit left them; they must not be used again
-            entry.shards_skipped += 1
-            clips(len(shard.clips))
-            commits(1)
+    """Shards that are not committed, or whose source files have changed since they were.
+
+    Rows of the plan are read only for those, and for shards whose own rows cannot tell (see `unchanged`).
+    """
+    job, out = entry.job, Path(entry.job.out)
+    staged, left = has_staging(out), set[str]()
+
+    def skip(name: str, n: int) -> None:
+        if name in staged:
+            discard(out, name)  # a kill after the commit left them; they must not be used again
+        entry.shards_skipped += 1
+        clips(n)
+        commits(1)
+
+    for shard in entry.shards:
+        if entry.have.get(shard.name) == shard.hash and unchanged(job, shard.name):
+            skip(shard.name, shard.clips)
         else:
-            yield shard
+            left.add(shard.name)
+    for plan in read_plan(job, fused(job.config).stages.digest, only=left) if left else ():
+        if entry.have.get(plan.name) == plan.hash and not changed_clips(job, plan):
+            skip(plan.name, len(plan.clips))
+        else:
+            yield plan
 
 
 def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list[Run]:
@@ -318,7 +375,13 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
 def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
     """A clip that killed its worker again and again, or overran its deadline, is staged as quarantine rows."""
     reason = Reason.WORKER_DIED if outcome.kind == "died" else Reason.DEADLINE
-    problem = Quarantined(reason, f"{planned.clip.clip_id}: {outcome.message}", stage="worker")
+    message = f"{planned.clip.clip_id}: {outcome.message}"
+    if outcome.stacks:
+        kept = Path(job.out) / "runs" / "stacks" / f"{planned.clip.clip_id}.txt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(outcome.stacks)
+        message += f"; stacks: {kept.relative_to(job.out)}"
+    problem = Quarantined(reason, message, stage="worker")
     rows = [
         quarantine_row(job, problem, planned.clip.clip_id, r.referent_id, outcome.task.attempt)
         for r in planned.referents
@@ -326,9 +389,10 @@ def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
     stage_clip(path, ClipResult(quarantine=rows))
 
 
-def record_run(entry: Run, executor: Executor) -> None:
-    """One row of `runs`: who, when, with what, how much."""
-    job, run_id = entry.job, uuid.uuid4().hex[:12]
+def record_run(entry: Run, executor: Executor, run_id: str) -> None:
+    """One row of `runs`: who, when, with what, how much. run_id: the name of the run's folder; with source and split it
+    is the key of the row."""
+    job = entry.job
     packages = ("numpy", "opencv-contrib-python-headless", "scikit-learn", "pyarrow", "ray", "prefect")
     row = {
         "run_id": run_id, "source": job.source, "split": job.split, "started": entry.started,

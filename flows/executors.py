@@ -5,10 +5,13 @@ commit). Whatever a task returns is small: clips travel through the staging fold
 """
 
 import os
-import time
+import re
+import secrets
+import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pipeline.presets import CurateConfig
@@ -25,16 +28,25 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a task. `died`: its worker process ended on it `attempts` times; `deadline`: it took too long."""
+    """What became of a task. `died`: its worker process ended on it `attempts` times; `deadline`: it took too long.
+
+    stacks: of a worker that was stopped at the deadline, what each of its threads was doing; empty if unknown
+    """
 
     task: Task
     kind: Literal["ok", "died", "deadline"]
     value: Any = None
     message: str = ""
+    stacks: str = ""
 
 
 class RunFailed(RuntimeError):
     """The machine, not the data, failed (disk full, no Ray, a bug): the run stops, finished work stays."""
+
+
+def error_words(error: BaseException | None) -> str:
+    """An error in words that name its class; the repr of an OSError leaves out the file."""
+    return f"{type(error).__name__}: {error}"
 
 
 Work = Callable[[Any], Any]
@@ -76,17 +88,8 @@ class Inline:
         pass
 
 
-@dataclass(eq=False)
-class _Actor:
-    """A worker process and what it is working on. alone: it has a suspect, and gets nothing beside it."""
-
-    handle: Any
-    tasks: dict[Any, tuple[Task, float]] = field(default_factory=dict)  # reference -> task, start
-    alone: bool = False
-
-
-_IDLE: list[tuple[tuple, list[_Actor]]] = []
-"""Actors of the last run, of use to the next one while Ray lives: seven sources load their models once."""
+STORE = 75 << 20
+"""Bytes of a local Ray's object store: the least that Ray allows. Tasks and results are small, clips never pass it."""
 
 
 @dataclass
@@ -95,7 +98,7 @@ class RayActors:
 
     address: a running cluster (default: RAY_ADDRESS), else a local Ray is started and stopped with this object
     gpus: per actor; with one, Ray gives each actor its own device
-    deadline: seconds that one task may take before its actor is killed
+    deadline: seconds that one task may take before its actor is killed; the stacks of its threads are kept
     attempts: how often a task may be in its actor when that dies before it is given up. From the second time on it
         runs alone, so that no other task is blamed for it
     """
@@ -119,153 +122,72 @@ class RayActors:
         }
         for name, value in quiet.items():
             os.environ.setdefault(name, value)
-        self.address = self.address or os.environ.get("RAY_ADDRESS")
-        if self.address is None:  # a local Ray on loopback, gone with this process
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        self.address = self.address or os.environ.get("RAY_ADDRESS") or None
+        if self.address is None:
+            self._keep_to_this_machine()
+
+    @staticmethod
+    def _keep_to_this_machine() -> None:
+        """A local Ray listens on 127.0.0.1 alone, and wants a token that only this process's children have.
+
+        The name of the first speaks of other systems, but Ray looks at it on Linux too: with "0" a node's address is
+        the loopback one, and its servers bind to the node's address. Ray reads both as it is imported. Where somebody
+        has imported it already, the first is mended, and the token is left to Ray: it makes one, in ~/.ray.
+        """
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        if "ray" in sys.modules:
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "0"
+        elif os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
     def open(self) -> None:
-        """Start or join Ray. Executors made while it is open share it; `close` stops what this one started."""
+        """Start or join Ray. Executors made while it is open share it; `close` stops what this one started. RunFailed
+        if that cannot be done."""
         import logging
 
+        where = f"the Ray at {self.address} (RAY_ADDRESS) cannot be joined" if self.address else "Ray does not start"
+        try:
+            if self.address and re.fullmatch(r"[^/]+:\d+", self.address):
+                host, port = self.address.rsplit(":", 1)
+                socket.create_connection((host.strip("[]"), int(port)), 10).close()  # Ray itself would try for minutes
+        except OSError as error:
+            raise RunFailed(f"{where}: {error_words(error)}") from error
         import ray
 
-        if not ray.is_initialized():
-            self._owner = True
-            local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "object_store_memory": 128 << 20}
+        if ray.is_initialized():
+            return
+        self._owner = True
+        local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "object_store_memory": STORE}
+        try:
             ray.init(
-                address=self.address, include_dashboard=None if self.address else False, logging_level=logging.ERROR,
-                log_to_driver=True, namespace="sparrow", **local,
+                address=self.address or "local", include_dashboard=None if self.address else False,
+                logging_level=logging.ERROR, log_to_driver=True, namespace="sparrow", **local,
             )  # fmt: skip
-
-    def _starter(self, work: Work) -> Callable[[], _Actor]:
-        import ray
-
-        class Worker:
-            def work(self, payload: Any) -> Any:
-                return work(payload)
-
-        options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
-        options |= {"num_gpus": self.gpus} if self.gpus else {}
-        chosen = {name: value for name, value in os.environ.items() if name.startswith("SPARROW_")}
-        options |= {"runtime_env": {"env_vars": chosen}} if chosen else {}
-        remote = ray.remote(**options)(Worker).options(max_concurrency=self.in_flight)
-        return lambda: _Actor(remote.remote())
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            raise RunFailed(f"{where}: {error_words(error.__cause__ or error)}") from error
 
     def run(self, work: Work, tasks: Iterator[Task], done: Done) -> None:
         """See Executor. Raises RunFailed when a task fails for a reason that is not the item's own."""
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from flows.pool import Pool, Queue
 
-        self.open()
-        start = self._starter(work)
-        actors = self._taken(work)
-        actors += [start() for _ in range(self.workers - len(actors))]
-        queue = _Queue(tasks)
-        finished = False
-        try:
-            while True:
-                for actor in actors:
-                    while (task := self._next(actor, actors, queue)) is not None:
-                        actor.alone = task.attempt > 1
-                        actor.tasks[actor.handle.work.remote(task.payload)] = task, time.monotonic()
-                running = {reference: actor for actor in actors for reference in actor.tasks}
-                if not running:
-                    finished = True
-                    return
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-                for reference in ready:
-                    actor = running[reference]
-                    if reference not in actor.tasks:  # died with a task before it in this list
-                        continue
-                    task, _ = actor.tasks[reference]
-                    try:
-                        outcome = Outcome(task, "ok", ray.get(reference))
-                    except RayTaskError as error:
-                        raise RunFailed(f"{task.label}: {_words(error.cause)}") from error
-                    except RayActorError as error:
-                        actors[actors.index(actor)] = start()
-                        for suspect, _ in actor.tasks.values():
-                            if suspect.attempt < self.attempts:
-                                queue.suspects.append(replace(suspect, attempt=suspect.attempt + 1))
-                            else:
-                                queue.follow.extend(done(Outcome(suspect, "died", message=_first_line(error))))
-                        actor.tasks.clear()
-                        continue
-                    del actor.tasks[reference]
-                    actor.alone = actor.alone and bool(actor.tasks)
-                    queue.follow.extend(done(outcome))
-                for actor in list(actors):
-                    late = [task for task, begun in actor.tasks.values() if time.monotonic() - begun > self.deadline]
-                    if not late:
-                        continue
-                    ray.kill(actor.handle)
-                    actors[actors.index(actor)] = start()
-                    message = f"took longer than {self.deadline:.0f} s; its worker was stopped"
-                    for task, _ in actor.tasks.values():
-                        if any(task is other for other in late):
-                            queue.follow.extend(done(Outcome(task, "deadline", message=message)))
-                        else:  # innocent, and not suspected either
-                            queue.follow.appendleft(task)
-        finally:
-            if finished:
-                _IDLE.append((self._spec(work), actors))
-            else:
-                for actor in actors:
-                    ray.kill(actor.handle)
-
-    def _spec(self, work: Work) -> tuple:
-        return work, self.workers, self.in_flight, self.gpus
-
-    def _taken(self, work: Work) -> list[_Actor]:
-        """The actors of the run before, with their models loaded, if they are of the same kind; others make room."""
-        import ray
-
-        while _IDLE:
-            spec, actors = _IDLE.pop()
-            if spec == self._spec(work):
-                return actors
-            for actor in actors:
-                ray.kill(actor.handle)
-        return []
-
-    def _next(self, actor: _Actor, actors: list[_Actor], queue: "_Queue") -> Task | None:
-        """The task that this actor should begin now. While there are suspects, the least busy actor empties for one."""
-        if actor.alone or len(actor.tasks) >= self.in_flight:
-            return None
-        if queue.suspects:
-            if not actor.tasks:
-                return queue.suspects.popleft()
-            if actor is min((a for a in actors if not a.alone), key=lambda a: len(a.tasks)):
-                return None
-        return queue.next()
+        queue = Queue(tasks)
+        if queue.more():  # else a resume that finds everything done does not wait for Ray
+            self.open()
+            Pool(self, work, queue, done).run()
 
     def close(self) -> None:
+        """Stop the Ray that `open` started; one that was there before stays."""
+        if not self._owner:
+            return
         import ray
 
-        if self._owner and ray.is_initialized():
-            _IDLE.clear()
-            ray.shutdown()
-            self._owner = False
+        from flows.pool import IDLE
 
-
-@dataclass
-class _Queue:
-    """What is to be done next: tasks that others brought, then new ones. Suspects wait for an actor of their own."""
-
-    tasks: Iterator[Task]
-    follow: deque[Task] = field(default_factory=deque)
-    suspects: deque[Task] = field(default_factory=deque)
-
-    def next(self) -> Task | None:
-        return self.follow.popleft() if self.follow else next(self.tasks, None)
-
-
-def _words(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"  # the repr of an OSError leaves out the file
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300]
+        IDLE.clear()
+        ray.shutdown()
+        self._owner = False
 
 
 def make_executor(

@@ -25,7 +25,8 @@ def lines(run: dict[str, Any]) -> list[dict[str, Any]]:
     """
     rows = []
     done_by_run = sum(job["clips_done"] for job in run["jobs"].values())
-    rate = done_by_run / run["elapsed"] if run["elapsed"] else 0.0
+    phases = run.get("phases", {"curating": run["elapsed"]})  # runs from before phases were recorded have none
+    rate = done_by_run / phases["curating"] if phases.get("curating") else 0.0
     for name, job in run["jobs"].items():
         before = round(job["clips"] * job["shards_skipped"] / job["shards"]) if job["shards"] else 0
         done = min(job["clips"], before + job["clips_resumed"] + job["clips_done"])
@@ -34,8 +35,19 @@ def lines(run: dict[str, Any]) -> list[dict[str, Any]]:
             "shards": job["shards"], "shards_done": job["shards_skipped"] + job["shards_done"],
             "dropped": run["dropped"], "clips_per_second": round(rate, 3),
             "left": round((job["clips"] - done) / rate, 1) if rate else None,
+            "phases": phases,
         })  # fmt: skip
     return rows
+
+
+def last_runs(out: Path) -> dict[str, dict[str, Any]]:
+    """Job -> `run` (id of its last run that has a folder; `run_id` in the table `runs`), `run_state` and `planning`,
+    the seconds that it planned, None for a run from before they were recorded."""
+    return {
+        job: {"run": run["id"], "run_state": run["state"], "planning": run.get("phases", {}).get("planning")}
+        for run in read_runs(out)
+        for job in run["jobs"]
+    }
 
 
 def follow(out: Path, every: float = 2.0, as_json: bool = False) -> None:
@@ -63,7 +75,8 @@ def follow(out: Path, every: float = 2.0, as_json: bool = False) -> None:
             else:
                 for row in (row for run in shown for row in lines(run)):
                     console.print("{run} {job}: {clips_done} of {clips} clips, {shards_done} of {shards} shards, "
-                                  "{dropped} dropped, {state}".format(**row), highlight=False)  # fmt: skip
+                                  "{dropped} dropped, {said}".format(**row, said=_state(row)),
+                                  highlight=False)  # fmt: skip
             if not now:
                 return
             time.sleep(every)
@@ -85,11 +98,17 @@ def view(runs: list[dict[str, Any]]) -> Group:
             left = "-" if row["left"] is None else f"{row['left'] / 60:.0f} min"
             table.add_row(row["run"], row["job"], f"{row['clips_done']:,} of {row['clips']:,}",
                           f"{row['shards_done']:,} of {row['shards']:,}", str(row["dropped"]),
-                          f"{row['clips_per_second']:.2f}", left, slow, row["state"])  # fmt: skip
+                          f"{row['clips_per_second']:.2f}", left, slow, _state(row))  # fmt: skip
         if run["error"]:
             events.append(Text(run["error"], style="red"))
         events += [Text(_said(event), style="dim") for event in last_events(Path(run["folder"]))]
     return Group(table, *events)
+
+
+def _state(row: dict[str, Any]) -> str:
+    """The state; of a live run that is not curating what it does, and how long it has."""
+    phase, seconds = list(row["phases"].items())[-1]
+    return f"{phase} for {seconds:.0f} s" if row["state"] == "running" and phase != "curating" else row["state"]
 
 
 def last_events(folder: Path, count: int = LAST_EVENTS) -> list[dict[str, Any]]:
@@ -106,5 +125,5 @@ def last_events(folder: Path, count: int = LAST_EVENTS) -> list[dict[str, Any]]:
 
 
 def _said(event: dict[str, Any]) -> str:
-    words = [str(event[k]) for k in ("shard", "clip", "stage", "reason", "message", "state") if event.get(k)]
+    words = [str(event[k]) for k in ("shard", "clip", "phase", "stage", "reason", "message", "state") if event.get(k)]
     return f"{event['time'][11:19]} {event['event']}: {', '.join(w for w in words if w != event['event'])}"

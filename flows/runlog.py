@@ -1,9 +1,13 @@
 """The folder of a run, `<out>/runs/<id>/`: what it ran with, what happened, how long every stage took, what it used.
 
-    run.json       at the start, and again at the end: jobs with resolved configs, versions, models, host, GPUs, state
-    log.jsonl      an event a line: clips with the seconds of their stages, dropped referents, commits, the end
+    run.json       at the start, once planned, and at the end: jobs with resolved configs, versions, models, host, state
+    log.jsonl      an event a line: phases, clips with the seconds of their stages, dropped referents, commits, the end
     samples.jsonl  a line every few seconds: progress, memory of the driver, its host's GPUs
-    summary.json   as of the last sample: progress, p50 and p95 of every stage, frames/s, bytes, peak memory by host
+    summary.json   as of the last sample: progress, seconds of planning, curating and reporting, p50 and p95 of every
+                   stage, frames/s, bytes, peak memory by host
+
+The id of the folder is `run_id` of the rows (one for each source and split) that the run leaves in `manifests/runs`. A
+run that is refused because another one holds the output leaves no folder.
 
 Plain files, no server. Nothing reads them to decide anything (the manifests know what is done), so the folder may be
 deleted at any time, and a line that cannot be written (a full disk) is counted and never stops a run.
@@ -28,7 +32,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.metrics import count
+from flows.progress import Progress
 from pipeline.curate import ClipResult
+from pipeline.plan import Counts, Job
 from pipeline.sample import CODE_VERSION
 
 if TYPE_CHECKING:
@@ -106,21 +113,21 @@ class Stage:
 class RunLog:
     """Writes one folder. `runs`: the driver's live counts, by job name, all of one output."""
 
-    def __init__(self, out: Path, runs: Mapping[str, "Run"], executor: "Executor",
-                 models: Callable[[Any], dict[str, str]]):  # fmt: skip
+    def __init__(self, out: Path, runs: Mapping[str, "Run"], executor: "Executor"):
         began = datetime.now(UTC)
         self.id = f"{began:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
         self.folder, self.runs, self.start = out / "runs" / self.id, runs, time.monotonic()
         self.stages: dict[str, Stage] = {}
         self.hosts: dict[str, dict[str, Any]] = {}
         self.dropped = self.lost_lines = 0
+        self._phases: tuple[dict[str, float], float] = {"planning": 0.0}, self.start  # seconds; start of the last
         self._lock, self._stop, self._draw = threading.Lock(), threading.Event(), random.Random(0)
         self.facts: dict[str, Any] = {
             "id": self.id, "state": "running", "started": began.isoformat(), "ended": None, "error": None,
             "pid": os.getpid(), "command": sys.argv, "executor": executor.name, "workers": executor.workers,
             "code_version": CODE_VERSION, "versions": versions(), "host": host(),
-            "jobs": {n: {"job": r.job.model_dump(mode="json"), "config_hash": r.job.config.digest(),
-                         "models": models(r.job)} for n, r in runs.items()},
+            "jobs": {n: {"job": r.job.model_dump(mode="json"), "config_hash": r.job.config.digest(), "models": None}
+                     for n, r in runs.items()},
         }  # fmt: skip
         self.folder.mkdir(parents=True)
         self._thread = threading.Thread(target=self._watch, name="runlog", daemon=True)
@@ -131,6 +138,24 @@ class RunLog:
         self.event("start", jobs=list(self.runs))
         self._sample()
         self._thread.start()
+
+    def planned(self, models: Callable[[Any], dict[str, str]]) -> None:
+        """All jobs have their plans, and the models have been found: the work begins."""
+        for name, run in self.runs.items():
+            self.facts["jobs"][name]["models"] = models(run.job)
+        self._replace("run.json", self.facts)
+        self.enter("curating")
+
+    def enter(self, phase: str) -> None:
+        """curating or reporting; a run begins with planning."""
+        self._phases = self.phases() | {phase: 0.0}, time.monotonic()
+        self.event("phase", phase=phase, clips=sum(run.counts.clips for run in self.runs.values()))
+        self._sample()
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase, the last of which goes on."""
+        done, began = self._phases
+        return done | {list(done)[-1]: round(time.monotonic() - began, 3)}
 
     def close(self, state: str, error: str | None = None) -> None:
         """state: completed, stopped or failed."""
@@ -192,13 +217,15 @@ class RunLog:
             peaks = {h: {k: e[k] for k in ("peak_rss", "peak_gpu")} for h, e in self.hosts.items()}
             hosts = {h: {"workers": len(self.hosts[h]["pids"]), **peak} for h, peak in peaks.items()}
             dropped = self.dropped
+        phases = self.phases()
         return {"id": self.id, "state": self.facts["state"], "time": datetime.now(UTC).isoformat(),
-                "elapsed": round(time.monotonic() - self.start, 3), "jobs": self.progress(), "dropped": dropped,
+                "elapsed": round(time.monotonic() - self.start, 3), "phase": list(phases)[-1], "phases": phases,
+                "jobs": self.progress(), "dropped": dropped,
                 "stages": stages, "hosts": hosts, "driver_peak_rss": _memory("VmHWM"),
                 "lost_lines": self.lost_lines}  # fmt: skip
 
     def progress(self) -> dict[str, dict[str, int]]:
-        """Per job: clips and shards planned, done by this run, and found done (clips: in unfinished shards)."""
+        """Per job: clips and shards planned so far, done by this run, and found done (clips: in unfinished shards)."""
         return {
             name: {"clips": r.counts.clips, "clips_done": r.clips_done, "clips_resumed": r.clips_resumed,
                    "shards": r.counts.shards, "shards_done": r.shards_done, "shards_skipped": r.shards_skipped}
@@ -232,17 +259,38 @@ class RunLog:
             self.lost_lines += 1
 
 
-@contextmanager
-def recording(runs: Mapping[str, "Run"], executor: "Executor",
-              models: Callable[[Any], dict[str, str]]) -> Iterator[Callable[["Outcome"], None]]:  # fmt: skip
-    """`with recording(runs, executor, models) as saw: ... saw(outcome)`: a folder in each output of the runs.
+class Recording:
+    """The folders of one run of the driver, one in each output. saw: takes each finished task."""
 
-    models: a job -> name and version (for networks, with the hash of the weights) of each of its stages
-    """
-    logs: dict[str, RunLog] = {}
-    for out in {run.job.out: None for run in runs.values()}:
-        here = {name: run for name, run in runs.items() if run.job.out == out}
-        logs[out] = RunLog(Path(out), here, executor, models)
+    def __init__(self, runs: Mapping[str, "Run"], executor: "Executor"):
+        self.logs: dict[str, RunLog] = {}
+        for out in {run.job.out: None for run in runs.values()}:
+            here = {name: run for name, run in runs.items() if run.job.out == out}
+            self.logs[out] = RunLog(Path(out), here, executor)
+
+    def saw(self, outcome: "Outcome") -> None:
+        count(outcome)
+        self.logs[outcome.task.payload[1].out].saw(outcome)
+
+    def planned(self, models: Callable[[Any], dict[str, str]]) -> None:
+        """models: a job -> name and version (for networks, with the hash of the weights) of each of its stages"""
+        for log in self.logs.values():
+            log.planned(models)
+
+    def enter(self, phase: str) -> None:
+        for log in self.logs.values():
+            log.enter(phase)
+
+    def id(self, job: Job) -> str:
+        """The name of the folder in the job's output, which is the `run_id` of its row in `manifests/runs`."""
+        return self.logs[job.out].id
+
+
+@contextmanager
+def recording(runs: Mapping[str, "Run"], executor: "Executor") -> Iterator[Recording]:
+    """`with recording(runs, executor) as record: plan; record.planned(models); ...`: what is raised inside is the end
+    that the folders tell of."""
+    record = Recording(runs, executor)
     state: str = "stopped"
     error: str | None = None
 
@@ -250,15 +298,34 @@ def recording(runs: Mapping[str, "Run"], executor: "Executor",
         log.close(state, error)
 
     with ExitStack() as stack:
-        for log in logs.values():
+        for log in record.logs.values():
             log.open()
             stack.callback(close, log)
         try:
-            yield lambda outcome: logs[outcome.task.payload[1].out].saw(outcome)
+            yield record
             state = "completed"
         except Exception as problem:
             state, error = "failed", f"{type(problem).__name__}: {problem}"
             raise
+
+
+class Planning:
+    """Progress that also shows in a run's folder how many clips of a job are planned, while they are."""
+
+    def __init__(self, progress: Progress, run: "Run"):
+        self.progress, self.run = progress, run
+
+    @contextmanager
+    def stage(self, name: str, *, unit: str, total: int | None = None) -> Iterator["Planning"]:
+        with self.progress.stage(name, unit=unit, total=total) as self.tick:
+            yield self
+
+    def __call__(self, n: int, note: str = "") -> None:
+        self.tick(n, note)
+
+    def to(self, n: int) -> None:
+        self.run.counts = Counts(clips=n)
+        self.tick.to(n)
 
 
 # --- facts ---------------------------------------------------------------------------------------------------------

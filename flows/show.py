@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.driver import Run, staged_clips
+from flows.follow import last_runs
 from flows.jobs import beside_paper, totals
 from manifests.catalog import query
 from pipeline.plan import read_plan_header
@@ -143,11 +144,12 @@ def show_scores(scores: list[dict]) -> None:
 
 
 def status_rows(out: Path) -> list[dict]:
-    """Per plan: clips and shards planned, staged, committed, quarantined."""
+    """Per plan: clips and shards planned, staged, committed, quarantined; the last run, and the seconds it planned."""
     plans = sorted((out / "plan").glob("*.parquet"))
     if not plans:
         raise FileNotFoundError(f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?")
-    staged, rows = staged_clips(out), []
+    staged, last, rows = staged_clips(out), last_runs(out), []
+    none = {"run": None, "run_state": None, "planning": None}
     has_rows = any((out / "manifests" / "shards").glob("*.parquet"))
     done = (
         query(
@@ -168,13 +170,15 @@ def status_rows(out: Path) -> list[dict]:
                 "staged_clips": waiting, "shards": counts.shards, "committed": len(have),
                 "samples": int(entry["samples"]), "quarantined": int(entry["bad"]),
                 "state": "done" if len(have) == counts.shards else "unfinished",
+                **last.get(job.name, none),
             }
         )  # fmt: skip
     return rows
 
 
 def show_status(rows: list[dict]) -> None:
-    table("Status", list(rows[0]), [list(row.values()) for row in rows])
+    names = [name for name in rows[0] if name != "planning"]
+    table("Status", names, [[row[name] for name in names] for row in rows])
 
 
 def show_doctor(checks: "list[Check]") -> None:

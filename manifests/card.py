@@ -41,7 +41,7 @@ Naseer, Muzammal},
 """As on the paper's project page."""
 UNKNOWN = "**no**: nothing is known about its terms"
 
-KEYS = {"clips": "clip_id", "referents": "referent_id", "qa": "qa_id", "shards": "shard", "runs": "run_id"}
+KEYS = {"clips": "clip_id", "referents": "referent_id", "qa": "qa_id", "shards": "shard"}
 """Columns that name a row."""
 
 _TYPES = (

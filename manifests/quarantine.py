@@ -108,7 +108,7 @@ def newly_dropped(out: Path, name: str, fresh: Collection[str]) -> list[str]:
     found = set[str]()
     for path in (manifests / "shards").glob(f"{name}-[0-9]*.parquet"):
         part = manifests / "quarantine" / path.name
-        for row in pq.read_table(part, columns=["clip_id", "referent_id"], partitioning=None).to_pylist():
+        for row in pq.ParquetFile(part).read(columns=["clip_id", "referent_id"], use_threads=False).to_pylist():
             item = row["referent_id"] or row["clip_id"]
             if path.stem in fresh or item not in listed:
                 found.add(item)

@@ -24,7 +24,7 @@ from pipeline.questions import ask
 from pipeline.sample import TSF, Curated, clip_row, encode_media, make_sample, quarantine_row
 from pipeline.select import candidates, crop, select_representatives
 from pipeline.sources.base import Rules, Source
-from pipeline.video import Decoded, decode
+from pipeline.video import Decoded, decode, media_files
 from schemas.geometry import Boxes, rle_area, rle_box
 from schemas.records import Annotation, Clip, Detection, Planned, Quarantined, Reason, Referent, Sample, Segment, Track
 from trackers.batching import memory_events
@@ -92,6 +92,7 @@ def _curate(planned: Planned, job: Job, source: Source, stages: Stages, result: 
             raise Quarantined(Reason.ANNOTATION_INVALID, f"{clip.clip_id}: the clip has no frames")
         with stages.loading, clock("decode", len(clip)):
             decoded = decode(job.root, clip, job.config.decode)
+            check_sizes(clip, decoded, source)
         clock.bytes("decode", decoded.fingerprint.size)
         with stages.loading, clock("media", len(clip)):
             media = encode_media(decoded, clip, job.config.media)
@@ -230,8 +231,36 @@ def boxes_from_masks(track: Track, segments: list[Segment | None]) -> Track:
     return Track(boxes, track.score, origin)
 
 
+def check_sizes(clip: Clip, decoded: Decoded, source: Source) -> None:
+    """Quarantined(frame_mismatch) where boxes would sit on other pixels than their annotator saw: a picture of another
+    size than the annotation states, or images of one clip that differ. Sources with `sizes_vary` (GOT-10k) are let
+    through: their boxes are in the pixels of each image, and `_rescale` takes them along.
+    """
+    if getattr(source, "sizes_vary", False):
+        return
+    height, width = decoded.frames.shape[1:3]
+    for t in np.flatnonzero((decoded.scale != 1).any(1))[:1].tolist():
+        own = "x".join(str(round(n)) for n in (width, height) / decoded.scale[t])
+        message = f"{media_files(clip)[t]}: the image is {own}, the first one of the clip {width}x{height}"
+        raise Quarantined(Reason.FRAME_MISMATCH, message, stage="decode")
+    if clip.height and clip.width and (clip.height, clip.width) != (height, width):
+        stated = f"the annotation is for {clip.width}x{clip.height}"
+        message = f"{clip.media.path}: pictures are {width}x{height}, {stated}"
+        raise Quarantined(Reason.FRAME_MISMATCH, message, stage="decode")
+
+
 def _rescale(annotation: Annotation, decoded: Decoded) -> Annotation:
-    """Boxes follow the frames that were resized (GOT-10k changes size inside a sequence); raw numbers stay raw."""
+    """Boxes follow the frames that were resized (GOT-10k changes size inside a sequence); raw numbers stay raw.
+
+    No dataset's masks are of another size than its pictures (A2D's are transposed, which its source undoes; SA-V states
+    both sizes, and they agree), so such a mask belongs to another picture: Quarantined(frame_mismatch).
+    """
+    height, width = decoded.frames.shape[1:3]
+    for t, mask in enumerate(annotation.masks or []):
+        if mask is not None and list(mask["size"]) != [height, width]:
+            size = f"{mask['size'][1]}x{mask['size'][0]}"
+            message = f"the mask of frame {t} of the clip is {size}, the picture {width}x{height}"
+            raise Quarantined(Reason.FRAME_MISMATCH, message, stage="annotate")
     if (decoded.scale == 1).all():
         return annotation
     factors = np.tile(decoded.scale, 2)

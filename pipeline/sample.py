@@ -261,14 +261,15 @@ def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: st
 
 
 def traceback_hash(error: BaseException) -> str:
-    """Equal for failures that took the same way through the code: of the error's class and, from its line outwards,
-    each distinct `module:function:line`. Empty for an error that was never raised.
+    """Equal for failures that took the same way through the code: of the error's class and, from its origin outwards,
+    each distinct `module:function`. No line numbers: it outlives edits elsewhere in a file. Empty for an error that was
+    never raised.
 
     Distinct: an error that a model raised for many waiting threads carries the way of each of them.
     """
     frames = [
-        f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_name}:{line}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
+        f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_name}"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
     words = [type(error).__name__, *dict.fromkeys(reversed(frames))]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16] if frames else ""

@@ -9,19 +9,21 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import IO
+from typing import IO, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.base import DataRoot
+from pipeline.sources.base import MACHINE_ERRORS, DataRoot
 from schemas.config import Config
 from schemas.geometry import MAX_PIXELS
 from schemas.records import Clip, Quarantined, Reason
+
+Read = TypeVar("Read")
 
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
 
@@ -69,7 +71,7 @@ def fingerprint(root: DataRoot, clip: Clip) -> Fingerprint:
         try:
             found = os.stat(root.file(relative))
         except OSError as error:
-            raise Quarantined(Reason.MEDIA_MISSING, f"{relative}: {error.strerror or error}") from error
+            raise Quarantined(Reason.MEDIA_MISSING, root.blame(relative, error)) from error
         if not stat.S_ISREG(found.st_mode):  # a pipe would keep a reader waiting for ever
             raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a regular file", stage="decode")
         total, newest = total + found.st_size, max(newest, found.st_mtime_ns)
@@ -106,8 +108,12 @@ def _allocate(clip: Clip, picture: tuple[int, ...], config: DecodeConfig) -> NDA
 def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
     path = root.file(clip.media.path)
     mark = fingerprint(root, clip)
-    with path.open("rb") as file:
-        mark.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def content() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    mark.sha256 = _twice(content, root, clip.media.path)
     try:
         frames, fps, decoder = *_with_decord(str(path), clip, config), "decord"
     except (ImportError, _DecoderGaveUp) as first:
@@ -119,6 +125,23 @@ def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
             why = "; ".join(tried)
             raise Quarantined(Reason.MEDIA_UNREADABLE, f"{clip.media.path}: {why}", stage="decode") from second
     return Decoded(frames, np.ones((len(clip), 2), np.float32), decoder, fps, mark)
+
+
+def _twice(read: Callable[[], Read], root: DataRoot, relative: str) -> Read:
+    """What `read` returns, the second time if the disk fails once. Raises Quarantined(media_unreadable) for a file that
+    cannot be read while others can, else the OSError: behind a lost mount every clip would be dropped."""
+    try:
+        return read()
+    except OSError as first:
+        if first.errno not in MACHINE_ERRORS:
+            raise
+    try:
+        return read()
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        message = f"{root.blame(relative, error)} (twice; the file after it can be read)"
+        raise Quarantined(Reason.MEDIA_UNREADABLE, message, stage="decode") from error
 
 
 class _DecoderGaveUp(Exception):
@@ -187,7 +210,7 @@ def _decode_images(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
     mark, content = fingerprint(root, clip), hashlib.sha256()
     frames, scale = None, np.ones((len(clip), 2), np.float32)
     for i, relative in enumerate(media_files(clip)):
-        data = root.file(relative).read_bytes()
+        data = _twice(root.file(relative).read_bytes, root, relative)
         content.update(hashlib.sha256(data).digest())
         picture = _decode_image(data, relative)
         if frames is None:

@@ -7,7 +7,6 @@ SCHEMA_VERSION.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -232,12 +231,13 @@ def to_table(table: str, rows: list[dict], *, dim: int | None = None) -> pa.Tabl
             raise ValueError(
                 f"table {table}: missing columns {sorted(names - row.keys())}, unknown {sorted(row.keys() - names)}"
             )
-    columns = {name: [_null(row[name]) for row in rows] for name in form.names}
+    columns = {
+        name: [None if isinstance(v := row[name], _FLOATS) and v != v else v for row in rows] for name in form.names
+    }
     return pa.Table.from_pydict(columns, schema=form)
 
 
-def _null(value: object) -> object:
-    return None if isinstance(value, float | np.floating) and math.isnan(value) else value
+_FLOATS = (float, np.floating)
 
 
 def write(path: Path, table: str, rows: list[dict], *, dim: int | None = None) -> None:

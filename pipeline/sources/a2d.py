@@ -100,7 +100,10 @@ class A2D:
         videoset = _videoset(root, base) if split != "all" else {}
         missed = set(root.read_text(base + _MISSED).split()) if root.has(base + _MISSED) else set()
         clips = first_of(root, [f"{base}Release/{folder}" for folder in ("clips320H", "CLIPS320")])
-        for video, rows in _table(root, base).items():
+        table = _table(root, base)
+        if not table:
+            raise invalid(f"{_table_file(root, base)}: holds no row")
+        for video, rows in table.items():
             # A video that videoset.csv does not name belongs to no subset; it is reported once, with train.
             subset, frames = videoset.get(video, (split if split == "all" else "train", None))
             if subset != split:
@@ -154,6 +157,9 @@ class A2D:
         annotated = _annotated_frames(root, folder)
         if not annotated:
             raise Quarantined(Reason.ANNOTATION_MISSING, f"{folder}: no annotated frames")
+        for name in root.listdir(folder):
+            if name.endswith(".h5") and name not in annotated.values():
+                raise invalid(f"{folder}/{name:.80}: an .h5 file is called by its 1-based frame")
         n = len(clip)
         boxes, raw = absent(n), absent(n)
         masks: list[RLE | None] = [None] * n

@@ -60,7 +60,11 @@ class SourceConfig(Config):
 
 
 class Source(Protocol):
-    """A dataset. `name` is its key on the command line and in every row; `splits` are its official split names."""
+    """A dataset. `name` is its key on the command line and in every row; `splits` are its official split names.
+
+    `sizes_vary = True` is for a dataset that changes the size of its images inside a clip and says so: boxes are then
+    in the pixels of their own image. Without it a picture of another size is quarantined.
+    """
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
@@ -85,6 +89,13 @@ class Source(Protocol):
     def annotation_files(self, root: "DataRoot", split: str) -> list[str]:
         """Relative paths of the existing files that decide the plan: if one changes, comes or goes, so may the plan."""
         ...
+
+
+MACHINE_ERRORS = frozenset({
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV,
+    errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+})  # fmt: skip
+"""What a lost mount, a broken disk or a machine that is out of something answers, whatever file is asked for."""
 
 
 class DataRoot:
@@ -121,6 +132,28 @@ class DataRoot:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return path
+
+    def blame(self, relative: str, error: OSError) -> str:
+        """The words for a file that cannot be read, for a quarantine row. Raises the error itself if the machine is to
+        blame, not the file: the next file of the same folder cannot be read either, or there is none."""
+        if error.errno in MACHINE_ERRORS and not self._reads_on(relative):
+            raise error
+        return f"{relative}: {error.strerror or error}"
+
+    def _reads_on(self, relative: str) -> bool:
+        """Whether the file after `relative` in its folder (after the last one: the first) can be read."""
+        folder, _, own = relative.rpartition("/")
+        names = self.listdir(folder or ".")
+        for name in [n for n in names if n > own] + [n for n in names if n < own]:
+            try:
+                path = self.file(f"{folder}/{name}" if folder else name)
+                if not path.is_file():
+                    continue
+                with path.open("rb") as file:
+                    return bool(file.read(1))
+            except (OSError, Quarantined):
+                return False
+        return False
 
     def words(self, message: str) -> str:
         """An error message without what differs between machines and processes (this folder's path, addresses in
@@ -162,11 +195,15 @@ class DataRoot:
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
-            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+            raise Quarantined(Reason.ANNOTATION_MISSING, self.blame(relative, error)) from error
 
     def read_text(self, relative: str) -> str:
-        """A UTF-8 text file; bytes that are not UTF-8 become U+FFFD, so that one bad caption loses nothing else."""
-        return self.read_bytes(relative).decode("utf-8-sig", "replace")
+        """A UTF-8 text file; bytes that are not UTF-8 become U+FFFD, so that one bad caption loses nothing else.
+        Quarantined(annotation_invalid) for a file that is something else as a whole."""
+        data = self.read_bytes(relative)
+        if other := _no_text(data):
+            raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not a text file but {other}")
+        return data.decode("utf-8-sig", "replace")
 
     def read_json(self, relative: str, offset: int = 0, size: int = -1) -> object:
         """JSON of a file or of a byte range of it."""
@@ -185,8 +222,20 @@ class DataRoot:
         try:
             path = self.regular(relative)
         except OSError as error:
-            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+            raise Quarantined(Reason.ANNOTATION_MISSING, self.blame(relative, error)) from error
         return json_members(path)
+
+
+def _no_text(data: bytes) -> str:
+    """What a file without a word of text is, as far as its first bytes tell. Empty for text."""
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page; the download has failed"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; fetch the file itself (git lfs pull)"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16; write it as UTF-8"
+    return "binary data (it begins with zeros)" if b"\0" in data[:2] else ""
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -252,10 +301,18 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
             yield key, base + start, position - start
             position = skip(position, ",}")
             if text[position] == "}":
-                return
+                break
             position = skip(position + 1, '"')
             if position > chunk:
                 base, text, position = base + position, text[position:], 0
+        while True:  # nothing may follow: two files that were put together would lose the second
+            rest = text[position + 1 :].lstrip(" \t\r\n")
+            if rest:
+                raise _not_json(path, base + len(text) - len(rest), "there is more behind the object")
+            if done:
+                return
+            base, text, position = base + len(text), "", -1
+            more()
 
 
 def _spelt(name: str) -> str:
@@ -391,7 +448,7 @@ class LastJSON:
         try:
             stat = root.file(relative).stat()
         except OSError as error:
-            raise Quarantined(Reason.ANNOTATION_MISSING, f"{relative}: {error.strerror or error}") from error
+            raise Quarantined(Reason.ANNOTATION_MISSING, root.blame(relative, error)) from error
         key = (root.path, relative, stat.st_size, stat.st_mtime_ns)
         if key != self._key:
             self._key, self._value = (), None  # dropped before the next one is read

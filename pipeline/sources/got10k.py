@@ -27,6 +27,7 @@ from pipeline.sources.base import (
     countable,
     decimal,
     digits,
+    invalid,
     locate,
     need_split,
     with_target,
@@ -36,6 +37,8 @@ from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reaso
 
 KNOWN_BAD = frozenset(f"GOT-10k_Train_{n:06d}" for n in (*range(8623, 8638), 9058, 9059))
 """Sequences with repeated frames and wrong boxes."""
+
+_CLASSES = ("object_class", "major_class", "root_class")
 
 BAD_IMAGES = {"GOT-10k_Train_001636": (43, 53), "GOT-10k_Train_001638": (25, 33)}
 """Sequence -> first and last wrong image, by the number in the file name."""
@@ -58,6 +61,7 @@ class GOT10k:
   {train,val}/list.txt
   {train,val}/GOT-10k_{Train,Val}_%06d/{%08d.jpg, groundtruth.txt, meta_info.ini, absence.label, cover.label}"""
     Config = GOT10kConfig
+    sizes_vary: ClassVar[bool] = True
 
     def __init__(self, config: GOT10kConfig | None = None):
         self.config = config or GOT10kConfig()
@@ -113,7 +117,9 @@ class GOT10k:
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """Boxes in the pixels of their own images. A wrong image is not known; an absent target is."""
         folder = referent.pointer["folder"]
-        root.read_bytes(f"{folder}/meta_info.ini", 0, 1)  # without it the caption would be made up
+        labels = parse_meta(root.read_text(f"{folder}/meta_info.ini"))
+        if not any(clean(labels.get(key, "")) for key in _CLASSES):  # the caption would be made up
+            raise invalid(f"{folder}/meta_info.ini: says of no class what the object is ({', '.join(_CLASSES)})")
         raw = box_lines(root.read_text(f"{folder}/groundtruth.txt"), f"{folder}/groundtruth.txt").astype(np.float32)
         absence = digits(root.read_bytes(f"{folder}/absence.label"), f"{folder}/absence.label")
         cover = digits(root.read_bytes(f"{folder}/cover.label"), f"{folder}/cover.label", highest=8)

@@ -30,7 +30,7 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import absent, clip_boxes, from_xywh, is_box
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Referent, Rejected
+from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
 
 SECONDS = 20
 """Length of every clip of the dataset."""
@@ -90,6 +90,7 @@ class HCSTVG:
         for path in root.walk(*_VIDEO):
             media.setdefault(path.rsplit("/", 1)[-1], path)
         sentences: dict | None = None
+        video = None
         for video, offset, size in root.json_members(file):
             try:
                 row = root.read_json(file, offset, size)
@@ -103,6 +104,8 @@ class HCSTVG:
                 yield self._planned(split, video, row, caption, media.get(video, video), pointer)
             except Quarantined as problem:
                 yield Rejected(self.name, split, video, problem.reason, problem.message, f"{file}@{offset}")
+        if video is None:
+            raise invalid(f"{file}: holds no video")
 
     def _planned(self, split: str, video: str, row: dict, caption: object, path: str, pointer: dict) -> Planned:
         if not isinstance(caption, str) or not clean(caption):
@@ -112,6 +115,9 @@ class HCSTVG:
             raise malformed("`bbox` is not a list of boxes")
         if not countable(first) or not countable(count) or first > count:
             raise malformed(f"`st_frame` {first!r:.20} is not a 1-based frame of `img_num` {count!r:.20}")
+        if first - 1 + len(boxes) > count + self.config.frame_tolerance:
+            message = f"{len(boxes)} boxes from frame {first} on, in a video of `img_num` {count}"
+            raise Quarantined(Reason.FRAME_MISMATCH, message)
         tube_start, tube_stop = first - 1, min(first - 1 + len(boxes), count)
         if self.config.span == "tube":
             start, stop = tube_start, tube_stop

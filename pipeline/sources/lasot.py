@@ -28,6 +28,7 @@ from pipeline.sources.base import (
     decimal,
     digits,
     first_of,
+    invalid,
     malformed,
     need_split,
     with_target,
@@ -156,6 +157,10 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     if not test_list:
         return {"all": _ordered(everything)}
     test = set(root.read_text(test_list).split())
+    wrong = [name for name in test if "\ufffd" in name or not _SEQUENCE.fullmatch(name)]
+    if wrong or not test:  # its sequences would silently be trained on
+        found = f"{min(wrong)!r:.40} is no" if wrong else "it has no"
+        raise invalid(f"{test_list}: expected sequences called <class>-<number>, {found} such name")
     return {"train": _ordered([s for s in everything if s not in test]), "test": _ordered(list(test))}
 
 

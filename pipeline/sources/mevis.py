@@ -76,8 +76,8 @@ class MeViS:
         file, masks = f"{base}/{_META}", f"{base}/{_MASKS}"
         meta = root.read_json(file)
         videos = meta.get("videos") if isinstance(meta, dict) else None
-        if not isinstance(videos, dict):
-            raise invalid(f"{file}: expected an object `videos`")
+        if not isinstance(videos, dict) or not videos:
+            raise invalid(f"{file}: expected an object `videos` with at least one video")
         ranges = {key: (offset, size) for key, offset, size in root.json_members(masks)} if root.has(masks) else {}
         for video, row in videos.items():
             try:
@@ -99,11 +99,13 @@ class MeViS:
         expressions = row.get("expressions") if isinstance(row, dict) else None
         if not isinstance(frames, list) or not all(isinstance(name, str) for name in frames):
             raise malformed("`frames` is not a list of names")
-        if not isinstance(expressions, dict):
-            raise malformed("`expressions` is not an object")
+        if not isinstance(expressions, dict) or not expressions:
+            raise malformed("`expressions` is not an object with expressions")
         if len(frames) < 2:
             raise malformed(f"{len(frames)} frames; the official loader skips videos with fewer than 2")
         names = tuple(f"{name}.jpg" for name in sorted(frames))
+        if len(set(names)) < len(names):
+            raise malformed("`frames` names one frame twice")
         clip = Clip(
             clip_id=clip_key(self.name, split, video, 0, len(names)),
             source=self.name,

@@ -86,6 +86,7 @@ class RefSAV:
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
         base, file = _base(root), _text_file(root) or ""
+        video = None
         for video, offset, size in root.json_members(file):
             where = f"{file}@{offset}"
             try:
@@ -104,11 +105,13 @@ class RefSAV:
                     yield Rejected(self.name, split, f"{video}/{key}", problem.reason, problem.message, where)
             if referents:
                 yield Planned(clip, tuple(referents))
+        if video is None:
+            raise invalid(f"{file}: holds no video")
 
     def _clip(self, root: DataRoot, base: str, split: str, video: str, row: object) -> tuple[Clip, str, dict]:
         objects = row.get("objects") if isinstance(row, dict) else None
-        if not isinstance(row, dict) or not isinstance(objects, dict):
-            raise malformed("`objects` is not an object")
+        if not isinstance(row, dict) or not isinstance(objects, dict) or not objects:
+            raise malformed("`objects` is not an object with descriptions")
         paths = [row.get(key) for key in _PATHS]
         if not all(isinstance(path, str) and path for path in paths):
             raise malformed(f"{' or '.join(_PATHS)} is missing")

@@ -86,7 +86,10 @@ class VIDSentence:
         base = _base(root)
         tracks = _lines(root, f"{base}{_LISTS}{split}_valid_list.txt")
         file = f"{base}{_LISTS}{split}_ann_list_v2.txt"
-        for number, line in enumerate(_lines(root, file), start=1):
+        lines = _lines(root, file)
+        if not any(map(str.strip, lines)):
+            raise invalid(f"{file}: holds no sentence")
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -113,7 +116,8 @@ class VIDSentence:
             track = self._track(root, pointer)
             start, stop = _window([box["frame"] - 1 for box in track], self.config.max_frames)
             height, width = track[0]["frame_size"]
-            category = str(track[0].get("class", ""))
+            named = track[0].get("class")
+            category = named if isinstance(named, str) else ""
         except Quarantined:
             pass  # the tube is missing or broken: `annotate` will say so, the plan stays the same size
         video = path.rsplit("/", 1)[-1]
@@ -158,6 +162,8 @@ class VIDSentence:
                 numbers = (box["frame"], height, width)
                 if not all(map(countable, numbers)) or len(box["bbox"]) != 4:
                     raise ValueError(f"frame {box['frame']!r:.20}")
+            if len({box["frame"] for box in track}) < len(track):
+                raise ValueError("it has two boxes for one frame")
         except (KeyError, TypeError, ValueError) as error:
             raise invalid(f"{file}: track {track_id!r:.20} cannot be read: {type(error).__name__} {error}") from error
         if not track:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.jobs import make_jobs
-from pipeline.curate import DATA_ERRORS, _rescale
+from pipeline.curate import DATA_ERRORS, _rescale, check_sizes
 from pipeline.plan import Job, build_plan, plan_identity, read_plan
 from pipeline.presets import configure
-from pipeline.sample import quarantine_row, rejected_row
+from pipeline.sample import encode_media, quarantine_row, rejected_row
 from pipeline.video import DecodeConfig, decode
 from schemas.records import Planned, Quarantined
 from schemas.tables import to_table
@@ -99,6 +99,8 @@ def outcome(source: str, root: Path, out: Path, *, follow_links: bool = False) -
                 if len(item.clip) == 0:
                     reader.annotate(job.root, item.clip, item.referents[0])
                 decoded = decode(job.root, item.clip, job.config.decode)
+                check_sizes(item.clip, decoded, reader)
+                encode_media(decoded, item.clip, job.config.media)
             except (Quarantined, *DATA_ERRORS) as error:
                 rows += [quarantine_row(job, error, item.clip.clip_id, r.referent_id) for r in item.referents]
                 continue

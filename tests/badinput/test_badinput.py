@@ -28,6 +28,14 @@ ONCE_WRONG = (
     "mevis/masks and names=10^5 mask ids", "mevis/file 0=byte order mark", "mevis/image is a=folder",
     "refsav/row=object of 5000 digits", "refsav/row=object of another spelling", "lasot/split.json=no lists",
     "lasot/box=1e308", "lasot/testing_set=sequence of 5000 digits", "lasot/sequence=folder not utf-8",
+    "hcstvg/train_v2.whole=object", "hcstvg/file 0=two", "hcstvg/row=more boxes than frames", "hcstvg/video=another size",
+    "vid_sentence/lists=empty", "vid_sentence/lists=one frame twice", "vid_sentence/image=another size",
+    "mevis/meta_expressions.videos.0.expressions=object", "mevis/masks and names=size turned",
+    "mevis/masks and names=size of another frame", "mevis/masks and names=frame twice", "mevis/file 1=tail",
+    "refsav/Ref-SAV.0.objects=object", "refsav/file 0=tail", "refsav/video=2 x 2", "a2d/video=another size",
+    "a2d/h5=name of words", "a2d/a2d_annotation.txt=empty", "a2d/a2d_annotation.txt=html", "lasot/nlp.txt=html",
+    "lasot/testing_set.txt=empty", "lasot/testing_set.txt=not utf-8", "lasot/image=1 x 1", "got10k/meta_info.ini=html",
+    "got10k/sequence=no labels", "got10k/list.txt=zeros",
     "got10k/anno_fps=999999999 400", "got10k/resolution=(99999999999 5005", "got10k/sequence=folder not utf-8",
 )  # fmt: skip
 LARGE = (

@@ -7,7 +7,9 @@ test_executors.py, a GPU out of memory in tests/trackers/test_batching.py, damag
 import os
 import shutil
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -230,13 +232,12 @@ def test_a_run_waits_for_the_orphans_of_a_dead_one_and_then_shuts_them_out(world
 
 def test_a_disk_that_cannot_be_read_stops_the_run_and_names_the_file(world, job, monkeypatch):
     """An error of the data's disk is not the clip's fault: it would otherwise drop everything behind a lost mount."""
-    opened, failures = Path.open, [1]
+    opened, lost = Path.open, [1]
 
     def slow_and_failing(self, *words, **named):
         if self.suffix == ".mp4":
             time.sleep(0.05)
-            if self.name == "1_video.mp4" and failures:
-                failures.pop()
+            if self.name >= "1_video.mp4" and lost:
                 raise OSError(5, "Input/output error", str(self))
         return opened(self, *words, **named)
 
@@ -244,4 +245,59 @@ def test_a_disk_that_cannot_be_read_stops_the_run_and_names_the_file(world, job,
     with pytest.raises(OSError, match=r"Input/output error: '.*1_video\.mp4'"):
         driver.run([job], Inline(), Quiet())
     assert len(list(Path(job.out).glob(".staging/*/*.clip"))) == 1  # what was done is kept
+    lost.clear()
+    finished(job, world)
+
+
+def test_a_commit_whose_worker_dies_after_it_is_done_is_not_done_twice(world, job, monkeypatch):
+    """The next worker gets the same commit and finds half of its clips gone."""
+    build_plan(job)
+    shard = next(read_plan(job, driver.fused(job.config).stages.digest))
+    for planned in shard.clips:
+        path = staged_path(Path(job.out), shard, planned.clip.clip_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(world[1] / f"{planned.clip.clip_id}.clip", path)
+    with locked(Path(job.out), job.name) as token:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda stage: path.unlink())
+            driver.work(("commit", job, token, shard))
+        before = tree(Path(job.out))
+        assert driver.work(("commit", job, token, shard)) == {}
+        assert tree(Path(job.out)) == before
+        assert leftovers(Path(job.out)) == []
+        part = Path(job.out) / "manifests" / "shards" / f"{shard.name}.parquet"
+        part.unlink()
+        with pytest.raises(FileNotFoundError, match=r"\.clip"):  # not committed: its clips are missing in earnest
+            driver.work(("commit", job, token, shard))
+    finished(job, world)
+
+
+def test_a_worker_that_is_wrongly_taken_for_dead_commits_in_peace(world, job, monkeypatch):
+    """Cut off from Ray's network but not from the disk, it is in the middle of the commit that another is given."""
+    build_plan(job)
+    shard = next(read_plan(job, driver.fused(job.config).stages.digest))
+    for planned in shard.clips:
+        path = staged_path(Path(job.out), shard, planned.clip.clip_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(world[1] / f"{planned.clip.clip_id}.clip", path)
+    inside, go = threading.Event(), threading.Event()
+    began: list[str] = []
+
+    def slowly(*words):
+        began.append(threading.current_thread().name)
+        inside.set()
+        go.wait(30)
+        return commit_shard(*words)
+
+    monkeypatch.setattr(driver, "commit_shard", slowly)
+    with locked(Path(job.out), job.name) as token, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(driver.work, ("commit", job, token, shard))
+        assert inside.wait(30)
+        second = pool.submit(driver.work, ("commit", job, token, shard))
+        time.sleep(0.5)
+        assert len(began) == 1
+        go.set()
+        assert first.result(30)["shard"] == shard.name
+        assert second.result(30) == {}
+    monkeypatch.setattr(driver, "commit_shard", commit_shard)
     finished(job, world)

@@ -1,12 +1,19 @@
 """Executors: every task once, follow-ups, deaths and deadlines given up after the cap, machine errors stop the run."""
 
 import os
+import re
+import socket
+import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from flows.executors import Inline, Outcome, RayActors, RunFailed, Task, make_executor
+from flows import metrics, pool
+from flows.executors import STORE, Inline, Outcome, RayActors, RunFailed, Task, make_executor
+from tests.flows.test_metrics import OUTCOMES
 
 
 def collect(executor, work, tasks, follow=None):
@@ -43,12 +50,56 @@ def test_unknown_executor_names_the_choices():
         make_executor("dask", 2)
 
 
+def gone(process: int) -> bool:
+    until = time.monotonic() + 10
+    while Path(f"/proc/{process}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not Path(f"/proc/{process}").exists()
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(RunFailed, match=rf"the Ray at {address} \(RAY_ADDRESS\) cannot be joined: Connection"):
+            RayActors(address=address).open()
+
+
 @pytest.fixture(scope="module")
 def ray():
     executor = RayActors(workers=2)
     executor.open()
     yield executor
     executor.close()
+
+
+def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_its_token(ray):
+    psutil = pytest.importorskip("psutil")
+    collect(RayActors(workers=1), square, [Task("a", 1)])  # workers listen as well
+    this = psutil.Process()
+    heard: dict[str, set[str]] = {}
+    for process in [this, *this.children(recursive=True)]:
+        try:
+            found = {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections() if c.status == "LISTEN"}
+        except psutil.NoSuchProcess:
+            continue
+        heard.setdefault(process.name(), set()).update(found)
+    assert heard["gcs_server"] == heard["raylet"] == {"127.0.0.1"}
+    assert set().union(*heard.values()) <= {"127.0.0.1", "::1"}
+
+    import ray as package
+
+    ask = (
+        "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info(timeout=5)))"
+    )
+    command = [sys.executable, "-c", ask, package.get_runtime_context().gcs_address]
+    friend, stranger = (
+        subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=60)
+        for more in ({}, {"RAY_AUTH_TOKEN": "0" * 64})
+    )
+    assert friend.stdout.strip() == "1"
+    assert stranger.returncode != 0
+    assert "AuthenticationError" in stranger.stderr
 
 
 def test_ray_runs_all_on_two_processes(ray):
@@ -79,16 +130,32 @@ def test_ray_gives_up_a_task_that_kills_its_worker_and_finishes_the_rest(ray, tm
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 1, 3, 4, 5]
 
 
-def test_ray_stops_a_task_at_its_deadline_and_finishes_the_rest(ray):
+def test_ray_stops_tasks_that_hang_says_where_and_finishes_the_rest(ray):
+    def asleep():
+        time.sleep(60)
+
+    def stuck():
+        re.match(r"(a+)+$", "a" * 40 + "b")  # for years, in C, with the interpreter's lock held
+
     def work(n):
-        time.sleep(60 if n == 1 else 0)
+        if n in (1, 2):
+            (asleep if n == 1 else stuck)()
         return n
 
     start = time.monotonic()
-    outcomes = collect(RayActors(workers=2, deadline=15.0), work, [Task(str(n), n) for n in range(4)])
-    assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
-    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3]
-    assert time.monotonic() - start < 50
+    outcomes = collect(RayActors(workers=2, deadline=3.0), work, [Task(f"clip-{n}", n) for n in range(6)])
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 3, 4, 5]
+    late = {o.task.label: o for o in outcomes if o.kind != "ok"}
+    assert {label: o.kind for label, o in late.items()} == {"clip-1": "deadline", "clip-2": "deadline"}
+    for label, name in (("clip-1", "asleep"), ("clip-2", "stuck")):
+        assert re.match(
+            rf"took longer than 3 s; its worker was stopped in .*\b{name} \(flows/test_exec", late[label].message
+        )
+        assert re.search(rf"^thread 0x\w+: {label}$", late[label].stacks, re.M)
+        assert f"in {name}\n" in late[label].stacks
+        process = int(re.match(r"process (\d+)", late[label].stacks)[1])
+        assert gone(process)
+    assert time.monotonic() - start < 40
 
 
 def test_ray_errors_of_the_machine_stop_the_run_and_name_the_task(ray):
@@ -129,7 +196,7 @@ def test_ray_retries_the_neighbours_of_a_task_that_is_stopped_at_its_deadline(ra
         time.sleep(60 if n == 1 else 0.1)
         return n
 
-    outcomes = collect(RayActors(workers=1, in_flight=3, deadline=12.0), work, [Task(str(n), n) for n in range(5)])
+    outcomes = collect(RayActors(workers=1, in_flight=3, deadline=4.0), work, [Task(str(n), n) for n in range(5)])
     assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3, 4]
 
@@ -143,3 +210,69 @@ def test_ray_keeps_its_processes_for_the_next_run_of_the_same_work(ray):
     assert first[0].value == second[0].value
     other = collect(RayActors(workers=1, in_flight=2), work, [Task("c", 3)])
     assert other[0].value != first[0].value
+
+
+def test_ray_with_nothing_to_do_starts_no_worker_and_no_ray(monkeypatch):
+    monkeypatch.setattr(RayActors, "open", lambda self: pytest.fail("opened"))
+    assert collect(RayActors(workers=2), square, []) == []
+
+
+def test_ray_goes_on_with_the_workers_for_which_there_is_room(ray):
+    outcomes = collect(RayActors(workers=3), square, [Task(str(n), n) for n in range(6)])  # of two cores
+    assert sorted(o.value for o in outcomes) == [0, 1, 4, 9, 16, 25]
+
+
+def test_ray_says_so_when_there_is_room_for_no_worker(ray, monkeypatch):
+    monkeypatch.setattr(pool, "STARTING", 1.0)
+    with pytest.raises(
+        RunFailed, match=r"no worker .* in 1 s: each needs a core and 1 GPU, and Ray has \{'CPU': 2.0\}"
+    ):
+        collect(RayActors(workers=1, gpus=1), square, [Task("a", 1)])
+
+
+def test_ray_says_so_when_a_node_lacks_the_code_and_blames_no_task(ray, monkeypatch):
+    module = types.ModuleType("only_here")
+    exec("def work(n):\n    return n", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(RunFailed, match="no worker could be started: ModuleNotFoundError: No module named 'only_here'"):
+        collect(RayActors(workers=1), module.work, [Task("a", 1)])
+
+
+def test_ray_carries_payloads_that_are_larger_than_its_store(ray):
+    payload = b"x" * (STORE // 3)
+    outcomes = collect(RayActors(workers=1, in_flight=4), len, [Task(str(n), payload) for n in range(5)])
+    assert [o.value for o in outcomes] == [len(payload)] * 5
+
+
+def test_ray_takes_a_worker_that_its_memory_monitor_ends_for_dead(ray, monkeypatch):
+    """As seen with a threshold that was always exceeded; this is neither an error of a task nor of an actor."""
+    import ray as package
+
+    get, said = (
+        package.get,
+        "1 worker(s) were killed due to low memory.\nMemory on the node was 9GB used / 9GB limit\nTop",
+    )
+
+    def starved(reference, **options):
+        value = get(reference, **options)
+        if value == 4:
+            raise package.exceptions.OutOfMemoryError(said)
+        return value
+
+    monkeypatch.setattr(package, "get", starved)
+    outcomes = collect(RayActors(workers=1, attempts=1), square, [Task(str(n), n) for n in range(4)])
+    assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("2", "died")]
+    [message] = [o.message for o in outcomes if o.kind == "died"]
+    assert message == "1 worker(s) were killed due to low memory. Memory on the node was 9GB used / 9GB limit"
+    assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 1, 9]
+
+
+def test_plain_ray_takes_our_counters_and_is_not_disturbed(ray, capfd):
+    for outcome in OUTCOMES:
+        metrics.count(outcome)
+    start = time.perf_counter()
+    for _ in range(100):
+        metrics.count(OUTCOMES[0])
+    assert time.perf_counter() - start < 1
+    assert [o.value for o in collect(RayActors(workers=1), square, [Task("a", 3)])] == [9]
+    assert "sparrow" not in capfd.readouterr().err

@@ -55,6 +55,10 @@ def fails(where: str) -> None:
     raise ZeroDivisionError("of clip 2")
 
 
+def fails_elsewhere(where: str) -> None:
+    fails(where)
+
+
 def hash_of(made_job, call) -> str:
     try:
         call()
@@ -63,11 +67,12 @@ def hash_of(made_job, call) -> str:
     raise AssertionError("nothing was raised")
 
 
-def test_failures_of_one_line_share_a_hash_and_others_do_not(data, tmp_path):
+def test_failures_of_one_function_share_a_hash_and_others_do_not(data, tmp_path):
+    """Whatever the line in it: a hash that an edit further up changes groups nothing across versions."""
     made = job(data, tmp_path)
-    calls = [lambda where=where: fails(where) for where in ("here", "here", "there")]
-    one, again, other = (hash_of(made, call) for call in calls)
-    assert one == again != other
+    ways = ((fails, "here"), (fails, "there"), (fails_elsewhere, "here"))
+    one, line, other = (hash_of(made, lambda way=way, where=where: way(where)) for way, where in ways)
+    assert one == line != other
     assert len(one) == 16
     never_raised = Quarantined(Reason.DEADLINE, "took too long", stage="worker")
     assert quarantine_row(made, never_raised, "c", "r")["traceback_hash"] == ""

@@ -1,5 +1,6 @@
 """The folder of a run: written whole whatever becomes of the run, readable while it goes on, and never in its way."""
 
+import io
 import json
 import os
 import random
@@ -7,21 +8,26 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from flows import driver, runlog
 from flows.executors import Inline
-from flows.follow import follow, last_events, lines
+from flows.follow import follow, last_events, last_runs, lines, view
 from flows.jobs import make_jobs
+from flows.locks import PlanConflict, locked
 from flows.progress import Quiet
 from flows.runlog import Stage, gpus, read_runs
+from manifests.catalog import query
 from manifests.verify import verify
 from pipeline.plan import Job
 from pipeline.presets import ShardConfig, configure
 from pipeline.shards import withdraw
+from schemas.records import Quarantined
 
 SPARROW = Path(sys.executable).parent / "sparrow"
 
@@ -119,6 +125,73 @@ def test_a_run_that_breaks_says_how(tiny_job, error, state, said):
     assert last_events(Path(run["folder"]))[-1]["event"] == "end"
 
 
+def test_planning_is_seen_while_it_lasts_and_its_seconds_are_kept(tiny_job, monkeypatch):
+    seen, plan = [], driver.build_plan
+
+    def slow(job, **named):
+        named["tick"](5)
+        time.sleep(0.2)
+        seen.extend(read_runs(Path(job.out)))
+        return plan(job, **named)
+
+    monkeypatch.setattr(runlog, "EVERY", 0.02)
+    monkeypatch.setattr(driver, "build_plan", slow)
+    driver.run([tiny_job], Inline(), Quiet())
+    (before,) = seen
+    assert (before["state"], before["phase"], before["jobs"][tiny_job.name]["clips"]) == ("running", "planning", 5)
+    assert before["elapsed"] == pytest.approx(before["phases"]["planning"], abs=0.05)
+    said = Console(width=200, file=io.StringIO())
+    said.print(view([before]))
+    assert "0 of 5" in (text := said.file.getvalue())
+    assert "planning for 0 s" in text
+    (after,) = read_runs(Path(tiny_job.out))
+    last = {"run": after["id"], "run_state": "completed", "planning": after["phases"]["planning"]}
+    assert last_runs(Path(tiny_job.out)) == {tiny_job.name: last}
+    assert (after["state"], list(after["phases"])) == ("completed", ["planning", "curating", "reporting"])
+    assert after["phases"]["planning"] >= 0.2
+    assert sum(after["phases"].values()) == pytest.approx(after["elapsed"], abs=0.05)
+    (row,) = lines(after)
+    assert row["clips_per_second"] == pytest.approx(6 / after["phases"]["curating"], rel=0.01)
+    events = read_lines(Path(after["folder"]) / "log.jsonl")
+    assert [e["phase"] for e in events if e["event"] == "phase"] == ["curating", "reporting"]
+
+
+@pytest.fixture
+def own_root(tiny_root, tmp_path) -> Path:
+    """A copy of the tiny dataset, to be spoilt."""
+    return Path(shutil.copytree(tiny_root, tmp_path / "data"))
+
+
+def test_the_rows_of_a_run_in_the_runs_table_are_named_by_its_folder(own_root, tmp_path):
+    annotations = own_root / "anno_v2"
+    first = dict([next(iter(json.loads((annotations / "train_v2.json").read_text()).items()))])
+    for name in ("train_v2.json", "val_v2.json"):
+        (annotations / name).write_text(json.dumps(first))
+    out = tmp_path / "out"
+    driver.run(make_jobs("hcstvg", own_root, out, configure("lite"), splits=["train", "val"]), Inline(), Quiet())
+    (run,) = read_runs(out)
+    rows = query(out, "SELECT run_id, split FROM runs ORDER BY split")
+    assert [(row["run_id"], row["split"]) for row in rows] == [(run["id"], "train"), (run["id"], "val")]
+    assert verify(out).problems == []
+
+
+def test_a_crash_while_planning_is_told_by_the_folder(own_root, tmp_path):
+    job = make_jobs("hcstvg", own_root, tmp_path / "out", configure("lite"))[0]
+    annotations = own_root / "anno_v2" / "train_v2.json"
+    annotations.write_text(annotations.read_text()[:-1])
+    with pytest.raises(Quarantined):
+        driver.run([job], Inline(), Quiet())
+    (run,) = read_runs(Path(job.out))
+    assert (run["state"], run["phase"]) == ("failed", "planning")
+    assert run["error"].startswith("Quarantined: train_v2.json: not a JSON object: the file ends early")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tiny_job):
+    with locked(Path(tiny_job.out), tiny_job.name), pytest.raises(PlanConflict, match="is being worked on by"):
+        driver.run([tiny_job], Inline(), Quiet())
+    assert not (Path(tiny_job.out) / "runs").exists()
+
+
 def test_a_run_whose_process_is_gone_is_lost(finished):
     job, folder = finished
     facts = json.loads((folder / "run.json").read_text())
@@ -135,7 +208,8 @@ def test_a_run_whose_process_is_gone_is_lost(finished):
     assert [run["state"] for run in read_runs(Path(job.out))] == ["lost"]
 
 
-def test_follow_watches_from_another_process_until_the_run_ends(finished):
+def test_follow_watches_from_another_process_until_the_run_ends(finished, monkeypatch):
+    monkeypatch.setattr(runlog, "EVERY", 600)  # no sample while the watcher starts, however long that takes
     job, folder = finished
     shutil.rmtree(folder)
     out = Path(job.out)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from pipeline.agree import agree
-from pipeline.curate import curate_clip, make_masks, make_track
+from pipeline.curate import _rescale, check_sizes, curate_clip, make_masks, make_track
 from pipeline.plan import plan_items
 from pipeline.presets import build_stages, configure
 from pipeline.sample import TRACK_DTYPE
-from pipeline.sources.base import Rules
+from pipeline.sources.base import Rules, load_source
+from pipeline.video import Decoded, Fingerprint
 from schemas.geometry import absent, from_xywh, rle_encode
-from schemas.records import ORIGINS, Annotation, Detection, Planned, Quarantined, Reason, Track
+from schemas.records import ORIGINS, Annotation, Clip, Detection, Media, Planned, Quarantined, Reason, Track
 from tests.made import moving_square
 from trackers.batching import Batcher
 
@@ -83,6 +84,34 @@ def test_one_bad_referent_loses_nothing_else(tiny_job, stages):
     result = curate_clip(replace(item, referents=(bad, *item.referents)), tiny_job, tiny_job.load(), stages)
     assert [s.key for s in result.samples] == [item.referents[0].referent_id]
     assert [(r["referent_id"], r["reason"]) for r in result.quarantine] == [("bad", Reason.ANNOTATION_MISSING)]
+
+
+def decoded(height: int, width: int, scale: np.ndarray | None = None) -> Decoded:
+    ones = np.ones((2, 2), np.float32)
+    frames = np.zeros((2, height, width, 3), np.uint8)
+    return Decoded(frames, ones if scale is None else scale, "made", 25.0, Fingerprint(0, 0))
+
+
+@pytest.mark.parametrize(("size", "said"), [((40, 20), "20x40, the picture 40x20"), ((2, 2), "2x2, the picture 40x20")])
+def test_a_mask_of_another_size_than_the_picture_belongs_to_another_picture(size, said):
+    masks = [None, rle_encode(np.ones(size, bool))]
+    annotation = Annotation(from_xywh(np.array([[0, 0, 2, 2]] * 2)), np.ones(2, bool), masks)
+    with pytest.raises(Quarantined, match=f"mask of frame 1 of the clip is {said}") as problem:
+        _rescale(annotation, decoded(20, 40))
+    assert problem.value.reason == Reason.FRAME_MISMATCH
+    assert _rescale(annotation, decoded(*size)) is annotation
+
+
+def test_pictures_of_another_size_than_stated_or_than_the_first_are_refused_unless_the_dataset_says_so(tiny_job):
+    clip = Clip("c", "lasot", "train", "v", Media("frames", "img", "%08d.jpg", first=1), 0, 2)
+    turned = replace(clip, height=40, width=20)
+    with pytest.raises(Quarantined, match="pictures are 40x20, the annotation is for 20x40"):
+        check_sizes(turned, decoded(20, 40), load_source("lasot"))
+    halved = decoded(20, 40, np.array([[1, 1], [2, 2]], np.float32))
+    with pytest.raises(Quarantined, match=r"img/00000002\.jpg: the image is 20x10, the first one of the clip 40x20"):
+        check_sizes(clip, halved, load_source("lasot"))
+    check_sizes(turned, halved, load_source("got10k"))  # changes size inside a sequence (007947)
+    check_sizes(replace(clip, height=20, width=40), decoded(20, 40), load_source("lasot"))
 
 
 def test_an_unexpected_error_becomes_a_row_with_its_place(tiny_job, stages):

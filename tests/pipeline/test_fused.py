@@ -21,6 +21,14 @@ def test_clips_at_once_are_the_clips_one_by_one(tiny_job):
         assert one.quarantine == other.quarantine
 
 
+def test_workers_of_one_machine_share_its_memory(tiny_job, monkeypatch):
+    whole = Fused(tiny_job.config).budget.limit
+    monkeypatch.setenv("SPARROW_WORKERS", "8")
+    shared = Fused(tiny_job.config).budget.limit
+    assert 8 * shared <= whole < 8 * (shared + 1)
+    assert Fused(tiny_job.config, host_bytes=5).budget.limit == 5
+
+
 def test_no_more_clips_decode_at_once_than_allowed(tiny_job, monkeypatch):
     from pipeline import curate
 

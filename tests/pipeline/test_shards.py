@@ -7,12 +7,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from flows import driver
 from pipeline.curate import curate_clip
-from pipeline.plan import build_plan, read_plan
+from pipeline.plan import Counts, build_plan, read_plan
 from pipeline.presets import build_stages
 from pipeline.shards import (
     SHARD_TABLES,
@@ -27,6 +29,7 @@ from pipeline.shards import (
     staged_path,
     staging,
     sweep,
+    unchanged,
 )
 from schemas.tables import schema
 
@@ -52,6 +55,19 @@ def test_a_staged_clip_reads_back_exactly(staged):
     assert again.clip_row == fresh.clip_row
     for table, rows in fresh.samples[0].rows.items():
         np.testing.assert_equal(again.samples[0].rows[table], rows)  # NaN equal to NaN
+
+
+def test_features_are_staged_as_they_are_stored_and_older_clips_are_still_read(staged, monkeypatch):
+    job, shard, stages = staged
+    path = staged_path(Path(job.out), shard, shard.clips[0].clip.clip_id)
+    packed, size = load_staged(path), path.stat().st_size
+    [feature, *_] = [row["feature"] for row in packed.samples[0].rows["tsf_features"]]
+    assert len(feature) == stages.encoder.dim
+    assert isinstance(feature[0], float)
+    monkeypatch.setattr("pipeline.shards._packed", lambda rows: rows)  # how it was before
+    stage_clip(path, packed)
+    assert load_staged(path).samples[0].rows["tsf_features"] == packed.samples[0].rows["tsf_features"]
+    assert path.stat().st_size > size + 2 * 4 * stages.encoder.dim
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:200] + b"X" + b[201:], lambda b: b""])
@@ -150,3 +166,62 @@ def test_a_replaced_source_file_is_noticed(staged, tmp_path):
     assert changed_clips(moved, shard) == []
     os.utime(copy / shard.clips[1].clip.media.path, ns=(1, 1))
     assert changed_clips(moved, shard) == [shard.clips[1].clip.clip_id]
+
+
+def test_a_quick_look_is_sure_only_of_videos_that_are_as_they_were(staged, tmp_path):
+    job, shard, stages = staged
+    commit_shard(job, shard, stages.encoder.dim)
+    assert unchanged(job, shard.name)
+    copy = tmp_path / "data"
+    shutil.copytree(job.data_root, copy, copy_function=shutil.copy2)
+    moved = job.model_copy(update={"data_root": str(copy)})
+    assert unchanged(moved, shard.name)
+    video = copy / shard.clips[1].clip.media.path
+    os.utime(video, ns=(1, 1))
+    assert not unchanged(moved, shard.name)
+    video.unlink()  # that does not undo what was made, but the quick look cannot know
+    assert not unchanged(moved, shard.name)
+    assert changed_clips(moved, shard) == []
+    video.symlink_to(Path(job.data_root) / shard.clips[1].clip.media.path)
+    assert not unchanged(moved, shard.name)
+    assert changed_clips(moved.model_copy(update={"follow_links": True}), shard) == []
+    part = part_path(Path(job.out), "clips", shard.name)
+    table = pq.read_table(part, partitioning=None)
+    kinds = pa.array(["frames"] * len(table)).cast(table.schema.field("media_kind").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("media_kind"), "media_kind", kinds), part)
+    assert not unchanged(job, shard.name)
+
+
+def test_a_resume_reads_the_plan_s_rows_of_what_is_left_alone(staged, tmp_path, monkeypatch):
+    job, shard, stages = staged
+    copy = tmp_path / "data"
+    shutil.copytree(job.data_root, copy, copy_function=shutil.copy2)
+    job = job.model_copy(update={"data_root": str(copy)})
+    commit_shard(job, shard, stages.encoder.dim)
+    leftover = staged_path(Path(job.out), shard, "left")
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    asked, ticks = [], []
+
+    def spied(job, digest, *, only):
+        asked.append(sorted(only))
+        return read_plan(job, digest, only=only)
+
+    monkeypatch.setattr(driver, "read_plan", spied)
+
+    def left():
+        entry = driver.Run(job, Counts())
+        driver.prepare(entry, False)
+        ticks.clear()
+        return [s.name for s in driver.pending(entry, ticks.append, ticks.append)], entry.shards_skipped
+
+    names = [f"{job.name}-{n:06d}" for n in range(3)]
+    assert left() == (names[1:], 1)
+    assert ticks == [2, 1]  # clips, shards
+    assert asked == [names[1:]]
+    assert not leftover.parent.exists()
+    os.utime(copy / shard.clips[0].clip.media.path, ns=(1, 1))
+    assert left() == (names, 0)
+    (copy / shard.clips[0].clip.media.path).unlink()  # gone is not changed: only a look at the plan tells
+    assert left() == (names[1:], 1)
+    assert asked[-1] == names

@@ -1,0 +1,70 @@
+"""The rows of a plan file: number of the shard, kind, and the record as canonical JSON, in Parquet."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.config import canonical_json
+from schemas.records import Clip, Media, Planned, Reason, Referent, Rejected
+
+SCHEMA = pa.schema([("shard", pa.int32()), ("kind", pa.string()), ("record", pa.string())])
+ROWS = 2048
+"""Rows of a row group: what is held while planning, and the least that is read of a saved plan."""
+
+Records = list[tuple[str, str]]
+"""(kind, record) of each row of a shard."""
+
+
+def table(rows: list[tuple[int, str, str]]) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def read_records(path: Path, wanted: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Records]]:
+    """Number and records of each shard of a plan file, in order. wanted: of the others nothing is read, but for those
+    that share a row group with one that is."""
+    with pq.ParquetFile(path) as file:
+        groups = [n for n in range(file.num_row_groups) if wanted is None or _any(file, n, wanted)]
+        batches = file.iter_batches(1024, row_groups=groups) if groups else iter(())
+        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        for shard, group in groupby(rows, key=itemgetter(0)):
+            if wanted is None or wanted(shard):
+                yield shard, [(kind, record) for _, kind, record in group]
+
+
+def _any(file: pq.ParquetFile, n: int, wanted: Callable[[int], bool]) -> bool:
+    """Whether a row group has rows of a wanted shard, by the lowest and the highest number that it says it has."""
+    known = file.metadata.row_group(n).column(0).statistics
+    return known is None or not known.has_min_max or any(map(wanted, range(known.min, known.max + 1)))
+
+
+def to_record(item: Planned | Rejected) -> tuple[str, str]:
+    """Kind and record. The hash of a shard counts these bytes."""
+    if isinstance(item, Planned):
+        clip = _fields(item.clip) | {"media": _fields(item.clip.media)}
+        return "clip", canonical_json({"clip": clip, "referents": [_fields(r) for r in item.referents]})
+    fields = _fields(item)
+    if item.referent_id is None:
+        del fields["referent_id"]
+    return "rejected", canonical_json(fields)
+
+
+def _fields(record: Clip | Media | Referent | Rejected) -> dict:
+    """`dataclasses.asdict` without its deep copies, in which planning spent most of its time."""
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+def from_record(kind: str, record: str) -> Planned | Rejected:
+    fields = json.loads(record)
+    if kind == "rejected":
+        return Rejected(**{**fields, "reason": Reason(fields["reason"])})
+    clip = fields["clip"]
+    media = clip.pop("media")
+    names = media.pop("names")
+    referents = tuple(Referent(**{**r, "object_ids": tuple(r["object_ids"])}) for r in fields["referents"])
+    return Planned(Clip(media=Media(names=tuple(names) if names is not None else None, **media), **clip), referents)
