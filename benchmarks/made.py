@@ -125,20 +125,12 @@ stub_of = lru_cache(maxsize=1)(Stub)
 
 
 def stub(payload: tuple) -> dict:
-    """driver.work without models."""
-    from flows import driver
+    """flows.work.work without models."""
+    from flows import work
 
     SOURCES[Made.name] = Made
-    driver.fused = stub_of  # type: ignore[assignment]
-    return _work()(payload)
-
-
-@lru_cache(maxsize=1)
-def _work() -> Callable[[tuple], dict]:
-    """The driver's own, asked for before anything takes its place."""
-    from flows import driver
-
-    return driver.work
+    work.fused = stub_of  # type: ignore[assignment]
+    return work.work(payload)
 
 
 def renamed(planned: Planned, one: Planned, made: "ClipResult") -> "ClipResult":
@@ -167,5 +159,4 @@ def use(work: Callable[[tuple], dict]) -> None:
     """Have the driver give its tasks to `work` instead of its own."""
     from flows import driver
 
-    _work()
     driver.fused, driver.work = stub_of, work  # type: ignore[assignment]

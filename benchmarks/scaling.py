@@ -86,6 +86,7 @@ def run(folder: Path, referents: int) -> None:
     from flows import driver
     from flows.executors import Inline
     from flows.progress import Quiet
+    from flows.work import one_thread
 
     clips, at, spent = referents // 2, list[float](), {"clip": 0.0, "commit": 0.0}
     job = job_of(folder, clips)
@@ -111,7 +112,7 @@ def run(folder: Path, referents: int) -> None:
     say("  stage a clip (the stub included)", spent["clip"] / clips * 1e3, "ms processor", "synced to disk")
     with Timed() as threads:
         for _ in range(20):
-            with driver.one_thread():
+            with one_thread():
                 pass
     say("    of it limiting threads", threads.cpu / 20 * 1e3, "ms processor")
     say("  commit, a clip of it", spent["commit"] / clips * 1e3, "ms processor", "256 clips to a shard")

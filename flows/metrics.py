@@ -40,7 +40,7 @@ def _metrics(session: str) -> Metrics:
 
 
 def count(outcome: "Outcome") -> None:
-    """Count a finished task of `driver.work`. Nothing happens while this process has no Ray."""
+    """Count a finished task of `flows.work`. Nothing happens while this process has no Ray."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return

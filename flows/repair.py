@@ -193,7 +193,7 @@ def job_of(out: Path, name: str) -> "Job | None":
 
 
 def _plans(job: "Job") -> "list[ShardPlan]":
-    from flows.driver import fused
+    from flows.work import fused
     from pipeline.plan import read_plan
 
     return list(read_plan(job, fused(job.config).stages.digest))

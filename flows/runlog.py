@@ -15,11 +15,8 @@ deleted at any time, and a line that cannot be written (a full disk) is counted 
 
 import json
 import os
-import platform
 import random
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -28,10 +25,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.facts import gpus, host, versions
 from flows.metrics import count
 from flows.progress import Progress
 from pipeline.curate import ClipResult
@@ -48,8 +45,6 @@ LOST = 60.0
 """Seconds without a sample after which a run on another machine counts as gone."""
 KEPT = 65_536
 """Durations kept of each stage: exact percentiles up to here, of a uniform sample beyond."""
-PACKAGES = ("sparrow-tsf", "numpy", "opencv-contrib-python-headless", "decord", "av", "scikit-learn", "pyarrow",
-            "duckdb", "ray", "prefect", "torch", "transformers", "sam2", "open_clip_torch")  # fmt: skip
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------
@@ -326,42 +321,6 @@ class Planning:
     def to(self, n: int) -> None:
         self.run.counts = Counts(clips=n)
         self.tick.to(n)
-
-
-# --- facts ---------------------------------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that decide what comes out; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def host() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"name": socket.gethostname(), "platform": platform.platform(), "cores": len(os.sched_getaffinity(0)),
-            "memory": memory, "gpus": gpus()}  # fmt: skip
-
-
-_GPU_FIELDS = ("name", "driver_version", "memory.total", "memory.used", "utilization.gpu")
-
-
-def gpus() -> list[dict[str, str]]:
-    """This host's NVIDIA GPUs as `nvidia-smi` tells it (MiB and percent); none where there is no such tool."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [dict(zip(_GPU_FIELDS, map(str.strip, line.split(",")), strict=False)) for line in said.splitlines() if line]
 
 
 # --- readers -------------------------------------------------------------------------------------------------------

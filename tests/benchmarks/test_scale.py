@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import scale, scaling
 from benchmarks.measure import Setting
-from flows import driver
+from flows import driver, work
 from pipeline.sources import SOURCES
 
 QUICK = Setting(torch.device("cpu"), torch.float32, quick=True)
@@ -17,8 +17,8 @@ QUICK = Setting(torch.device("cpu"), torch.float32, quick=True)
 @pytest.fixture
 def rows(monkeypatch, capsys):
     """A function: section, size -> what it prints, by name. In this process, which has loaded the pipeline already."""
-    for name in ("work", "fused"):
-        monkeypatch.setattr(driver, name, getattr(driver, name))  # the stub's place is given back afterwards
+    for place, name in ((driver, "work"), (driver, "fused"), (work, "fused")):
+        monkeypatch.setattr(place, name, getattr(place, name))  # the stub's place is given back afterwards
     monkeypatch.delitem(SOURCES, "made", raising=False)
 
     def measure(section, size):

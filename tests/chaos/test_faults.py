@@ -289,7 +289,7 @@ def test_a_worker_that_is_wrongly_taken_for_dead_commits_in_peace(world, job, mo
         go.wait(30)
         return commit_shard(*words)
 
-    monkeypatch.setattr(driver, "commit_shard", slowly)
+    monkeypatch.setattr("flows.work.commit_shard", slowly)
     with locked(Path(job.out), job.name) as token, ThreadPoolExecutor(2) as pool:
         first = pool.submit(driver.work, ("commit", job, token, shard))
         assert inside.wait(30)
@@ -299,5 +299,5 @@ def test_a_worker_that_is_wrongly_taken_for_dead_commits_in_peace(world, job, mo
         go.set()
         assert first.result(30)["shard"] == shard.name
         assert second.result(30) == {}
-    monkeypatch.setattr(driver, "commit_shard", commit_shard)
+    monkeypatch.setattr("flows.work.commit_shard", commit_shard)
     finished(job, world)

@@ -17,11 +17,12 @@ from rich.console import Console
 
 from flows import driver, runlog
 from flows.executors import Inline
+from flows.facts import gpus
 from flows.follow import follow, last_events, last_runs, lines, view
 from flows.jobs import make_jobs
 from flows.locks import PlanConflict, locked
 from flows.progress import Quiet
-from flows.runlog import Stage, gpus, read_runs
+from flows.runlog import Stage, read_runs
 from manifests.catalog import query
 from manifests.verify import verify
 from pipeline.plan import Job
