@@ -1,4 +1,4 @@
-"""Kill it, interrupt it, change the number of workers: the bytes are the same, and nothing is left behind."""
+"""Interrupt it, kill it, by the command: the bytes are the same, and nothing is left behind."""
 
 import os
 import signal
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from manifests.verify import verify
+from tests.chaos.world import make_corpus
 from tests.e2e.conftest import shard_hashes
 
-pytestmark = pytest.mark.timeout(300, func_only=True)  # the demo that both compare with is not their time
+pytestmark = pytest.mark.timeout(300)
 
 
 def staged_or_done(out: Path) -> int:
@@ -26,11 +27,13 @@ def until(out: Path, progress: int, process, timeout: float = 240) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(demo, run, tmp_path):
-    """One source of the demo, as little as has several shards; `tests/chaos` kills at every step."""
-    out = tmp_path / "out"
-    command = ("sparrow", "curate", "a2d", "--data-root", demo / "corpus" / "a2d", "--out", out, "--workers", 2,
-               "--set", "shard.max_referents=4")  # fmt: skip
+def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(run, tmp_path):
+    """As little as has several shards, against one process that nobody disturbs; `tests/chaos` kills at every step."""
+    corpus, whole, out = make_corpus(tmp_path / "corpus", 12, 8), tmp_path / "whole", tmp_path / "out"
+    shards = ("--set", "shard.max_referents=4")
+    alone = run("sparrow", "curate", "hcstvg", "--data-root", corpus, "--out", whole, "--executor", "inline", *shards)
+    assert alone.wait() == 0, alone.text()[-3000:]
+    command = ("sparrow", "curate", "hcstvg", "--data-root", corpus, "--out", out, "--workers", 2, *shards)
 
     first = run(*command)
     until(out, 1, first.process)
@@ -45,30 +48,14 @@ def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(demo, run, tmp_path)
     os.kill(second.process.pid, signal.SIGKILL)
     second.wait(30)
     committed = {p.stem for p in out.glob("manifests/shards/*.parquet")}
-    assert len(committed) < len(list(demo.glob("manifests/shards/a2d-*.parquet")))
+    assert len(committed) < len(list(whole.glob("manifests/shards/*.parquet")))
     for table in ("clips", "referents", "members"):  # whatever is committed is there in full
         assert committed <= {p.stem for p in out.glob(f"manifests/{table}/*.parquet")}
 
     third = run(*command)
     assert third.wait() == 0, third.text()[-3000:]
-    assert tars(out, "a2d") == tars(demo, "a2d")
+    assert shard_hashes(out) == shard_hashes(whole)
     assert verify(out, deep=True).problems == []
     assert not list((out / ".staging").iterdir())
     # Nobody was left to stop Ray: its processes end by themselves, two agents of its own only after a minute.
     assert [line for line in second.gone(5) if "Agent" not in line] == []
-
-
-def tars(out: Path, source: str) -> dict[str, str]:
-    return {k: v for k, v in shard_hashes(out).items() if k.endswith(".tar") and k.startswith(f"{source}/")}
-
-
-def test_one_worker_gives_the_bytes_of_two(demo, run, tmp_path):
-    """One curates its source in one process beside another that does the same with another source."""
-    started = {}
-    for source in ("vid_sentence", "refsav"):
-        places = ("--data-root", demo / "corpus" / source, "--out", tmp_path / source)
-        started[source] = run("sparrow", "curate", source, *places, "--workers", 1, "--set", "shard.max_referents=4")
-    for source, one in started.items():
-        assert one.wait() == 0, one.text()[-3000:]
-        assert tars(demo, source)
-        assert tars(tmp_path / source, source) == tars(demo, source)
