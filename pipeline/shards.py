@@ -255,9 +255,10 @@ def committed(out: Path, job: Job) -> dict[str, str]:
     folder = out / "manifests" / "shards"
     found = {}
     for path in sorted(folder.glob(f"{job.name}-[0-9]*.parquet")):
-        [(name, tar, plan_hash)] = _columns(path, "shard", "path", "plan_hash")
-        if name == path.stem and (out / tar).exists():
-            found[name] = plan_hash
+        # No row: the claim of a publisher, in a copy of an object store.
+        for name, tar, plan_hash in _columns(path, "shard", "path", "plan_hash"):
+            if name == path.stem and (out / tar).exists():
+                found[name] = plan_hash
     return found
 
 

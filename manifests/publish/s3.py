@@ -9,7 +9,7 @@ import io
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,8 @@ class S3:
         upload = {"UploadId": self.call("create_multipart_upload", key, Metadata={"sha256": sha256})["UploadId"]}
         digest, step = hashlib.sha256(), max(PART, -(-size // 10_000))
         parts: list[dict] = []
-        try:
+        with ExitStack() as unfinished:  # whatever stops it, Ctrl-C too, takes back what is there of it
+            unfinished.callback(self._abort, key, upload)
             with path.open("rb") as file:
                 while data := file.read(step):
                     digest.update(data)
@@ -168,10 +169,11 @@ class S3:
             self.call(
                 "complete_multipart_upload", key, MultipartUpload={"Parts": parts}, **upload, **self._condition(over)
             )
-        except BaseException:
-            with suppress(OSError, KeyboardInterrupt):  # what is left of it, the bucket's lifecycle rule removes
-                self.call("abort_multipart_upload", key, **upload)
-            raise
+            unfinished.pop_all()
+
+    def _abort(self, key: str, upload: dict[str, str]) -> None:
+        with suppress(OSError, KeyboardInterrupt):  # what is left of it, the bucket's lifecycle rule removes
+            self.call("abort_multipart_upload", key, **upload)
 
     def _condition(self, over: str) -> dict[str, str]:
         if not self.conditional:

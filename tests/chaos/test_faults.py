@@ -249,14 +249,20 @@ def test_a_disk_that_cannot_be_read_stops_the_run_and_names_the_file(world, job,
     finished(job, world)
 
 
-def test_a_commit_whose_worker_dies_after_it_is_done_is_not_done_twice(world, job, monkeypatch):
-    """The next worker gets the same commit and finds half of its clips gone."""
+def all_staged(job, world):
+    """The job's first shard with all of its clips staged, and the file of the last one."""
     build_plan(job)
     shard = next(read_plan(job, driver.fused(job.config).stages.digest))
     for planned in shard.clips:
         path = staged_path(Path(job.out), shard, planned.clip.clip_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(world[1] / f"{planned.clip.clip_id}.clip", path)
+    return shard, path
+
+
+def test_a_commit_whose_worker_dies_after_it_is_done_is_not_done_twice(world, job, monkeypatch):
+    """The next worker gets the same commit and finds half of its clips gone."""
+    shard, path = all_staged(job, world)
     with locked(Path(job.out), job.name) as token:
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", lambda stage: path.unlink())
@@ -274,12 +280,7 @@ def test_a_commit_whose_worker_dies_after_it_is_done_is_not_done_twice(world, jo
 
 def test_a_worker_that_is_wrongly_taken_for_dead_commits_in_peace(world, job, monkeypatch):
     """Cut off from Ray's network but not from the disk, it is in the middle of the commit that another is given."""
-    build_plan(job)
-    shard = next(read_plan(job, driver.fused(job.config).stages.digest))
-    for planned in shard.clips:
-        path = staged_path(Path(job.out), shard, planned.clip.clip_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(world[1] / f"{planned.clip.clip_id}.clip", path)
+    shard, _ = all_staged(job, world)
     inside, go = threading.Event(), threading.Event()
     began: list[str] = []
 

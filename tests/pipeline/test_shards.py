@@ -145,6 +145,14 @@ def test_without_its_shards_row_a_shard_is_garbage_and_swept(staged):
     assert not list(out.rglob(f"{shard.name}.*"))
 
 
+def test_a_publisher_s_claim_is_no_shard(staged):
+    job, shard, stages = staged
+    commit_shard(job, shard, stages.encoder.dim)
+    part = part_path(Path(job.out), "shards", shard.name)
+    pq.write_table(pq.read_table(part, partitioning=None).slice(0, 0), part)
+    assert committed(Path(job.out), job) == {}
+
+
 def test_sweep_leaves_other_sources_and_wanted_staging_alone(staged):
     job, shard, _ = staged
     out = Path(job.out)
