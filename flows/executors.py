@@ -49,6 +49,17 @@ def error_words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _refusal(said: str) -> str:
+    """Why Ray was not joined, in one line: what it says may hold a traceback, with the reason at its end."""
+    if "InvalidAuthToken" in said:
+        return (
+            "it wants a token, and this process has none or another one. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
+            "to that of the cluster (docs/cluster.md); one in ~/.ray/auth_token is found without it"
+        )
+    first, *rest = [line.strip() for line in said.splitlines() if line.strip()]
+    return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[:500]
+
+
 Work = Callable[[Any], Any]
 Done = Callable[[Outcome], list[Task]]
 
@@ -131,15 +142,17 @@ class RayActors:
         """A local Ray listens on 127.0.0.1 alone, and wants a token that only this process's children have.
 
         The name of the first speaks of other systems, but Ray looks at it on Linux too: with "0" a node's address is
-        the loopback one, and its servers bind to the node's address. Ray reads both as it is imported. Where somebody
-        has imported it already, the first is mended, and the token is left to Ray: it makes one, in ~/.ray.
+        the loopback one, and its servers bind to the node's address. Ray reads it, and whether there is a token at all,
+        as it is imported. Where somebody has imported it already, the first is mended; a token it wants by itself.
         """
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         if "ray" in sys.modules:
             from ray._private import ray_constants
 
             ray_constants.ENABLE_RAY_CLUSTER = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "0"
-        elif os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        else:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":  # else Ray would make one, and leave it in ~/.ray
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
     def open(self) -> None:
@@ -166,7 +179,7 @@ class RayActors:
                 logging_level=logging.ERROR, log_to_driver=True, namespace="sparrow", **local,
             )  # fmt: skip
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-            raise RunFailed(f"{where}: {error_words(error.__cause__ or error)}") from error
+            raise RunFailed(f"{where}: {_refusal(error_words(error.__cause__ or error))}") from error
 
     def run(self, work: Work, tasks: Iterator[Task], done: Done) -> None:
         """See Executor. Raises RunFailed when a task fails for a reason that is not the item's own."""

@@ -101,6 +101,28 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
     assert stranger.returncode != 0
     assert "AuthenticationError" in stranger.stderr
 
+    join = "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    refused = subprocess.run(
+        [sys.executable, "-c", join, command[-1]], env=without, capture_output=True, text=True, timeout=60
+    )
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"flows.executors.RunFailed: the Ray at {command[-1]} (RAY_ADDRESS) cannot be joined: it wants a token"
+    )
+
+
+@pytest.mark.parametrize("imported", ["", "import ray; "])
+def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder(imported, tmp_path):
+    start = imported + (
+        "import os; from flows.executors import RayActors; RayActors(workers=1).open(); "
+        "print(len(os.environ['RAY_AUTH_TOKEN']), os.environ['RAY_AUTH_MODE'])"
+    )
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", start]
+    said = subprocess.run(command, env=without | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=100)
+    assert said.stdout.split() == ["64", "token"], said.stderr
+    assert not (tmp_path / ".ray").exists()
+
 
 def test_ray_runs_all_on_two_processes(ray):
     def work(n):
