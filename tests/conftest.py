@@ -18,6 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+SLOW = ("e2e", "chaos", "flows", "trackers", "model", "benchmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow folders first, so that of several test processes none is left alone with a slow file at the end."""
+    here = Path(__file__).parent
+    folders = {item: item.path.relative_to(here).parts[0] for item in items}
+    items.sort(key=lambda item: SLOW.index(folders[item]) if folders[item] in SLOW else len(SLOW))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real annotations and golden numbers that lies beside a development checkout."""
@@ -47,8 +57,13 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def make_tiny_job(root: Path, out: Path) -> Job:
+    """The tiny dataset, two referents to a shard."""
+    config = configure("lite").model_copy(update={"shard": ShardConfig(max_referents=2)})
+    return make_jobs("hcstvg", root, out, config)[0]
+
+
 @pytest.fixture
 def tiny_job(tiny_root: Path, tmp_path: Path) -> Job:
-    """The tiny dataset, two referents to a shard, into an empty output."""
-    config = configure("lite").model_copy(update={"shard": ShardConfig(max_referents=2)})
-    return make_jobs("hcstvg", tiny_root, tmp_path / "out", config)[0]
+    """The tiny dataset into an empty output."""
+    return make_tiny_job(tiny_root, tmp_path / "out")

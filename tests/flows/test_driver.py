@@ -16,6 +16,7 @@ from pipeline.corpora import Take
 from pipeline.plan import build_plan, read_plan
 from pipeline.presets import configure
 from schemas.records import Reason
+from tests.conftest import make_tiny_job
 
 
 def tree(out: Path) -> dict[str, bytes]:
@@ -24,9 +25,18 @@ def tree(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in files if p.parent.name not in ("timings", "runs", "plan")}
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_root, tmp_path_factory) -> Path:
+    """An undisturbed run's output, never changed."""
+    job = make_tiny_job(tiny_root, tmp_path_factory.mktemp("whole") / "out")
+    driver.run([job], Inline(), Quiet())
+    return Path(job.out)
+
+
 @pytest.fixture
-def finished(tiny_job):
-    driver.run([tiny_job], Inline(), Quiet())
+def finished(tiny_job, whole):
+    """A finished job of the test's own: a copy."""
+    shutil.copytree(whole, tiny_job.out)
     return tiny_job
 
 
@@ -73,22 +83,20 @@ class Dies(Inline):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 7])
-def test_a_run_that_was_killed_resumes_to_the_same_bytes(finished, tmp_path, after):
-    job = finished.model_copy(update={"out": str(tmp_path / "killed")})
+def test_a_run_that_was_killed_resumes_to_the_same_bytes(tiny_job, whole, after):
     with pytest.raises(Killed):
-        driver.run([job], Dies(after), Quiet())
-    (again,) = driver.run([job], Inline(), Quiet())
+        driver.run([tiny_job], Dies(after), Quiet())
+    (again,) = driver.run([tiny_job], Inline(), Quiet())
     assert again.clips_done + again.clips_resumed + 2 * again.shards_skipped >= 6
     assert again.clips_done <= 6 - min(after, 1)  # finished clips are not done twice
-    assert tree(Path(job.out)) == tree(Path(finished.out))
-    assert verify(Path(job.out), deep=True).problems == []
+    assert tree(Path(tiny_job.out)) == tree(whole)
+    assert verify(Path(tiny_job.out), deep=True).problems == []
 
 
 def test_a_changed_source_file_re_curates_its_shard_only(finished, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(finished.data_root, copy, copy_function=shutil.copy2)
-    job = finished.model_copy(update={"data_root": str(copy), "out": str(tmp_path / "out2")})
-    driver.run([job], Inline(), Quiet())
+    job = finished.model_copy(update={"data_root": str(copy)})
     os.utime(copy / "part_1" / "0_video.mp4", ns=(1, 1))
     (again,) = driver.run([job], Inline(), Quiet())
     assert (again.shards_skipped, again.shards_done) == (2, 1)
@@ -121,8 +129,8 @@ def test_two_runs_at_once_are_refused_with_the_holders_name(tiny_job):
 def test_retry_picks_up_a_video_that_has_come_back(finished, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(finished.data_root, copy, copy_function=shutil.copy2)
-    job = finished.model_copy(update={"data_root": str(copy), "out": str(tmp_path / "out2")})
-    driver.run([job], Inline(), Quiet())
+    job = finished.model_copy(update={"data_root": str(copy)})
+    driver.run([job], Inline(), Quiet(), replan=True)  # the plan says where the data are
     shutil.copy2(copy / "part_1" / "2_video.mp4", copy / "part_1" / "3_video.mp4")
     (again,) = driver.retry(Path(job.out), "retryable", Inline(), Quiet())
     assert (again.shards_skipped, again.shards_done) == (2, 1)

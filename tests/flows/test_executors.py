@@ -92,29 +92,29 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
     ask = (
         "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info(timeout=5)))"
     )
-    command = [sys.executable, "-c", ask, package.get_runtime_context().gcs_address]
-    friend, stranger = (
-        subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=60)
-        for more in ({}, {"RAY_AUTH_TOKEN": "0" * 64})
-    )
-    assert friend.stdout.strip() == "1"
-    assert stranger.returncode != 0
-    assert "AuthenticationError" in stranger.stderr
-
+    address = package.get_runtime_context().gcs_address
     join = "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-    refused = subprocess.run(
-        [sys.executable, "-c", join, command[-1]], env=without, capture_output=True, text=True, timeout=60
-    )
-    assert refused.stderr.splitlines()[-1].startswith(
-        f"flows.executors.RunFailed: the Ray at {command[-1]} (RAY_ADDRESS) cannot be joined: it wants a token"
+    asked = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for code, env in ((ask, dict(os.environ)), (ask, os.environ | {"RAY_AUTH_TOKEN": "0" * 64}), (join, without))
+    ]
+    friend, stranger, refused = ((*one.communicate(timeout=60), one.returncode) for one in asked)
+    assert friend[0].strip() == "1"
+    assert stranger[2] != 0
+    assert "AuthenticationError" in stranger[1]
+    assert (
+        refused[1]
+        .splitlines()[-1]
+        .startswith(f"flows.executors.RunFailed: the Ray at {address} (RAY_ADDRESS) cannot be joined: it wants a token")
     )
 
 
-@pytest.mark.parametrize("imported", ["", "import ray; "])
-def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder(imported, tmp_path):
-    start = imported + (
-        "import os; from flows.executors import RayActors; RayActors(workers=1).open(); "
+def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder(tmp_path):
+    start = (
+        "import os, ray; from flows.executors import RayActors; RayActors(workers=1).open(); "
         "print(len(os.environ['RAY_AUTH_TOKEN']), os.environ['RAY_AUTH_MODE'])"
     )
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

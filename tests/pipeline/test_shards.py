@@ -32,17 +32,27 @@ from pipeline.shards import (
     unchanged,
 )
 from schemas.tables import schema
+from tests.conftest import make_tiny_job
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_root, tmp_path_factory):
+    """The first shard of the tiny plan, its clips curated and staged; never changed."""
+    job = make_tiny_job(tiny_root, tmp_path_factory.mktemp("whole") / "out")
+    build_plan(job)
+    stages = build_stages(job.config)
+    shard = next(read_plan(job, stages.digest))
+    for planned in shard.clips:
+        result = curate_clip(planned, job, job.load(), stages)
+        stage_clip(staged_path(Path(job.out), shard, planned.clip.clip_id), result)
+    return Path(job.out), shard, stages
 
 
 @pytest.fixture
-def staged(tiny_job):
-    """The first shard of the tiny plan, its clips curated and staged."""
-    build_plan(tiny_job)
-    stages = build_stages(tiny_job.config)
-    shard = next(read_plan(tiny_job, stages.digest))
-    for planned in shard.clips:
-        result = curate_clip(planned, tiny_job, tiny_job.load(), stages)
-        stage_clip(staged_path(Path(tiny_job.out), shard, planned.clip.clip_id), result)
+def staged(tiny_job, whole):
+    """A copy of it for the test."""
+    out, shard, stages = whole
+    shutil.copytree(out, tiny_job.out)
     return tiny_job, shard, stages
 
 
