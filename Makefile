@@ -42,7 +42,7 @@ check: .venv/.full ## ruff and mypy
 	$(BIN)/mypy
 
 test: check ## lint, types and the whole test suite
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 shards: $(if $(filter lite,$(PRESET)),.venv/.base,.venv/.full) ## curate every source under DATA=... into OUT=... with PRESET=lite
 	@test -n "$(DATA)" || { echo "say where the datasets are, one folder per source (/data/hcstvg, ...): make shards DATA=/data OUT=outputs/tsf"; exit 2; }

@@ -18,16 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-SLOW = ("e2e", "chaos", "flows", "trackers", "model", "benchmarks")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow folders first, so that of several test processes none is left alone with a slow file at the end."""
-    here = Path(__file__).parent
-    folders = {item: item.path.relative_to(here).parts[0] for item in items}
-    items.sort(key=lambda item: SLOW.index(folders[item]) if folders[item] in SLOW else len(SLOW))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real annotations and golden numbers that lies beside a development checkout."""
