@@ -11,23 +11,35 @@ import pytest
 
 from manifests.catalog import query
 from manifests.verify import verify
-from tests.e2e.conftest import shard_hashes
+from tests.e2e.conftest import Run, shard_hashes
 
 DETECTED = {"hcstvg", "vid_sentence", "lasot"}
 """Sources whose tracks start from the text; A2D starts from the annotated box, the others have tracks of their own."""
 
 
 @pytest.fixture(scope="module")
-def out(demo, tmp_path_factory):
-    """`sparrow shards --preset full-tiny` over the demo's corpus."""
-    from tests.e2e.conftest import Run
-
+def shards(demo, tmp_path_factory):
+    """`sparrow shards --preset full-tiny` over the demo's corpus, and its log. Nobody serves Prefect, so it brings a
+    server of its own."""
     folder = tmp_path_factory.mktemp("full-tiny")
-    run = Run("sparrow", "shards", "--data-root", demo / "corpus", "--out", folder / "out", "--preset", "full-tiny",
-              "--workers", 1, log=folder / "log.txt")  # fmt: skip
-    assert run.wait() == 0, run.text()[-4000:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        run = Run("sparrow", "shards", "--data-root", demo / "corpus", "--out", folder / "out", "--preset", "full-tiny",
+                  "--workers", 1, log=folder / "log.txt")  # fmt: skip
+        assert run.wait() == 0, run.text()[-4000:]
     assert run.gone() == []
-    return folder / "out"
+    return folder / "out", run.text()
+
+
+@pytest.fixture(scope="module")
+def out(shards):
+    return shards[0]
+
+
+def test_the_log_has_nothing_to_worry_about(shards):
+    _, log = shards
+    for worrying in ("Traceback", "ERROR   |", "leaked", "Error logging to API"):
+        assert worrying not in log
 
 
 def test_everything_is_whole_and_nothing_crashed(out, demo):
