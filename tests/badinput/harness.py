@@ -55,6 +55,7 @@ def bounded(outside: Path, out: Path) -> Iterator[None]:
         raise Late(f"not done after {DEADLINE} s")
 
     found: list[str] = []
+    compiled, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of modules that a case is the first to import
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, DEADLINE)
     _watch[:] = [(outside, out, found)]
@@ -62,6 +63,7 @@ def bounded(outside: Path, out: Path) -> Iterator[None]:
         yield
     finally:
         _watch.clear()
+        sys.dont_write_bytecode = compiled
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     if found:
