@@ -56,6 +56,11 @@ def _refusal(said: str) -> str:
             "it wants a token, and this process has none or another one. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
             "to that of the cluster (docs/cluster.md); one in ~/.ray/auth_token is found without it"
         )
+    if "connect to GCS" in said:
+        return (
+            "what listens there does not answer as a Ray head. Its port is that of `ray start --head --port` (6379 "
+            "unless it was given), not the dashboard's (8265) nor the client's (10001)"
+        )
     first, *rest = [line.strip() for line in said.splitlines() if line.strip()]
     return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[:500]
 
@@ -101,6 +106,9 @@ class Inline:
 
 STORE = 75 << 20
 """Bytes of a local Ray's object store: the least that Ray allows. Tasks and results are small, clips never pass it."""
+
+PATIENCE = "RAY_gcs_server_port_wait_time_s"
+"""How often Ray tries to join, half a minute each time: twenty times by itself, much for a mistyped port."""
 
 
 @dataclass
@@ -173,6 +181,9 @@ class RayActors:
             return
         self._owner = True
         local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "object_store_memory": STORE}
+        patience = os.environ.get(PATIENCE)
+        if self.address:
+            os.environ.setdefault(PATIENCE, "1")
         try:
             ray.init(
                 address=self.address or "local", include_dashboard=None if self.address else False,
@@ -180,6 +191,9 @@ class RayActors:
             )  # fmt: skip
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunFailed(f"{where}: {_refusal(error_words(error.__cause__ or error))}") from error
+        finally:
+            if patience is None:
+                os.environ.pop(PATIENCE, None)
 
     def run(self, work: Work, tasks: Iterator[Task], done: Done) -> None:
         """See Executor. Raises RunFailed when a task fails for a reason that is not the item's own."""

@@ -5,8 +5,10 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,17 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
         .splitlines()[-1]
         .startswith(f"flows.executors.RunFailed: the Ray at {address} (RAY_ADDRESS) cannot be joined: it wants a token")
     )
+
+
+def test_a_port_that_is_not_a_ray_head_s_is_told_after_one_try():
+    join = "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
+    short = {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "1"}  # else 5 and 30 s
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        words = [sys.executable, "-c", join, f"127.0.0.1:{other.server_port}"]
+        refused = subprocess.run(words, env=os.environ | short, capture_output=True, text=True, timeout=60, check=False)
+        other.shutdown()
+    assert "cannot be joined: what listens there does not answer as a Ray head" in refused.stderr.splitlines()[-1]
 
 
 def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder(tmp_path):
