@@ -214,8 +214,10 @@ def shards(
     import atexit
     import os
 
+    from flows.jobs import sources_under
     from flows.serve import PORT, Serve, environment, free_port, is_up
 
+    sources_under(data_root)
     port = PORT
     if not is_up():  # the server of `make serve`, or one for this run
         port = free_port()

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 
 from flows import driver
 from flows.executors import Executor, executor_for, make_executor
-from flows.jobs import SOURCES, SourceName, forecast, make_jobs, unknown_keys
+from flows.jobs import SourceName, forecast, make_jobs, sources_under, unknown_keys
 from flows.progress import Quiet
 from manifests.catalog import query
 from manifests.quarantine import splits_of, tally
@@ -227,11 +227,7 @@ def shards(
 
     max_dropped: as of `curate`, of each source; judged when all are done.
     """
-    found = [s for s in SOURCES if (Path(data_root) / s).is_dir()]
-    if not found:
-        raise ValueError(
-            f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name"
-        )
+    found = sources_under(data_root)
     get_run_logger().info("sources: %s", ", ".join(found))
     engine = executor_for(config, executor, workers)
     try:

@@ -28,6 +28,15 @@ def normal(source: str) -> str:
     return name
 
 
+def sources_under(data_root: str | Path) -> list[SourceName]:
+    """Sources that have a folder of their name under `data_root`. ValueError if none has."""
+    if found := [s for s in SOURCES if (Path(data_root) / s).is_dir()]:
+        return found
+    raise ValueError(
+        f"{data_root} has none of the folders {', '.join(SOURCES)}: put or link each dataset under its name"
+    )
+
+
 def make_jobs(
     source: str,
     data_root: str | Path,

@@ -108,6 +108,7 @@ def test_the_contact_sheet_is_a_picture(out):
     [
         (["plan", "coco", "--data-root", "."], "choose one of hcstvg"),
         (["curate", "lasot", "--data-root", "/nowhere", "--out", "x"], "does not exist"),
+        (["shards", "--data-root", "/nowhere", "--out", "x"], "has none of the folders hcstvg"),
         (["verify", "/nowhere"], "not an output of sparrow"),
         (["status", "/nowhere"], "holds no plan"),
         (["sql", "/nowhere", "SELECT 1"], "no committed shards"),

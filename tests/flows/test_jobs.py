@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from flows.jobs import forecast, make_jobs, normal, totals
+from flows.jobs import forecast, make_jobs, normal, sources_under, totals
 from pipeline.plan import build_plan
 from pipeline.presets import configure
 
@@ -13,6 +13,16 @@ def test_source_names_are_forgiving_and_unknown_ones_list_the_choices():
     assert normal("VID-Sentence") == "vid_sentence"
     with pytest.raises(ValueError, match="choose one of hcstvg, vid_sentence"):
         normal("coco")
+
+
+def test_sources_are_the_folders_of_their_names(tmp_path):
+    (tmp_path / "refsav").mkdir()
+    (tmp_path / "got10k").symlink_to(tmp_path / "refsav")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "lasot").write_text("a file")
+    assert sources_under(tmp_path) == ["got10k", "refsav"]
+    with pytest.raises(ValueError, match="has none of the folders hcstvg, vid_sentence, a2d"):
+        sources_under(tmp_path / "coco")
 
 
 def test_forecast_counts_what_will_be_skipped_and_why(tiny_job):
