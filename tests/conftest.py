@@ -16,13 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is there: several test processes with a pool of threads each take a quarter more of the processor."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+ABSENT = "no ../shared beside the checkout: real data and golden numbers are not on this machine"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real annotations and golden numbers that lies beside a development checkout."""
     if not SHARED.is_dir():
-        pytest.skip("no ../shared beside the checkout: real data and golden numbers are not on this machine")
+        pytest.skip(ABSENT)
     return SHARED
 
 

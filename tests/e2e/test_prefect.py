@@ -108,10 +108,10 @@ def test_a_killed_prefect_worker_costs_nothing(served):
         [worker], [flow] = served.alive("worker start"), served.alive("prefect.engine")
         os.kill(worker, signal.SIGKILL)
         if n % 2 == 0:
+            served.orphans |= served.alive("Agent")  # of a Ray that nobody will be left to stop: they last a minute
             os.kill(flow, signal.SIGKILL)
         until(lambda: served.run.text().count("starting another one") == n + 1, served)  # noqa: B023
         until(lambda: not served.alive("prefect.engine"), served)
-        served.orphans |= served.alive("Agent")  # of the Ray that nobody was left to stop: they end after a minute
         again = deploy(*words, "--watch")
         assert "Completed" in again.stdout, again.stdout[-2000:] + served.run.text()[-4000:]
         assert differing(out, whole) == [], served.run.text()[-4000:]

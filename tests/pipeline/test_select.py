@@ -1,7 +1,6 @@
 """Selection: distinct frames in time order that cover the looks of the target; golden numbers for the release's way."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.select import candidates, crop, evenly_spaced, release_kmeans, select_representatives
+from tests.conftest import ABSENT, SHARED
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "proposer"
+GOLDEN = SHARED / "golden" / "proposer"
 FRAME = (360, 640)
 
 
@@ -136,15 +136,7 @@ def test_wrong_input_is_named(features, boxes, frame, k, text):
 def golden_cases():
     path = GOLDEN / "kmeans.json"
     if not path.exists():
-        return [
-            pytest.param(
-                None,
-                id="absent",
-                marks=pytest.mark.skip(
-                    reason="no ../shared beside the checkout: golden numbers are not on this machine"
-                ),
-            )
-        ]
+        return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=ABSENT))]
     return [pytest.param(case, id=case["name"]) for case in json.loads(path.read_text())]
 
 
