@@ -26,7 +26,10 @@ def run(setting: Setting) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         path.write_bytes(encode_mp4(moving_clip(n), 30.0, gop=60))
-        for what, frames in (("every frame in order", list(range(n))), ("30 frames by seeking", spots)):
+        for what, frames in (
+            ("every frame in order", list(range(n))),
+            ("30 frames by seeking", spots),
+        ):
             rates: dict[str, float] = {}
             for name, read in decoders().items():
                 if (name == "pyav") and frames is spots:
@@ -36,8 +39,14 @@ def run(setting: Setting) -> Iterator[Row]:
             baseline = "pyav" if "pyav" in rates else "decord"
             for name, rate in rates.items():
                 ratio = None if name == baseline else rate / rates[baseline]
-                yield Row(f"{name}, {what}", rate, "frames/s", "" if ratio is None else baseline, ratio,
-                          note=f"640x360 h264, {n} frames, one thread")  # fmt: skip
+                yield Row(
+                    f"{name}, {what}",
+                    rate,
+                    "frames/s",
+                    "" if ratio is None else baseline,
+                    ratio,
+                    note=f"640x360 h264, {n} frames, one thread",
+                )
 
 
 def decoders() -> dict[str, Callable[[str, list[int]], Any]]:

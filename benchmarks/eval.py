@@ -43,7 +43,9 @@ def run(setting: Setting) -> Iterator[Row]:
 def _host(setting: Setting, name: str) -> Iterator[Row]:
     small = setting.quick or setting.device.type == "cpu"
     size = "tiny, a CPU cannot hold more" if small else "official size, random weights"
-    frames = moving_clip(6 if setting.quick else 8 if small else 64, *(() if not small else (96, 160)))
+    frames = moving_clip(
+        6 if setting.quick else 8 if small else 64, *(() if not small else (96, 160))
+    )
     asking = Asking(name="bench", answer="force")
     queries = [Query(str(n), "clip", f"block {n}") for n in range(EXPRESSIONS)]
     with Peak(setting.device).watching() as peak:
@@ -59,10 +61,21 @@ def _host(setting: Setting, name: str) -> Iterator[Row]:
         repeat = 1 if setting.quick else 3
         apart = seconds(lambda: ask(False), setting.device, repeat=repeat)
         shared = seconds(lambda: ask(True), setting.device, repeat=repeat)
-    yield Row(f"{name}: {EXPRESSIONS} expressions of a video", shared, "s/video", "features made for each",
-              apart / shared, note=f"{len(frames)} frames, {size}")  # fmt: skip
+    yield Row(
+        f"{name}: {EXPRESSIONS} expressions of a video",
+        shared,
+        "s/video",
+        "features made for each",
+        apart / shared,
+        note=f"{len(frames)} frames, {size}",
+    )
     yield Row(f"{name}: frames asked about", EXPRESSIONS * len(frames) / shared, "frames/s")
-    yield Row(f"{name}: peak memory", peak.on_device or peak.host, "MiB", note="device" if peak.on_device else "host")
+    yield Row(
+        f"{name}: peak memory",
+        peak.on_device or peak.host,
+        "MiB",
+        note="device" if peak.on_device else "host",
+    )
 
 
 def _scoring(setting: Setting) -> Iterator[Row]:
@@ -79,17 +92,26 @@ def _scoring(setting: Setting) -> Iterator[Row]:
             raise RuntimeError("our J or F is not the official formula's")
     took = seconds(ours, cpu, repeat=3)
     plain = seconds(lambda: _official(pred, truth), cpu, repeat=3)
-    yield Row("J and F of masks, 854 x 480", len(truth) / took, "frames/s", "official formula", plain / took,
-              note="equal to the last digit; one thread of the CPU")  # fmt: skip
+    yield Row(
+        "J and F of masks, 854 x 480",
+        len(truth) / took,
+        "frames/s",
+        "official formula",
+        plain / took,
+        note="equal to the last digit; one thread of the CPU",
+    )
     encode = seconds(lambda: [rle_encode(mask) for mask in pred], cpu, repeat=3)
     yield Row("masks to RLE, 854 x 480", len(pred) / encode, "frames/s")
 
 
 def _blobs(count: int, shift: int) -> NDArray[np.bool_]:
     y, x = np.mgrid[:480, :854]
-    return np.stack([
-        ((x - 200 - 5 * t - shift) / (90 + t)) ** 2 + ((y - 240 - shift) / (60 + t)) ** 2 < 1 for t in range(count)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            ((x - 200 - 5 * t - shift) / (90 + t)) ** 2 + ((y - 240 - shift) / (60 + t)) ** 2 < 1
+            for t in range(count)
+        ]
+    )
 
 
 def _official(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[list[float], list[float]]:
@@ -100,7 +122,8 @@ def _official(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[list[f
         union = np.count_nonzero(a | b)
         j.append(np.count_nonzero(a & b) / union if union else 1.0)
         (edge_a, near_a), (edge_b, near_b) = (
-            (edge, np.asarray(cv2.dilate(edge, element), np.uint8)) for edge in map(_contour, (a, b))
+            (edge, np.asarray(cv2.dilate(edge, element), np.uint8))
+            for edge in map(_contour, (a, b))
         )
         n_a, n_b = np.count_nonzero(edge_a), np.count_nonzero(edge_b)
         precision = np.count_nonzero(edge_a & near_b) / n_a if n_a else 1.0

@@ -56,7 +56,9 @@ class Clip:
     """More columns of `referents`, the same for all of them."""
 
 
-def write_shard(out: Path, source: str, index: int, clips: Iterable[Clip], media: str = "mp4") -> None:
+def write_shard(
+    out: Path, source: str, index: int, clips: Iterable[Clip], media: str = "mp4"
+) -> None:
     """A committed shard of made samples: the tar, and the manifests that a loader reads."""
     shard = f"{source}-train-{index:06d}"
     path = Path(source) / "train" / "shards" / f"{shard}.tar"
@@ -66,9 +68,13 @@ def write_shard(out: Path, source: str, index: int, clips: Iterable[Clip], media
     with tarfile.open(out / path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
             ids = {"clip_id": clip.clip_id, **place}
-            rows["clips"].append({**ids, "height": clip.height, "width": clip.width, "media": media})
+            rows["clips"].append(
+                {**ids, "height": clip.height, "width": clip.width, "media": media}
+            )
             for key, objects, members in clip.referents:
-                rows["referents"].append({**ids, "referent_id": key, "object_ids": objects, **clip.columns})
+                rows["referents"].append(
+                    {**ids, "referent_id": key, "object_ids": objects, **clip.columns}
+                )
                 for name, data in members.items():
                     add_member(tar, f"{key}.{name}", data)
                     offset = tar.offset - tarfile.BLOCKSIZE * -(-len(data) // tarfile.BLOCKSIZE)
@@ -105,17 +111,37 @@ def sequence(out: Path, videos: "Videos", workers: int, note: str) -> Iterator[R
     runs = {name: [rate(epochs[name]) for _ in range(3)] for name in epochs}
     rates = {name: statistics.median(one[0] for one in runs[name]) for name in epochs}
     yield Row("naive video files, in sequence", rates["naive"], "samples/s", note=note)
-    yield Row("plain webdataset, in sequence", rates["webdataset"], "samples/s", "naive",
-              rates["webdataset"] / rates["naive"], note=note)  # fmt: skip
+    yield Row(
+        "plain webdataset, in sequence",
+        rates["webdataset"],
+        "samples/s",
+        "naive",
+        rates["webdataset"] / rates["naive"],
+        note=note,
+    )
     for base, goal in (("webdataset", 1.0), ("naive", 5.0)):
-        yield Row(f"loader, in sequence, to {base}", rates["ours"], "samples/s", base, rates["ours"] / rates[base],
-                  note=f"{note}; goal {goal:g}x")  # fmt: skip
+        yield Row(
+            f"loader, in sequence, to {base}",
+            rates["ours"],
+            "samples/s",
+            base,
+            rates["ours"] / rates[base],
+            note=f"{note}; goal {goal:g}x",
+        )
     if workers == 0:  # theirs would be counted when they end only
         cost = {name: statistics.median(one[1] for one in runs[name]) for name in epochs}
-        yield Row("naive video files, processor time of a sample", cost["naive"] * 1e3, "ms", note=note)
+        yield Row(
+            "naive video files, processor time of a sample", cost["naive"] * 1e3, "ms", note=note
+        )
         for base, goal in (("webdataset", 1.0), ("naive", 5.0)):
-            yield Row(f"loader, processor time of a sample, to {base}", cost["ours"] * 1e3, "ms", base,
-                      cost[base] / cost["ours"], note=f"{note}; goal {goal:g}x")  # fmt: skip
+            yield Row(
+                f"loader, processor time of a sample, to {base}",
+                cost["ours"] * 1e3,
+                "ms",
+                base,
+                cost[base] / cost["ours"],
+                note=f"{note}; goal {goal:g}x",
+            )
 
 
 def latency(out: Path, videos: "Videos", note: str) -> Iterator[Row]:
@@ -131,17 +157,28 @@ def latency(out: Path, videos: "Videos", note: str) -> Iterator[Row]:
     keys = index.referents["referent_id"].to_pylist()
     randoms: dict[str, Callable[[int], Any]] = {
         "naive": lambda row: videos[row],
-        "webdataset": lambda row: next(record(*one) for one in plain_webdataset(index) if one[0].key == keys[row]),
+        "webdataset": lambda row: next(
+            record(*one) for one in plain_webdataset(index) if one[0].key == keys[row]
+        ),
         "ours": lambda row: record(index.entry(row), reader.members(index.entry(row))),
     }
-    first = {name: statistics.median(timed(call) for _ in range(3)) for name, call in firsts.items()}
-    random = {name: statistics.mean(timed(call, row) for row in spots) for name, call in randoms.items()}
+    first = {
+        name: statistics.median(timed(call) for _ in range(3)) for name, call in firsts.items()
+    }
+    random = {
+        name: statistics.mean(timed(call, row) for row in spots) for name, call in randoms.items()
+    }
     for what, took in (("first batch, 2 workers", first), ("a sample by its key", random)):
         yield Row(f"naive video files, {what}", took["naive"] * 1e3, "ms", note=note)
         yield Row(f"plain webdataset, {what}", took["webdataset"] * 1e3, "ms", note=note)
         for base in ("webdataset", "naive"):
             yield Row(
-                f"loader, {what}, to {base}", took["ours"] * 1e3, "ms", base, took[base] / took["ours"], note=note
+                f"loader, {what}, to {base}",
+                took["ours"] * 1e3,
+                "ms",
+                base,
+                took[base] / took["ours"],
+                note=note,
             )
     reader.close()
 
@@ -204,9 +241,15 @@ class Videos(Dataset):
                 break
             frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
         masks = {int(t): rle for t, rle in words["masks"].items()}
-        times = choose_frames(masks, np.zeros(len(frames), bool), len(frames), FRAMES, np.random.default_rng(row))
+        times = choose_frames(
+            masks, np.zeros(len(frames), bool), len(frames), FRAMES, np.random.default_rng(row)
+        )
         crops = [crop(frames[t], words["boxes"][t]) for t in words["tsf"]]
-        return np.stack([frames[t] for t in times]), np.stack([rle_decode(masks[t]) for t in times]), crops
+        return (
+            np.stack([frames[t] for t in times]),
+            np.stack([rle_decode(masks[t]) for t in times]),
+            crops,
+        )
 
 
 def plain(dataset: Any, workers: int) -> DataLoader:
@@ -230,7 +273,10 @@ def corpus(folder: Path, clips: int, frames: int) -> tuple[Path, Videos]:
     members = {
         "json": json.dumps({"referent": {"caption": "the block"}, "qa": [], "tsf": rows}).encode(),
         "track.npy": npy(track),
-        **{f"crop{rank}.jpg": encode_jpeg(crop(pictures[t], boxes[t]), 95) for rank, t in enumerate(tsf)},
+        **{
+            f"crop{rank}.jpg": encode_jpeg(crop(pictures[t], boxes[t]), 95)
+            for rank, t in enumerate(tsf)
+        },
         "masks.json": json.dumps(masks).encode(),
         "mp4": encode_mp4(pictures, 30.0),
     }
@@ -250,7 +296,9 @@ def corpus(folder: Path, clips: int, frames: int) -> tuple[Path, Videos]:
     return out, Videos(videos)
 
 
-def panned(frames: int, height: int = 360, width: int = 640) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def panned(
+    frames: int, height: int = 360, width: int = 640
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """A camera that wanders over a photograph, with a sensor's noise, and a block that moves: [T, H, W, 3], [T, 4]."""
     from sklearn.datasets import load_sample_image
 
@@ -259,7 +307,12 @@ def panned(frames: int, height: int = 360, width: int = 640) -> tuple[NDArray[np
     times = np.arange(frames)
     x, y = width * (0.25 + 0.23 * np.sin(times / 40)), height * (0.38 + 0.33 * np.sin(times / 57))
     left = (width * (0.5 + 0.3 * np.sin(times / 23))).astype(int)
-    corners = [left, np.full(frames, height // 3), left + width // 6, np.full(frames, height // 3 + height // 4)]
+    corners = [
+        left,
+        np.full(frames, height // 3),
+        left + width // 6,
+        np.full(frames, height // 3 + height // 4),
+    ]
     boxes = np.stack(corners, 1)
     block = photograph[: height // 4, : width // 6, ::-1]
     pictures = np.empty((frames, height, width, 3), np.uint8)

@@ -53,11 +53,33 @@ class Made:
         for n in range(self.config.clips):
             name = f"made-train-{n:010d}"
             media = Media("video", video(n))
-            clip = Clip(name, self.name, split, f"v{n:010d}", media, 0, FRAMES, fps=10.0, height=HEIGHT, width=WIDTH)
-            yield Planned(clip, tuple(
-                Referent(f"{name}-{k}", name, "the block that moves to the right", ("0",), "block", "", {"at": [n, k]})
-                for k in range(2)
-            ))  # fmt: skip
+            clip = Clip(
+                name,
+                self.name,
+                split,
+                f"v{n:010d}",
+                media,
+                0,
+                FRAMES,
+                fps=10.0,
+                height=HEIGHT,
+                width=WIDTH,
+            )
+            yield Planned(
+                clip,
+                tuple(
+                    Referent(
+                        f"{name}-{k}",
+                        name,
+                        "the block that moves to the right",
+                        ("0",),
+                        "block",
+                        "",
+                        {"at": [n, k]},
+                    )
+                    for k in range(2)
+                ),
+            )
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         boxes = np.tile(np.array([8, 8, 24, 24], np.float32), (len(clip), 1))
@@ -72,7 +94,13 @@ def job_of(folder: Path, clips: int, out: str = "out") -> Job:
     """A job over the made source, in shards of 512 referents."""
     SOURCES[Made.name] = Made
     config = configure("lite").model_copy(update={"shard": ShardConfig(max_referents=512)})
-    job = Job(source=Made.name, split="train", data_root=str(folder / "data"), out=str(folder / out), config=config)
+    job = Job(
+        source=Made.name,
+        split="train",
+        data_root=str(folder / "data"),
+        out=str(folder / out),
+        config=config,
+    )
     return job.model_copy(update={"take": job.take.model_copy(update={"source": {"clips": clips}})})
 
 
@@ -136,7 +164,9 @@ def stub(payload: tuple) -> dict:
 def renamed(planned: Planned, one: Planned, made: "ClipResult") -> "ClipResult":
     """`made`, which came of `one`, as if it had come of `planned`."""
     ids = {one.clip.clip_id: planned.clip.clip_id, one.clip.video_id: planned.clip.video_id}
-    ids |= {a.referent_id: b.referent_id for a, b in zip(one.referents, planned.referents, strict=True)}
+    ids |= {
+        a.referent_id: b.referent_id for a, b in zip(one.referents, planned.referents, strict=True)
+    }
     ids[one.clip.media.path] = planned.clip.media.path
 
     def row(old: dict) -> dict:
@@ -146,13 +176,17 @@ def renamed(planned: Planned, one: Planned, made: "ClipResult") -> "ClipResult":
         return new
 
     samples = [
-        replace(s, key=ids[s.key], rows={t: [row(r) for r in rows] for t, rows in s.rows.items()}) for s in made.samples
+        replace(s, key=ids[s.key], rows={t: [row(r) for r in rows] for t, rows in s.rows.items()})
+        for s in made.samples
     ]
     clip_row = row(made.clip_row) if made.clip_row else None
     return replace(
-        made, samples=samples, clip_row=clip_row, quarantine=copy.copy(made.quarantine),
+        made,
+        samples=samples,
+        clip_row=clip_row,
+        quarantine=copy.copy(made.quarantine),
         timings=[row(r) for r in made.timings],
-    )  # fmt: skip
+    )
 
 
 def use(work: Callable[[tuple], dict]) -> None:

@@ -51,7 +51,9 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(run: Callable[[], Any], device: torch.device, *, repeat: int = 5, warm: int = 1) -> float:
+def seconds(
+    run: Callable[[], Any], device: torch.device, *, repeat: int = 5, warm: int = 1
+) -> float:
     """Median wall time of `run`, the device included."""
     for _ in range(warm):
         run()
@@ -73,7 +75,10 @@ def flops(run: Callable[[], Any]) -> float:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused ops are not counted
+        with (
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # fused ops are not counted
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -105,7 +110,11 @@ class Peak:
 
     @property
     def on_device(self) -> float:
-        return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else 0.0
+        return (
+            torch.cuda.max_memory_allocated(self.device) / 2**20
+            if self.device.type == "cuda"
+            else 0.0
+        )
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
@@ -142,7 +151,11 @@ class Busy:
 
     @contextmanager
     def watching(self) -> Iterator["Busy"]:
-        thread = threading.Thread(target=self._watch, daemon=True) if self.device.type == "cuda" else None
+        thread = (
+            threading.Thread(target=self._watch, daemon=True)
+            if self.device.type == "cuda"
+            else None
+        )
         if thread:
             thread.start()
         try:
@@ -163,7 +176,9 @@ def moving_clip(n: int, height: int = 360, width: int = 640, seed: int = 0) -> A
 
     rng = np.random.default_rng(seed)
     ground = np.repeat(
-        np.repeat(rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8), 8, 0), 8, 1
+        np.repeat(rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8), 8, 0),
+        8,
+        1,
     )
     block = rng.integers(0, 256, (height // 4, width // 6, 3), dtype=np.uint8)
     frames = np.repeat(ground[None, :height, :width], n, 0)

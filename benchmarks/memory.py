@@ -20,7 +20,9 @@ def run(setting: Setting) -> Iterator[Row]:
     if setting.quick:
         clips = 12
     settings = config(setting)
-    settings = settings.model_copy(update={"segment": settings.segment.model_copy(update={"masks": "keyframes:2"})})
+    settings = settings.model_copy(
+        update={"segment": settings.segment.model_copy(update={"masks": "keyframes:2"})}
+    )
     with tempfile.TemporaryDirectory() as folder, on_device(setting):
         job = corpus(Path(folder), clips, frames, settings)
         items = [item for item in plan_items(job) if isinstance(item, Planned)]
@@ -29,12 +31,28 @@ def run(setting: Setting) -> Iterator[Row]:
         with peak.watching():
             for i, _ in enumerate(fused.map(job, items, min(16, 2 * (os.cpu_count() or 1)))):
                 if i + 1 in (clips // 4, clips):
-                    on_device_now = torch.cuda.memory_allocated(setting.device) / 2**20 if peak.on_device else 0.0
+                    on_device_now = (
+                        torch.cuda.memory_allocated(setting.device) / 2**20
+                        if peak.on_device
+                        else 0.0
+                    )
                     after.append((Peak.rss(), on_device_now))
     (host, device), (host_end, device_end) = after
-    yield Row(f"host memory after {clips} clips", host_end, "MiB", f"after {clips // 4} clips", host_end / host,
-              note=f"preset {settings.preset}, {frames} frames a clip")  # fmt: skip
+    yield Row(
+        f"host memory after {clips} clips",
+        host_end,
+        "MiB",
+        f"after {clips // 4} clips",
+        host_end / host,
+        note=f"preset {settings.preset}, {frames} frames a clip",
+    )
     if device:
-        yield Row(f"device memory after {clips} clips", device_end, "MiB", f"after {clips // 4}", device_end / device)
+        yield Row(
+            f"device memory after {clips} clips",
+            device_end,
+            "MiB",
+            f"after {clips // 4}",
+            device_end / device,
+        )
     yield Row("peak host memory", peak.host, "MiB")
     yield Row("peak device memory", peak.on_device, "MiB")

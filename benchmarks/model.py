@@ -34,7 +34,12 @@ def one_host(setting: Setting, name: str) -> Iterator[Row]:
     small = setting.quick or setting.device.type == "cpu"
     size = "tiny, a CPU cannot hold more" if small else "official size, random weights"
     with Peak(setting.device).watching() as peak, torch.inference_mode():
-        plain = make_random(name, setting, small, **{"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"})
+        plain = make_random(
+            name,
+            setting,
+            small,
+            **{"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"},
+        )
         host = plain.host
         frames = moving_clip(8 if small else 64)
         inputs = host.prepare(frames)
@@ -45,31 +50,53 @@ def one_host(setting: Setting, name: str) -> Iterator[Row]:
             eyes = seconds(lambda: host.visual_tokens(inputs), setting.device, repeat=repeat)
             yield Row(f"{name}: eyes", eyes * 1e3, "ms/clip", note=size)
             prefill = seconds(lambda: host.lm(packed), setting.device, repeat=repeat)
-            yield Row(f"{name}: prefill", len(packed) / prefill, "positions/s", note=f"{len(packed)} positions")
+            yield Row(
+                f"{name}: prefill",
+                len(packed) / prefill,
+                "positions/s",
+                note=f"{len(packed)} positions",
+            )
             yield from _decoding(setting, name, host, packed, prefill, repeat)
             passes = _Passes(host.sam)
-            without = seconds(lambda: plain.ground(frames, "block", answer="force"), setting.device, repeat=repeat)
+            without = seconds(
+                lambda: plain.ground(frames, "block", answer="force"), setting.device, repeat=repeat
+            )
             yield Row(f"{name}: whole video, host alone", len(frames) / without, "frames/s")
             # the same host, one token richer; weights stay where they are
             sparrow = _on(host, setting, small)
             passes.count = 0
-            took = seconds(lambda: sparrow.ground(frames, "block", answer="force"), setting.device, repeat=repeat)
+            took = seconds(
+                lambda: sparrow.ground(frames, "block", answer="force"),
+                setting.device,
+                repeat=repeat,
+            )
             per_frame = passes.count / (repeat + 1) / len(frames)
             more, paper = took / without - 1, PAPER[name] - 1
             note = f"time {more:+.1%} (goal 2.5 %, paper {paper:+.1%}); image encoder {per_frame:g} x a frame"
             what = f"{name}: whole video, with SPARROW"
             yield Row(what, len(frames) / took, "frames/s", "host alone", without / took, note=note)
-    yield Row(f"{name}: peak memory", peak.on_device or peak.host, "MiB", note="device" if peak.on_device else "host")
+    yield Row(
+        f"{name}: peak memory",
+        peak.on_device or peak.host,
+        "MiB",
+        note="device" if peak.on_device else "host",
+    )
 
 
-def _decoding(setting: Setting, name: str, host: Any, packed: Any, prefill: float, repeat: int) -> Iterator[Row]:
+def _decoding(
+    setting: Setting, name: str, host: Any, packed: Any, prefill: float, repeat: int
+) -> Iterator[Row]:
     """A token with the cache, against running the whole prompt for each (what the release does)."""
     ends = host.tokenizer.eos_token_id
     host.tokenizer.eos_token_id = None  # an untrained model may stop at once
-    took = seconds(lambda: host.generate(packed, NEW_TOKENS, stop=()), setting.device, repeat=repeat)
+    took = seconds(
+        lambda: host.generate(packed, NEW_TOKENS, stop=()), setting.device, repeat=repeat
+    )
     host.tokenizer.eos_token_id = ends
     token = max(took - prefill, 1e-9) / (NEW_TOKENS - 1)
-    yield Row(f"{name}: decoding", 1 / token, "tokens/s", "no cache: prefill per token", prefill / token)
+    yield Row(
+        f"{name}: decoding", 1 / token, "tokens/s", "no cache: prefill per token", prefill / token
+    )
 
 
 def make_random(name: str, setting: Setting, small: bool, **changes: Any) -> Sparrow:
@@ -78,23 +105,34 @@ def make_random(name: str, setting: Setting, small: bool, **changes: Any) -> Spa
     host = build(name, "tiny" if small else "full", str(setting.device), tokenizer="bytes")
     if setting.dtype != torch.float32:
         for child, module in host.named_children():
-            if child not in ("sam", "ref_encoder"):  # memory and prompt codes are float32, under autocast
+            if child not in (
+                "sam",
+                "ref_encoder",
+            ):  # memory and prompt codes are float32, under autocast
                 module.to(setting.dtype)
     return Sparrow(host, _config(small, **changes)).to(setting.device)
 
 
 def _on(host: Any, setting: Setting, small: bool) -> Sparrow:
-    config = _config(small, **{"filter.top_k": 1, "filter.threshold": 0.0, "proposals.threshold": 0.0})
+    config = _config(
+        small, **{"filter.top_k": 1, "filter.threshold": 0.0, "proposals.threshold": 0.0}
+    )
     return Sparrow(host, config).to(setting.device)
 
 
 def _config(small: bool, **changes: Any) -> SparrowConfig:
-    shrunk = {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 1} if small else {}
+    shrunk = (
+        {"proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 1}
+        if small
+        else {}
+    )
     return configure("paper", **(shrunk | changes))
 
 
 def _precision(setting: Setting) -> Any:
-    return torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32)
+    return torch.autocast(
+        setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32
+    )
 
 
 class _Passes:

@@ -27,8 +27,13 @@ def run(setting: Setting) -> Iterator[Row]:
             torch.cuda.empty_cache()
 
 
-def _at_batches(setting: Setting, what: str, unit: str, batches: tuple[int, ...],
-                call: Callable[[int], Callable[[], Any]]) -> Iterator[Row]:  # fmt: skip
+def _at_batches(
+    setting: Setting,
+    what: str,
+    unit: str,
+    batches: tuple[int, ...],
+    call: Callable[[int], Callable[[], Any]],
+) -> Iterator[Row]:
     """A row per batch size; the first is the baseline. call(n) -> a function that does n pictures."""
     ceiling = matmul_ceiling(setting.device, setting.dtype, setting.quick)
     with torch.inference_mode():
@@ -40,7 +45,9 @@ def _at_batches(setting: Setting, what: str, unit: str, batches: tuple[int, ...]
             first = n == batches[0]
             baseline, ratio = ("", None) if first else ("batch 1", single / one)
             note = f"{work / 1e9:.0f} GFLOP" if first else ""
-            yield Row(f"{what}, batch {n}", one * 1e3, unit, baseline, ratio, rate, rate / ceiling, note)
+            yield Row(
+                f"{what}, batch {n}", one * 1e3, unit, baseline, ratio, rate, rate / ceiling, note
+            )
 
 
 def _name(setting: Setting) -> Any:
@@ -58,9 +65,13 @@ def grounding_dino(setting: Setting) -> Iterator[Row]:
 
     def call(n: int) -> Callable[[], Any]:
         pictures = np.stack([picture] * n)
-        return lambda: model(normalised(torch.from_numpy(pictures).to(setting.device)), [CAPTION] * n)
+        return lambda: model(
+            normalised(torch.from_numpy(pictures).to(setting.device)), [CAPTION] * n
+        )
 
-    yield from _at_batches(setting, "GroundingDINO", "ms/image", (1, 4, 8) if not _slow(setting) else (1, 2), call)
+    yield from _at_batches(
+        setting, "GroundingDINO", "ms/image", (1, 4, 8) if not _slow(setting) else (1, 2), call
+    )
 
 
 def clip(setting: Setting) -> Iterator[Row]:
@@ -73,13 +84,17 @@ def clip(setting: Setting) -> Iterator[Row]:
 
     def call(n: int) -> Callable[[], Any]:
         def encode() -> None:
-            with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+            with torch.autocast(
+                setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32
+            ):
                 images = torch.stack([prepare(crop, side, setting.device) for crop in crops[:n]])
                 hidden_tokens(tower, images, config.layer).float().mean(1)
 
         return encode
 
-    yield from _at_batches(setting, "CLIP", "ms/crop", (1, 16, 64, 128) if not _slow(setting) else (1, 8), call)
+    yield from _at_batches(
+        setting, "CLIP", "ms/crop", (1, 16, 64, 128) if not _slow(setting) else (1, 8), call
+    )
 
 
 def sam2(setting: Setting) -> Iterator[Row]:
@@ -94,8 +109,12 @@ def sam2(setting: Setting) -> Iterator[Row]:
 
     def call(n: int) -> Callable[[], Any]:
         def segment() -> None:
-            with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-                images = torch.stack([prepare(frame, model.image_size, setting.device) for frame in frames[:n]])
+            with torch.autocast(
+                setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32
+            ):
+                images = torch.stack(
+                    [prepare(frame, model.image_size, setting.device) for frame in frames[:n]]
+                )
                 logits, _, _ = boxes_to_masks(model, images, box.expand(n, 4))
                 for i in range(n):
                     to_frame(logits[i, 0], *frames.shape[1:3])
@@ -103,7 +122,11 @@ def sam2(setting: Setting) -> Iterator[Row]:
         return segment
 
     yield from _at_batches(
-        setting, "SAM2, image mode", "ms/frame", (1, 4, 8, 16) if not _slow(setting) else (1, 2), call
+        setting,
+        "SAM2, image mode",
+        "ms/frame",
+        (1, 4, 8, 16) if not _slow(setting) else (1, 2),
+        call,
     )
 
 

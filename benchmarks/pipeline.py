@@ -47,13 +47,24 @@ def run(setting: Setting) -> Iterator[Row]:
         "ms/clip",
         note=f"{job.config.preset}: {frames} frames, 1 key frame, 16 crops",
     )
-    yield Row("whole clip, no masks", took * 1e3, "ms/clip", "the sum of its bare models", bare / took,
-              note=f"{in_flight} in flight, {made} of {clips} clips became samples")  # fmt: skip
+    yield Row(
+        "whole clip, no masks",
+        took * 1e3,
+        "ms/clip",
+        "the sum of its bare models",
+        bare / took,
+        note=f"{in_flight} in flight, {made} of {clips} clips became samples",
+    )
     stages: dict[str, float] = {}
     for row in (row for result in results for row in result.timings):
         stages[row["stage"]] = stages.get(row["stage"], 0.0) + row["seconds"] / clips
     for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]):
-        yield Row(f"  of it {stage}", seconds * 1e3, "ms/clip", note="latency in its thread, waiting included")
+        yield Row(
+            f"  of it {stage}",
+            seconds * 1e3,
+            "ms/clip",
+            note="latency in its thread, waiting included",
+        )
     if busy.share is not None:
         yield Row("GPU busy", busy.share * 100, "%", note="share of samples with a kernel running")
     yield Row("peak memory, host", peak.host, "MiB")
@@ -69,8 +80,14 @@ def size(setting: Setting) -> tuple[int, int, int]:
 
 def config(setting: Setting) -> CurateConfig:
     preset = "full" if setting.device.type == "cuda" and not setting.quick else "full-tiny"
-    sets = ["media.media=none", "segment.masks=none", "track.gate.lost_below=0", "track.gate.max_area_jump=1e9",
-            "detect.box_threshold=0", "detect.text_threshold=0"]  # fmt: skip
+    sets = [
+        "media.media=none",
+        "segment.masks=none",
+        "track.gate.lost_below=0",
+        "track.gate.max_area_jump=1e9",
+        "detect.box_threshold=0",
+        "detect.text_threshold=0",
+    ]
     if preset == "full":
         sets += [f"{part}.weights=seeded:s0:" for part in ("detect", "track", "segment", "encode")]
     return configure(preset, sets)
@@ -87,12 +104,20 @@ def corpus(folder: Path, clips: int, frames: int, settings: CurateConfig) -> Job
     for n in range(clips):
         os.link(video, folder / "part_1" / f"{n}_video.mp4")
         rows[f"{n}_video.mp4"] = {
-            "bbox": [[x, y, w, h]] * frames, "st_frame": 1, "st_time": 0.0, "ed_time": frames / 30, "img_num": frames,
-            "img_size": [360, 640, 3], "English": "The block moves to the right.", "Chinese": "",
-        }  # fmt: skip
+            "bbox": [[x, y, w, h]] * frames,
+            "st_frame": 1,
+            "st_time": 0.0,
+            "ed_time": frames / 30,
+            "img_num": frames,
+            "img_size": [360, 640, 3],
+            "English": "The block moves to the right.",
+            "Chinese": "",
+        }
     (folder / "anno_v2" / "train_v2.json").write_text(json.dumps(rows))
     rules = ["rules.min_iou=null", "rules.key_frames=1"]
-    return make_jobs("hcstvg", folder, folder / "out", settings, splits=["train"], source_sets=rules)[0]
+    return make_jobs(
+        "hcstvg", folder, folder / "out", settings, splits=["train"], source_sets=rules
+    )[0]
 
 
 def bare_seconds(fused: Fused, setting: Setting, frames: int, in_flight: int) -> float:
@@ -122,7 +147,11 @@ def bare_seconds(fused: Fused, setting: Setting, frames: int, in_flight: int) ->
 
     with ThreadPoolExecutor(in_flight) as threads:
         work = range(in_flight)
-        total += timed(lambda: list(threads.map(lambda _: detector.detect(clip, "the block.", annotation), work)))
+        total += timed(
+            lambda: list(
+                threads.map(lambda _: detector.detect(clip, "the block.", annotation), work)
+            )
+        )
         total += timed(lambda: list(threads.map(lambda _: encoder.encode(crops), work)))
 
     def track() -> None:

@@ -29,7 +29,9 @@ LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def run(setting: Setting) -> Iterator[Row]:
     only = os.environ.get("SCALE_ONLY", ",".join(SECTIONS)).split(",")
     if unknown := set(only) - SECTIONS.keys():
-        raise ValueError(f"SCALE_ONLY: no section is called {', '.join(sorted(unknown))}: {', '.join(SECTIONS)}")
+        raise ValueError(
+            f"SCALE_ONLY: no section is called {', '.join(sorted(unknown))}: {', '.join(SECTIONS)}"
+        )
     for name in only:
         variable, full, small = SECTIONS[name]
         yield from section(name, int(os.environ.get(variable, small if setting.quick else full)))
@@ -39,11 +41,14 @@ def section(name: str, size: int) -> Iterator[Row]:
     """The rows of one section, as its process measures them. RuntimeError if it fails."""
     code = "import sys; from benchmarks.scaling import main; main(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, name, str(size)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                          env=os.environ | dict.fromkeys(LIBRARIES, "1")) as process:  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | dict.fromkeys(LIBRARIES, "1")
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith('{"what"'):
                 yield Row(**json.loads(line))
     if process.returncode:
-        raise RuntimeError(f"the section {name!r} of the scale benchmark ended with code {process.returncode}")
+        raise RuntimeError(
+            f"the section {name!r} of the scale benchmark ended with code {process.returncode}"
+        )

@@ -33,13 +33,21 @@ QUERIES = {
 def main(section: str, size: int) -> None:
     """Run one section in a temporary folder (TMPDIR says where)."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        sections = {"plan": plan, "run": run, "resume": resume, "queries": queries, "ray": ray_overhead,
-                    "workers": workers}  # fmt: skip
+        sections = {
+            "plan": plan,
+            "run": run,
+            "resume": resume,
+            "queries": queries,
+            "ray": ray_overhead,
+            "workers": workers,
+        }
         sections[section](Path(folder), size)
 
 
 def say(what: str, value: float, unit: str, note: str = "", **fields: Any) -> None:
-    print(json.dumps({"what": what, "value": value, "unit": unit, "note": note, **fields}), flush=True)
+    print(
+        json.dumps({"what": what, "value": value, "unit": unit, "note": note, **fields}), flush=True
+    )
 
 
 class Timed:
@@ -64,7 +72,9 @@ def peak() -> float:
 
 def plan(folder: Path, referents: int) -> None:
     """Planning and reading the plan back, streamed; memory is this process's, imports included."""
-    build_plan(job_of(folder, 2, "first"))  # pyarrow imports pandas, where there is one, with the first table
+    build_plan(
+        job_of(folder, 2, "first")
+    )  # pyarrow imports pandas, where there is one, with the first table
     before, job = peak(), job_of(folder, referents // 2)
     with Timed() as made:
         counts = build_plan(job)
@@ -75,7 +85,12 @@ def plan(folder: Path, referents: int) -> None:
     say("  peak memory", peak(), "MiB", f"{before:.0f} before")
     with Timed() as hashed:
         shards = sum(1 for _ in outlines(job, ""))
-    say("  hashes of its shards", hashed.wall, "s", f"{shards:,} shards, processor {hashed.cpu:.1f} s")
+    say(
+        "  hashes of its shards",
+        hashed.wall,
+        "s",
+        f"{shards:,} shards, processor {hashed.cpu:.1f} s",
+    )
     with Timed() as read:
         total = sum(len(shard.items) for shard in read_plan(job, ""))
     say("  read back whole", read.wall, "s", f"{total:,} clips, processor {read.cpu:.1f} s")
@@ -107,22 +122,48 @@ def run(folder: Path, referents: int) -> None:
         driver.ensure_plan(job, Quiet())
     with Timed() as first:
         driver.run([job], Inline(), Quiet())
-    say(f"run, stub stages, {referents:,} referents", first.wall, "s",
-        f"inline, {clips:,} clips, processor {first.cpu:.0f} s; planned before in {planned.cpu:.2f} s")  # fmt: skip
-    say("  stage a clip (the stub included)", spent["clip"] / clips * 1e3, "ms processor", "synced to disk")
+    say(
+        f"run, stub stages, {referents:,} referents",
+        first.wall,
+        "s",
+        f"inline, {clips:,} clips, processor {first.cpu:.0f} s; planned before in {planned.cpu:.2f} s",
+    )
+    say(
+        "  stage a clip (the stub included)",
+        spent["clip"] / clips * 1e3,
+        "ms processor",
+        "synced to disk",
+    )
     with Timed() as threads:
         for _ in range(20):
             with one_thread():
                 pass
     say("    of it limiting threads", threads.cpu / 20 * 1e3, "ms processor")
-    say("  commit, a clip of it", spent["commit"] / clips * 1e3, "ms processor", "256 clips to a shard")
+    say(
+        "  commit, a clip of it",
+        spent["commit"] / clips * 1e3,
+        "ms processor",
+        "256 clips to a shard",
+    )
     tenth = max(2, clips // 10)
-    early, late = ((at[b] - at[a]) / (b - a) * 1e3 for a, b in ((0, tenth - 1), (clips - tenth, clips - 1)))
+    early, late = (
+        (at[b] - at[a]) / (b - a) * 1e3 for a, b in ((0, tenth - 1), (clips - tenth, clips - 1))
+    )
     say("  engine: the driver's own, a clip", early, "ms processor", "first tenth of the clips")
-    say("  engine: the driver's own, a clip", late, "ms processor", "last tenth", baseline="the first tenth",
-        ratio=early / late)  # fmt: skip
-    say("  after the last clip", first.cpu - sum(spent.values()) - at[-1] + at[0], "s processor",
-        "index and report are of it")  # fmt: skip
+    say(
+        "  engine: the driver's own, a clip",
+        late,
+        "ms processor",
+        "last tenth",
+        baseline="the first tenth",
+        ratio=early / late,
+    )
+    say(
+        "  after the last clip",
+        first.cpu - sum(spent.values()) - at[-1] + at[0],
+        "s processor",
+        "index and report are of it",
+    )
     with Timed() as again:
         (done,) = driver.run([job], Inline(), Quiet())
     say(
@@ -155,19 +196,35 @@ def resume(folder: Path, referents: int) -> None:
     with Timed() as again:
         (done,) = driver.run([job], Inline(), Quiet())
     assert (done.shards_skipped, done.clips_done) == (done.counts.shards, 0)
-    say(f"resume, all done, {referents:,} referents", again.wall, "s",
-        f"{done.shards_skipped:,} shards, {clips:,} videos, processor {again.cpu:.2f} s")  # fmt: skip
-    say("  beside planning", again.cpu / planned.cpu * 100, "% of processor time", f"planned in {planned.cpu:.2f} s")
+    say(
+        f"resume, all done, {referents:,} referents",
+        again.wall,
+        "s",
+        f"{done.shards_skipped:,} shards, {clips:,} videos, processor {again.cpu:.2f} s",
+    )
+    say(
+        "  beside planning",
+        again.cpu / planned.cpu * 100,
+        "% of processor time",
+        f"planned in {planned.cpu:.2f} s",
+    )
     steps: dict[str, Callable[[], object]] = {
         "hashes of the plan's shards": lambda: list(outlines(job, "")),
         "what is committed": lambda: committed(Path(job.out), job),
         "the source files": lambda: all(unchanged(job, shard.name) for shard in done.shards),
-        "  os.stat of each, and no more": lambda: [os.stat(f"{job.data_root}/{video(n)}") for n in range(clips)],
+        "  os.stat of each, and no more": lambda: [
+            os.stat(f"{job.data_root}/{video(n)}") for n in range(clips)
+        ],
     }
     for what, step in steps.items():
         with Timed() as took:
             assert step()
-        say(f"  {what}", took.cpu, "s processor", f"wall {took.wall:.2f} s; {took.cpu / planned.cpu:.1%} of planning")
+        say(
+            f"  {what}",
+            took.cpu,
+            "s processor",
+            f"wall {took.wall:.2f} s; {took.cpu / planned.cpu:.1%} of planning",
+        )
     say("peak memory", peak(), "MiB")
 
 
@@ -178,7 +235,14 @@ def make_output(job: Job) -> None:
 
     from flows.driver import fused
     from flows.report import REPORT
-    from pipeline.shards import SHARD_TABLES, commit_shard, part_path, shard_path, stage_clip, staged_path
+    from pipeline.shards import (
+        SHARD_TABLES,
+        commit_shard,
+        part_path,
+        shard_path,
+        stage_clip,
+        staged_path,
+    )
     from schemas.tables import write
 
     out, models = Path(job.out), stub_of(job.config)
@@ -198,7 +262,12 @@ def make_output(job: Job) -> None:
         mine = clips.slice(0, other.clips).set_column(at, clips.schema.field(at), videos)
         pq.write_table(mine, part_path(out, "clips", other.name), compression="zstd")
         path = str(shard_path(Path(), job, other.name))
-        mark = row | {"path": path, "index": other.index, "plan_hash": other.hash, "shard": other.name}
+        mark = row | {
+            "path": path,
+            "index": other.index,
+            "plan_hash": other.hash,
+            "shard": other.name,
+        }
         write(part_path(out, "shards", other.name), "shards", [mark])
         start += other.clips
     for name in (REPORT, "README.md", "croissant.json"):
@@ -213,12 +282,22 @@ def ray_overhead(folder: Path, clips: int) -> None:
     marks, wall = _ray(job, 2)
     tenth = max(2, clips // 10)
     say(
-        f"{clips:,} clips, stub stages, 2 Ray workers", wall, "s", f"{clips / wall:.0f} clips/s, the start of Ray apart"
+        f"{clips:,} clips, stub stages, 2 Ray workers",
+        wall,
+        "s",
+        f"{clips / wall:.0f} clips/s, the start of Ray apart",
     )
-    for part, (a, b) in {"first": (tenth // 2, tenth + tenth // 2), "last": (clips - tenth, clips - 1)}.items():
+    for part, (a, b) in {
+        "first": (tenth // 2, tenth + tenth // 2),
+        "last": (clips - tenth, clips - 1),
+    }.items():
         (t0, c0), (t1, c1) = marks[a], marks[b]
-        say("  driver, a clip", (c1 - c0) / (b - a) * 1e3, "ms processor",
-            f"{part} tenth of the clips; {(t1 - t0) / (b - a) * 1e3:.2f} ms wall")  # fmt: skip
+        say(
+            "  driver, a clip",
+            (c1 - c0) / (b - a) * 1e3,
+            "ms processor",
+            f"{part} tenth of the clips; {(t1 - t0) / (b - a) * 1e3:.2f} ms wall",
+        )
 
 
 def workers(folder: Path, clips: int) -> None:
@@ -229,10 +308,17 @@ def workers(folder: Path, clips: int) -> None:
     rates = []
     for count in (1, 2):
         marks, _ = _ray(job_of(folder, clips, f"out{count}"), count)
-        half = clips // 2  # the first clips wait for workers to start, and each worker makes its pattern
+        half = (
+            clips // 2
+        )  # the first clips wait for workers to start, and each worker makes its pattern
         rates.append((clips - 1 - half) / (marks[-1][0] - marks[half][0]))
         beyond = f"last half of {clips}; {(count / rates[-1] - burn) * 1e3:.1f} ms of a worker's time beyond that"
-        say(f"{count} Ray worker{'s' * (count > 1)}, {burn * 1e3:.0f} ms a clip", rates[-1], "clips/s", beyond)
+        say(
+            f"{count} Ray worker{'s' * (count > 1)}, {burn * 1e3:.0f} ms a clip",
+            rates[-1],
+            "clips/s",
+            beyond,
+        )
     say("efficiency, 1 -> 2 workers", rates[1] / rates[0] / 2 * 100, "%")
 
 
@@ -272,13 +358,25 @@ def queries(folder: Path, rows: int) -> None:
     with Timed() as written:
         for part in range(parts):
             data = _tracks(form, np.arange(part * each, (part + 1) * each), per, draw)
-            pq.write_table(data, place / f"made-train-{part:06d}.parquet", compression="zstd", row_group_size=122_880)
+            pq.write_table(
+                data,
+                place / f"made-train-{part:06d}.parquet",
+                compression="zstd",
+                row_group_size=122_880,
+            )
     size = sum(p.stat().st_size for p in place.iterdir()) / 2**20
-    say(f"{parts * each:,} track rows on disk", size, "MiB",
-        f"written in {written.wall:.0f} s, processor {written.cpu:.0f} s, peak memory {peak():.0f} MiB")  # fmt: skip
+    say(
+        f"{parts * each:,} track rows on disk",
+        size,
+        "MiB",
+        f"written in {written.wall:.0f} s, processor {written.cpu:.0f} s, peak memory {peak():.0f} MiB",
+    )
     with duckdb.connect() as base:
         for what, sql in QUERIES.items():
-            words, times = sql.format(t=f"read_parquet('{place}/*.parquet')", n=rows // per // 2), []
+            words, times = (
+                sql.format(t=f"read_parquet('{place}/*.parquet')", n=rows // per // 2),
+                [],
+            )
             for _ in range(3):
                 with Timed() as timed:
                     assert base.sql(words).fetchall()
@@ -305,11 +403,16 @@ def _tracks(form: "pa.Schema", ids: np.ndarray, per: int, draw: np.random.Genera
     given: dict[str, Any] = {
         "referent_id": pa.array([f"r{i:012d}" for i in names], pa.string()).take(at),
         "clip_id": pa.array([f"c{i // 2:012d}" for i in names], pa.string()).take(at),
-        "frame": pa.array((ids % per).astype(np.int32)), "source_frame": pa.array(ids % per),
-        "origin": words(["tracked", "annotation"], ids % 7 == 0), "score": pa.array(iou), "iou": pa.array(iou),
-        "known": pa.array(ids % 3 == 0), "kept": pa.array(kept), "dropped": words(["lost", ""], kept),
+        "frame": pa.array((ids % per).astype(np.int32)),
+        "source_frame": pa.array(ids % per),
+        "origin": words(["tracked", "annotation"], ids % 7 == 0),
+        "score": pa.array(iou),
+        "iou": pa.array(iou),
+        "known": pa.array(ids % 3 == 0),
+        "kept": pa.array(kept),
+        "dropped": words(["lost", ""], kept),
         "shard": words(["made"], np.zeros(n)),
-    }  # fmt: skip
+    }
     given |= {c: pa.array(draw.random(n, dtype=np.float32) * 640) for c in ("x1", "y1", "x2", "y2")}
     columns = [given[f.name].cast(f.type) if f.name in given else pa.nulls(n, f.type) for f in form]
     return pa.Table.from_arrays(columns, schema=form)

@@ -26,7 +26,10 @@ def run(setting: Setting) -> Iterator[Row]:
     net = CLDTrackerNet(config).to(setting.device).eval()
     frames = moving_clip(301 if cuda and not setting.quick else 7)
     alone = range(1, min(len(frames), 31))
-    inputs = [torch.zeros(1, 3, side, side, device=setting.device) for side in (config.template, config.search)]
+    inputs = [
+        torch.zeros(1, 3, side, side, device=setting.device)
+        for side in (config.template, config.search)
+    ]
     with torch.inference_mode():
         work = flops(lambda: net(*inputs))
     first = None
@@ -38,19 +41,41 @@ def run(setting: Setting) -> Iterator[Row]:
         naive = seconds(loop, setting.device, repeat=3) / len(alone)
         rate, first = work / naive / 1e12, first or naive
         note = f"{work / 1e9:.1f} GFLOP per frame"
-        yield Row(f"tracker, naive loop, {name}", naive * 1e3, "ms/frame/target", "", None, rate, rate / ceiling, note)
+        yield Row(
+            f"tracker, naive loop, {name}",
+            naive * 1e3,
+            "ms/frame/target",
+            "",
+            None,
+            rate,
+            rate / ceiling,
+            note,
+        )
         for slots in (1, 8, 32, 64, 128) if cuda else (1, 4):
             for compiled in (False, True) if cuda and slots >= 64 else (False,):
                 each = lockstep_seconds(net, setting, frames, slots, compiled)
                 rate = work / each / 1e12
-                what = f"tracker, lock-step, B = {slots}, {name}" + (", compiled" if compiled else "")
+                what = f"tracker, lock-step, B = {slots}, {name}" + (
+                    ", compiled" if compiled else ""
+                )
                 note = f"{1 / each:.1f} frames x targets/s"
                 if naive != first:
                     note += f", {first / each:.2f}x the naive loop in float32"
-                yield Row(what, each * 1e3, "ms/frame/target", BASELINE, naive / each, rate, rate / ceiling, note)
+                yield Row(
+                    what,
+                    each * 1e3,
+                    "ms/frame/target",
+                    BASELINE,
+                    naive / each,
+                    rate,
+                    rate / ceiling,
+                    note,
+                )
 
 
-def lockstep_seconds(net: CLDTrackerNet, setting: Setting, frames: Any, slots: int, compiled: bool = False) -> float:
+def lockstep_seconds(
+    net: CLDTrackerNet, setting: Setting, frames: Any, slots: int, compiled: bool = False
+) -> float:
     """Per frame and target, `slots` streams of equal length, uploads of every frame included."""
     if compiled:
         net.forward_tokens = torch.compile(net.forward_tokens, dynamic=False)  # type: ignore[method-assign]

@@ -27,7 +27,10 @@ def home(uri: str) -> str:
 
 def outside(text: str, page: str) -> set[str]:
     """Files of the repository outside docs/ that a page, given by its `home`, links to."""
-    linked = {posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) for link in _LINK.findall(text)}
+    linked = {
+        posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+        for link in _LINK.findall(text)
+    }
     return {path for path in linked if not path.startswith("docs/") and (REPO / path).is_file()}
 
 

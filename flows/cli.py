@@ -7,7 +7,19 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from flows import complete, evaluate, export, model, publish, quarantine, repair, report, reshard, stats, weights
+from flows import (
+    complete,
+    evaluate,
+    export,
+    model,
+    publish,
+    quarantine,
+    repair,
+    report,
+    reshard,
+    stats,
+    weights,
+)
 
 app = typer.Typer(
     name="sparrow",
@@ -19,7 +31,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]
-Root = Annotated[Path, typer.Option("--data-root", help="The dataset's folder, official layout (docs/datasets/).")]
+Root = Annotated[
+    Path,
+    typer.Option("--data-root", help="The dataset's folder, official layout (docs/datasets/)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Workers = Annotated[int, typer.Option(help="Worker processes.", min=1)]
 Executor = Annotated[
@@ -29,28 +44,51 @@ Executor = Annotated[
         autocompletion=complete.names(*complete.EXECUTORS),
     ),
 ]
-Preset = Annotated[str, typer.Option(help="Preset.", autocompletion=complete.names(*complete.PRESETS))]
+Preset = Annotated[
+    str, typer.Option(help="Preset.", autocompletion=complete.names(*complete.PRESETS))
+]
 ModelPreset = Annotated[
     str,
     typer.Option(
-        help="paper, release, or host: without SPARROW.", autocompletion=complete.names(*complete.MODEL_PRESETS)
+        help="paper, release, or host: without SPARROW.",
+        autocompletion=complete.names(*complete.MODEL_PRESETS),
     ),
 ]
 Host = Annotated[
-    str, typer.Option(help="videoglamm, unipixel or glus.", autocompletion=complete.names(*complete.HOSTS))
+    str,
+    typer.Option(
+        help="videoglamm, unipixel or glus.", autocompletion=complete.names(*complete.HOSTS)
+    ),
 ]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a config field, e.g. --set media.media=none.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace a config field, e.g. --set media.media=none."),
+]
 SourceSets = Annotated[
-    list[str] | None, typer.Option("--source-set", help="Replace a field of the source's config: rules.min_iou=0.4.")
+    list[str] | None,
+    typer.Option("--source-set", help="Replace a field of the source's config: rules.min_iou=0.4."),
 ]
-Splits = Annotated[list[str] | None, typer.Option("--split", help="Only this split (repeatable). Default: all there.")]
-Corpus = Annotated[Literal["all", "paper"], typer.Option(help="How much to take: all, or paper (the paper's counts).")]
-Limit = Annotated[int | None, typer.Option(help="At most N clips of each split: a deterministic sample.", min=1)]
-Replan = Annotated[bool, typer.Option("--replan", help="Replace shards made with another plan or config.")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="Only this split (repeatable). Default: all there."),
+]
+Corpus = Annotated[
+    Literal["all", "paper"],
+    typer.Option(help="How much to take: all, or paper (the paper's counts)."),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="At most N clips of each split: a deterministic sample.", min=1)
+]
+Replan = Annotated[
+    bool, typer.Option("--replan", help="Replace shards made with another plan or config.")
+]
 Exclude = Annotated[
-    Path | None, typer.Option(help="Leave these out: a file with a referent or clip id a line, # comments.")
+    Path | None,
+    typer.Option(help="Leave these out: a file with a referent or clip id a line, # comments."),
 ]
-Links = Annotated[bool, typer.Option("--follow-links", help="Allow links that leave the data root.")]
+Links = Annotated[
+    bool, typer.Option("--follow-links", help="Allow links that leave the data root.")
+]
 
 
 @app.command(epilog="Example: sparrow demo --out outputs/demo")
@@ -92,7 +130,9 @@ def plan(
     workers: Workers = 2,
     follow_links: Links = False,
     as_json: Json = False,
-    show_config: Annotated[bool, typer.Option("--show-config", help="Print the resolved config and stop.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the resolved config and stop.")
+    ] = False,
 ) -> None:
     """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
     from flows.jobs import SOURCES, beside_paper, forecast, make_jobs, normal, totals
@@ -104,19 +144,35 @@ def plan(
     config = configure(preset, sets)
     if show_config:
         own = configured_source(normal(source), take(corpus, normal(source))).config
-        print(json.dumps({"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")}, indent=2))
+        print(
+            json.dumps(
+                {"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")},
+                indent=2,
+            )
+        )
         return
-    places = {s: data_root / s for s in SOURCES if (data_root / s).is_dir()} if source == "all" else {source: data_root}
+    places = (
+        {s: data_root / s for s in SOURCES if (data_root / s).is_dir()}
+        if source == "all"
+        else {source: data_root}
+    )
     if not places:
         raise ValueError(f"{data_root} has none of the folders {', '.join(SOURCES)}")
     jobs = [
         job
         for name, place in places.items()
         for job in make_jobs(
-            name, place, "outputs", config, splits=split, corpus=corpus, limit=limit, follow_links=follow_links,
+            name,
+            place,
+            "outputs",
+            config,
+            splits=split,
+            corpus=corpus,
+            limit=limit,
+            follow_links=follow_links,
             source_sets=source_sets,
         )
-    ]  # fmt: skip
+    ]
     rows = []
     progress = Quiet() if as_json else Bars()
     for job in jobs:
@@ -126,7 +182,12 @@ def plan(
         rows.append(forecast(job, counts, workers))
     if as_json:
         name = "all" if source == "all" else jobs[0].source
-        print(json.dumps({"source": name, **totals(rows), "splits": rows, "paper": beside_paper(rows)}, indent=2))
+        print(
+            json.dumps(
+                {"source": name, **totals(rows), "splits": rows, "paper": beside_paper(rows)},
+                indent=2,
+            )
+        )
     else:
         from flows.show import show_plan
         from pipeline.sources.base import load_source
@@ -165,7 +226,9 @@ def curate(
     exclude: Exclude = None,
     max_dropped: quarantine.MaxDropped = None,
     deadline: Annotated[float, typer.Option(help="Seconds that one clip may take.")] = 1800.0,
-    in_flight: Annotated[int, typer.Option(help="Clips at once in each worker; 0: 96 on a GPU, else 1.", min=0)] = 0,
+    in_flight: Annotated[
+        int, typer.Option(help="Clips at once in each worker; 0: 96 on a GPU, else 1.", min=0)
+    ] = 0,
 ) -> None:
     """Curate one source into shards and manifests. Run it again to resume; finished work is skipped."""
     from flows import driver
@@ -178,9 +241,17 @@ def curate(
 
     config = configure(preset, sets)
     jobs = make_jobs(
-        source, data_root, out, config,
-        splits=split, corpus=corpus, limit=limit, follow_links=follow_links, source_sets=source_sets, exclude=exclude,
-    )  # fmt: skip
+        source,
+        data_root,
+        out,
+        config,
+        splits=split,
+        corpus=corpus,
+        limit=limit,
+        follow_links=follow_links,
+        source_sets=source_sets,
+        exclude=exclude,
+    )
     engine = executor_for(config, executor, workers, deadline, in_flight)
     try:
         runs = driver.run(jobs, engine, Bars(), replan=replan)
@@ -200,7 +271,9 @@ def curate(
 
 @app.command(epilog="Example: sparrow shards --data-root /data --out outputs/tsf")
 def shards(
-    data_root: Annotated[Path, typer.Option("--data-root", help="Folder with one folder per source.")],
+    data_root: Annotated[
+        Path, typer.Option("--data-root", help="Folder with one folder per source.")
+    ],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     preset: Preset = "lite",
     corpus: Corpus = "all",
@@ -221,7 +294,11 @@ def shards(
     port = PORT
     if not is_up():  # the server of `make serve`, or one for this run
         port = free_port()
-        print("starting a Prefect server for this run, about ten seconds ...", file=sys.stderr, flush=True)
+        print(
+            "starting a Prefect server for this run, about ten seconds ...",
+            file=sys.stderr,
+            flush=True,
+        )
         # Stopped at exit, after Prefect has sent its last logs there: handlers run in reverse order.
         atexit.register(Serve(data_root, out, port=port, server_only=True).start().stop)
     os.environ.update(environment(port))
@@ -229,9 +306,16 @@ def shards(
     from pipeline.presets import configure
 
     flow(
-        data_root=str(data_root), out=str(out), config=configure(preset), corpus=corpus, limit=limit, workers=workers,
-        replan=replan, exclude=str(exclude) if exclude else None, max_dropped=max_dropped,
-    )  # fmt: skip
+        data_root=str(data_root),
+        out=str(out),
+        config=configure(preset),
+        corpus=corpus,
+        limit=limit,
+        workers=workers,
+        replan=replan,
+        exclude=str(exclude) if exclude else None,
+        max_dropped=max_dropped,
+    )
     _where(out, sorted((out / "report").glob("*.png")))
 
 
@@ -239,7 +323,9 @@ def shards(
 def status(
     out: Out,
     as_json: Json = False,
-    live: Annotated[bool, typer.Option("--follow", "-f", help="Watch the live runs until they end.")] = False,
+    live: Annotated[
+        bool, typer.Option("--follow", "-f", help="Watch the live runs until they end.")
+    ] = False,
 ) -> None:
     """How far each source of an output is: planned, staged, committed, quarantined. Works beside a live run."""
     if live:
@@ -256,7 +342,9 @@ def status(
 @app.command(epilog="Example: sparrow verify outputs/demo --deep")
 def verify(
     out: Out,
-    deep: Annotated[bool, typer.Option("--deep", help="Also read and decode every member of every shard.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read and decode every member of every shard.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check that everything is there and whole. Exits 0 only if it is."""
@@ -275,8 +363,10 @@ def verify(
         for problem in problems:
             print(f"problem: {problem}")
         word = "deep" if deep else "fast"
-        print(f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
-              f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)")  # fmt: skip
+        print(
+            f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
+            f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
+        )
         if problems:
             print(f"`sparrow repair {out}` makes again just what is damaged")
     if problems or not report.shards:
@@ -287,7 +377,9 @@ def verify(
 @app.command(epilog='Example: sparrow sql outputs/demo "SELECT * FROM funnel"')
 def sql(
     out: Out,
-    query: Annotated[str, typer.Argument(help="A query over the catalogue's views (README: six to start with).")],
+    query: Annotated[
+        str, typer.Argument(help="A query over the catalogue's views (README: six to start with).")
+    ],
     as_json: Json = False,
 ) -> None:
     """Ask the manifests anything, in DuckDB's SQL."""
@@ -302,11 +394,13 @@ def sql(
 def browse(
     out: Out,
     port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8787,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this let your network look in.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this let your network look in.")
+    ] = ("127.0.0.1"),
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a web browser.")] = False,
-    flags: Annotated[Path | None, typer.Option(help="File of flagged samples. Default: in ~/.local/share.")] = None,
+    flags: Annotated[
+        Path | None, typer.Option(help="File of flagged samples. Default: in ~/.local/share.")
+    ] = None,
 ) -> None:
     """Look at samples in a web browser: video with boxes and masks, filters, SQL. Never writes to the output."""
     from flows.browse.server import serve
@@ -314,26 +408,53 @@ def browse(
     serve(out, host, port, flags, open_browser=not no_open)
 
 
-@app.command(epilog='Example: sparrow ground clip.mp4 "the dog that jumps" --size tiny --answer force')
+@app.command(
+    epilog='Example: sparrow ground clip.mp4 "the dog that jumps" --size tiny --answer force'
+)
 def ground(
-    video: Annotated[Path, typer.Argument(help="A video, or a folder of pictures.", show_default=False)],
-    phrases: Annotated[list[str], typer.Argument(help="What to find; each phrase on its own.", show_default=False)],
+    video: Annotated[
+        Path, typer.Argument(help="A video, or a folder of pictures.", show_default=False)
+    ],
+    phrases: Annotated[
+        list[str], typer.Argument(help="What to find; each phrase on its own.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("outputs/ground"),
     host: Host = "videoglamm",
-    size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: random weights, to see it run.")] = "full",
-    checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
-    preset: ModelPreset = "paper",
-    prompt_frame: Annotated[list[int] | None, typer.Option(help="Prompt here (repeatable). Default: 0.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Only so many frames from the start.", min=1)] = None,
-    answer: Annotated[Literal["generate", "force"], typer.Option(help="force the grounding tokens.")] = "generate",
-    png: Annotated[bool, typer.Option("--png", help="Masks as PNG too, a folder per instance.")] = False,
-    tsf: Annotated[Literal["off", "on", "auto"], typer.Option(help="TSF at inference; auto: by Table 8.")] = "off",
-    tsf_preset: Annotated[
-        Literal["full", "full-tiny", "lite"] | None, typer.Option(help="lite needs --box. Default: as --size.")
+    size: Annotated[
+        Literal["full", "tiny"], typer.Option(help="tiny: random weights, to see it run.")
+    ] = "full",
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")
     ] = None,
-    box: Annotated[list[str] | None, typer.Option(help="The target: x1,y1,x2,y2, one per phrase; for --tsf.")] = None,
-    timing: Annotated[bool, typer.Option("--timing", help="What TSF costs, beside Table 7.")] = False,
-    interactive: Annotated[bool, typer.Option("--interactive", help="Then ask on: FRAME: PHRASE, q quits.")] = False,
+    preset: ModelPreset = "paper",
+    prompt_frame: Annotated[
+        list[int] | None, typer.Option(help="Prompt here (repeatable). Default: 0.")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Only so many frames from the start.", min=1)
+    ] = None,
+    answer: Annotated[
+        Literal["generate", "force"], typer.Option(help="force the grounding tokens.")
+    ] = "generate",
+    png: Annotated[
+        bool, typer.Option("--png", help="Masks as PNG too, a folder per instance.")
+    ] = False,
+    tsf: Annotated[
+        Literal["off", "on", "auto"], typer.Option(help="TSF at inference; auto: by Table 8.")
+    ] = "off",
+    tsf_preset: Annotated[
+        Literal["full", "full-tiny", "lite"] | None,
+        typer.Option(help="lite needs --box. Default: as --size."),
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="The target: x1,y1,x2,y2, one per phrase; for --tsf.")
+    ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="What TSF costs, beside Table 7.")
+    ] = False,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Then ask on: FRAME: PHRASE, q quits.")
+    ] = False,
 ) -> None:
     """Masks of what words refer to in a video of any length: COCO RLE, boxes, an overlay mp4 (docs/grounding.md)."""
     from pydantic import ValidationError
@@ -342,44 +463,84 @@ def ground(
 
     try:
         request = grounding.Request(
-            video=video, phrases=tuple(phrases), out=out, host=host, size=size, preset=preset,
-            checkpoints=tuple(checkpoint or []), prompt_frames=tuple(prompt_frame or [0]), max_frames=max_frames,
-            answer=answer, png=png, tsf=tsf, tsf_preset=tsf_preset,
-            boxes=tuple(map(grounding.parse_box, box or [])), timing=timing, interactive=interactive,
-        )  # fmt: skip
+            video=video,
+            phrases=tuple(phrases),
+            out=out,
+            host=host,
+            size=size,
+            preset=preset,
+            checkpoints=tuple(checkpoint or []),
+            prompt_frames=tuple(prompt_frame or [0]),
+            max_frames=max_frames,
+            answer=answer,
+            png=png,
+            tsf=tsf,
+            tsf_preset=tsf_preset,
+            boxes=tuple(map(grounding.parse_box, box or [])),
+            timing=timing,
+            interactive=interactive,
+        )
     except ValidationError as error:
-        raise ValueError(f"sparrow ground: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from error
+        raise ValueError(
+            f"sparrow ground: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}"
+        ) from error
     grounding.run(request)
 
 
-@app.command(epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200")
+@app.command(
+    epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200"
+)
 def train(
     what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
-    data: Annotated[str, typer.Option(help="Curated output, s3:// too; proposer: or a folder of detection datasets.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Curated output, s3:// too; proposer: or a folder of detection datasets."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
     host: Host = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",
-    checkpoint: Annotated[list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Weights, in order (docs/checkpoints.md).")
+    ] = None,
     preset: ModelPreset = "paper",
-    start: Annotated[str, typer.Option("--from", help="Export to begin with; stage2: stage 1's.")] = "",
+    start: Annotated[
+        str, typer.Option("--from", help="Export to begin with; stage2: stage 1's.")
+    ] = "",
     steps: Annotated[int | None, typer.Option(help="Default: the release's.", min=1)] = None,
     frames: Annotated[int, typer.Option(help="Mask frames of a sample.", min=1)] = 8,
     workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=0)] = 2,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="A field: --set tsf.path=none, --set train.lr=1e-4.")
+        list[str] | None,
+        typer.Option("--set", help="A field: --set tsf.path=none, --set train.lr=1e-4."),
     ] = None,
-    official: Annotated[bool, typer.Option("--official", help="Also export in the published layout.")] = False,
-    ray: Annotated[int, typer.Option(help="So many processes by Ray Train; 0: this one, or torchrun's.", min=0)] = 0,
+    official: Annotated[
+        bool, typer.Option("--official", help="Also export in the published layout.")
+    ] = False,
+    ray: Annotated[
+        int, typer.Option(help="So many processes by Ray Train; 0: this one, or torchrun's.", min=0)
+    ] = 0,
 ) -> None:
     """Train SPARROW from shards: the proposer, stage 1 (TSF injection), stage 2 (dual prompt). Resumes by itself."""
     from flows import train as training
 
     changes, options = training.parse(sets or [])
     request = training.Request(
-        what=what, data=data, out=str(out), host=host, size=size, checkpoints=tuple(map(str, checkpoint or [])),
-        preset=preset, changes=changes, train=options | ({} if steps is None else {"steps": steps}), start=start,
-        frames=frames, workers=workers, official=official,
-    )  # fmt: skip
+        what=what,
+        data=data,
+        out=str(out),
+        host=host,
+        size=size,
+        checkpoints=tuple(map(str, checkpoint or [])),
+        preset=preset,
+        changes=changes,
+        train=options | ({} if steps is None else {"steps": steps}),
+        start=start,
+        frames=frames,
+        workers=workers,
+        official=official,
+    )
     if ray:
         training.with_ray(request, ray)
     elif not training.run(request):
@@ -388,11 +549,17 @@ def train(
 
 @app.command(epilog="Example: sparrow study --scale cpu --out outputs/study")
 def study(
-    out: Annotated[Path, typer.Option(help="Output folder; a study that was stopped goes on.")] = Path("outputs/study"),
+    out: Annotated[
+        Path, typer.Option(help="Output folder; a study that was stopped goes on.")
+    ] = Path("outputs/study"),
     scale: Annotated[Literal["cpu", "gpu"], typer.Option(help="How large.")] = "cpu",
     host: Host = "videoglamm",
-    workers: Annotated[int, typer.Option(help="Models trained at once; on a CPU, cores.", min=1)] = 2,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Replace a field of the scale: seeds=3.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Models trained at once; on a CPU, cores.", min=1)
+    ] = 2,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a field of the scale: seeds=3.")
+    ] = None,
 ) -> None:
     """Does SPARROW help? Train small models from nothing on made-up video, and fill the paper's ablation tables."""
     from flows.progress import Bars
@@ -419,7 +586,9 @@ stats.register(app)
 
 @app.command(epilog="Example: sparrow doctor")
 def doctor(
-    out: Annotated[Path, typer.Argument(help="Folder for output, whose disk is looked at.")] = Path("outputs"),
+    out: Annotated[Path, typer.Argument(help="Folder for output, whose disk is looked at.")] = Path(
+        "outputs"
+    ),
     as_json: Json = False,
 ) -> None:
     """What this machine can do, what is missing, and the command that mends it. Exits 1 only if the basics fail."""
@@ -441,11 +610,19 @@ def doctor(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="tracker, models, pipeline, memory, decode, model, loader, eval, browse, scale. All."),
+        typer.Argument(
+            help="tracker, models, pipeline, memory, decode, model, loader, eval, browse, scale. All."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Small models: figures that mean nothing.")] = False,
-    out: Annotated[Path, typer.Option(help="Write the figures as JSON.")] = Path("outputs/bench.json"),
+    device: Annotated[
+        str, typer.Option(help="cuda, cuda:1 or cpu. Default: cuda if there is one.")
+    ] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small models: figures that mean nothing.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Write the figures as JSON.")] = Path(
+        "outputs/bench.json"
+    ),
 ) -> None:
     """Measure the models and the pipeline, each beside a baseline of the same run. Random weights; none are needed."""
     from benchmarks.__main__ import run
@@ -454,7 +631,9 @@ def bench(
 
 
 def _where(out: Path, pictures: list[Path]) -> None:
-    print(f'\nshards and manifests: {out}\nask them:             sparrow sql {out} "SELECT * FROM funnel"')
+    print(
+        f'\nshards and manifests: {out}\nask them:             sparrow sql {out} "SELECT * FROM funnel"'
+    )
     print(f"look at:              {out / 'report' / 'index.html'}")
     for picture in pictures:
         print(f"                      {picture}")
@@ -468,19 +647,28 @@ def main() -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, SIGINT ignored
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell started us in the background, SIGINT ignored
         signal.signal(number, stop)
     try:
         app(standalone_mode=True)
     except SystemExit as done:
         if done.code == 130:
-            print("\nstopped; what is finished is kept, run the same command again to resume", file=sys.stderr)
+            print(
+                "\nstopped; what is finished is kept, run the same command again to resume",
+                file=sys.stderr,
+            )
         raise
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error)
     except Exception as error:
         # By name, since help should import neither: a mistake in somebody's SQL, a source that cannot be planned.
-        if type(error).__module__.split(".")[0] not in ("duckdb", "_duckdb") and type(error).__name__ != "Quarantined":
+        if (
+            type(error).__module__.split(".")[0] not in ("duckdb", "_duckdb")
+            and type(error).__name__ != "Quarantined"
+        ):
             raise
         _fail(error)
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
@@ -42,14 +46,21 @@ class RunPage(Quiet):
         if stage and stage["total"]:
             share = 100.0 * stage["done"] / stage["total"]
             if self.artifact is None:
-                self.artifact = create_progress_artifact(progress=share, description="clips curated")
+                self.artifact = create_progress_artifact(
+                    progress=share, description="clips curated"
+                )
             else:
                 update_progress_artifact(self.artifact, progress=share)
         for name, state in self.stages.items():
             if "seconds" not in state or not state.get("told"):
                 state["told"] = "seconds" in state
                 self.log.info(
-                    "%s: %s of %s %s %s", name, state["done"], state["total"] or "?", state["unit"], state["note"]
+                    "%s: %s of %s %s %s",
+                    name,
+                    state["done"],
+                    state["total"] or "?",
+                    state["unit"],
+                    state["note"],
                 )
 
 
@@ -80,10 +91,16 @@ def run_task(jobs: list[Job], executor: Executor, replan: bool) -> list[dict]:
     """Curate and commit. Safe to retry: finished work is found finished."""
     runs = driver.run(jobs, executor, RunPage(), replan=replan)
     return [
-        {"job": r.job.name, "clips": r.clips_done, "resumed": r.clips_resumed, "shards": r.shards_done,
-         "up to date": r.shards_skipped, "seconds": (driver.now() - r.started).total_seconds()}
+        {
+            "job": r.job.name,
+            "clips": r.clips_done,
+            "resumed": r.clips_resumed,
+            "shards": r.shards_done,
+            "up to date": r.shards_skipped,
+            "seconds": (driver.now() - r.started).total_seconds(),
+        }
         for r in runs
-    ]  # fmt: skip
+    ]
 
 
 @task(name="verify", cache_policy=NO_CACHE, persist_result=False)
@@ -93,7 +110,9 @@ def verify_task(out: Path) -> dict:
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
-def report_task(out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict) -> None:
+def report_task(
+    out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict
+) -> None:
     """A contact sheet under `report/`, and counts, funnel and throughput as an artifact on the run's page."""
     sheet = out / "report" / f"{source}.png"
     shown = contact_sheet(out, sheet, source=source)
@@ -104,11 +123,16 @@ def report_task(out: Path, source: str, planned: list[dict], ran: list[dict], ch
     )
 
 
-def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict, sheet: Path | None) -> str:
+def summary(
+    out: Path, source: str, planned: list[dict], ran: list[dict], checked: dict, sheet: Path | None
+) -> str:
     """Markdown: plan, funnel, throughput, check."""
-    funnel = query(out, f"SELECT split, stage, reason, referents FROM funnel WHERE source = '{source}'")
+    funnel = query(
+        out, f"SELECT split, stage, reason, referents FROM funnel WHERE source = '{source}'"
+    )
     stages = query(
-        out, f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'"
+        out,
+        f"SELECT stage, seconds, frames, frames_per_second FROM stage_seconds WHERE source = '{source}'",
     )
     events = query(out, f"SELECT event, note, clips FROM events WHERE source = '{source}'")
     lines = [
@@ -136,7 +160,13 @@ def summary(out: Path, source: str, planned: list[dict], ran: list[dict], checke
         "## Check",
         f"{checked['shards']} shards, {checked['samples']} samples, {len(checked['problems'])} problems",
     ]
-    return "\n".join([*lines, "", f"Contact sheet: `{sheet}`" if sheet else "No sample survived: see the funnel."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Contact sheet: `{sheet}`" if sheet else "No sample survived: see the funnel.",
+        ]
+    )
 
 
 def _markdown(rows: list[dict], columns: tuple[str, ...] = ()) -> list[str]:
@@ -144,7 +174,10 @@ def _markdown(rows: list[dict], columns: tuple[str, ...] = ()) -> list[str]:
         return ["none"]
     names = columns or tuple(rows[0])
     body = [
-        "| " + " | ".join(f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names) + " |" for r in rows
+        "| "
+        + " | ".join(f"{r[n]:.2f}" if isinstance(r[n], float) else str(r[n]) for n in names)
+        + " |"
+        for r in rows
     ]
     return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *body]
 
@@ -172,9 +205,16 @@ def curate(
     committed, if more than this share of the clips is dropped.
     """
     jobs = make_jobs(
-        source, data_root, out, config, splits=splits, corpus=corpus, limit=limit, follow_links=follow_links,
+        source,
+        data_root,
+        out,
+        config,
+        splits=splits,
+        corpus=corpus,
+        limit=limit,
+        follow_links=follow_links,
         exclude=exclude,
-    )  # fmt: skip
+    )
     done = _stages(jobs, source, Path(jobs[0].out), executor_for(config, executor, workers), replan)
     _within_budget(Path(out), jobs, max_dropped)
     return done
@@ -195,18 +235,29 @@ def _stages(jobs: list[Job], source: str, out: Path, executor: Executor, replan:
         executor.close()
     checked = verify_task(out)
     report_task(out, source, planned, ran, checked)
-    return {"planned": planned, "ran": ran, "samples": checked["samples"], "problems": len(checked["problems"])}
+    return {
+        "planned": planned,
+        "ran": ran,
+        "samples": checked["samples"],
+        "problems": len(checked["problems"]),
+    }
 
 
 @flow(name="curate", log_prints=True, persist_result=False)
 def demo(
-    out: str = "outputs/demo", scale: int = 1, seed: int = 0, workers: int = 2, executor: ExecutorName = "ray"
+    out: str = "outputs/demo",
+    scale: int = 1,
+    seed: int = 0,
+    workers: int = 2,
+    executor: ExecutorName = "ray",
 ) -> None:
     """The demo as a deployment: synthetic corpus, all seven sources, scores against exact truth."""
     from flows.demo import run_demo
 
     done = run_demo(Path(out), make_executor(executor, workers), RunPage(), scale=scale, seed=seed)
-    text = "\n".join(["# SYNTHETIC corpus, scored against its exact truth", *_markdown(done.scores)])
+    text = "\n".join(
+        ["# SYNTHETIC corpus, scored against its exact truth", *_markdown(done.scores)]
+    )
     create_markdown_artifact(key="summary-demo", markdown=text, description="Scores of the demo")
 
 
@@ -233,10 +284,20 @@ def shards(
     try:
         engine.open()  # one Ray for all sources: the sub-flows join it
         done = {
-            s: curate(source=s, data_root=f"{data_root}/{s}", out=out, config=config, corpus=corpus, limit=limit,
-                      workers=workers, executor=executor, replan=replan, exclude=exclude)
+            s: curate(
+                source=s,
+                data_root=f"{data_root}/{s}",
+                out=out,
+                config=config,
+                corpus=corpus,
+                limit=limit,
+                workers=workers,
+                executor=executor,
+                replan=replan,
+                exclude=exclude,
+            )
             for s in found
-        }  # fmt: skip
+        }
     finally:
         engine.close()
     for s in found:

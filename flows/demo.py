@@ -36,16 +36,24 @@ def demo_jobs(out: Path) -> list[Job]:
     jobs = []
     for source in SOURCES:
         root = out / "corpus" / source
-        jobs += make_jobs(source, root, out, demo_config(), synthetic=True, override=DEMO_TAKE.get(source, Take()))
+        jobs += make_jobs(
+            source, root, out, demo_config(), synthetic=True, override=DEMO_TAKE.get(source, Take())
+        )
     return jobs
 
 
-def run_demo(out: Path, executor: Executor, progress: Progress, *, scale: int = 1, seed: int = 0) -> Demo:
+def run_demo(
+    out: Path, executor: Executor, progress: Progress, *, scale: int = 1, seed: int = 0
+) -> Demo:
     """Render, curate, score, draw. Resumes whatever an interrupted demo in `out` has left to do."""
     corpus = out / "corpus"
     with progress.stage("render corpus", unit="videos") as tick:
         write_corpus(
-            corpus, seed=seed, scale=scale, workers=executor.workers, progress=lambda done, total, note: tick.to(done)
+            corpus,
+            seed=seed,
+            scale=scale,
+            workers=executor.workers,
+            progress=lambda done, total, note: tick.to(done),
         )
     try:
         runs = driver.run(demo_jobs(out), executor, progress)

@@ -22,18 +22,43 @@ ABILITIES = {
 """What a machine may be used for. Only `lite` is basic."""
 
 _NATIVE = ("numpy", "pyarrow", "duckdb", "cv2", "h5py", "pycocotools")
-_PLAIN = ("pydantic", "typer", "rich", "sklearn", "skimage", "webdataset", "PIL", "httpx", "starlette")
-_FULL = ("torch", "torchvision", "transformers", "groundingdino", "sam2", "open_clip", "peft", "timm", "accelerate")
+_PLAIN = (
+    "pydantic",
+    "typer",
+    "rich",
+    "sklearn",
+    "skimage",
+    "webdataset",
+    "PIL",
+    "httpx",
+    "starlette",
+)
+_FULL = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "groundingdino",
+    "sam2",
+    "open_clip",
+    "peft",
+    "timm",
+    "accelerate",
+)
 _TESTS = ("pytest", "hypothesis", "mypy", "playwright", "mlcroissant", "datasets")
 _PACKAGES = {
-    "cv2": "opencv-contrib-python-headless", "sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow",
-    "groundingdino": "groundingdino-py", "open_clip": "open_clip_torch",
-}  # fmt: skip
+    "cv2": "opencv-contrib-python-headless",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "groundingdino": "groundingdino-py",
+    "open_clip": "open_clip_torch",
+}
 _SETUP = {"lite": "make .venv/.base", "tests": "make .venv/.dev", "full": "make setup"}
 _MEANS = {
-    "lite": "nothing works without it", "full": "lite works; the full preset and the models do not",
+    "lite": "nothing works without it",
+    "full": "lite works; the full preset and the models do not",
     "tests": "some tests are skipped or fail",
-}  # fmt: skip
+}
 _ANEW = "rm -rf .venv && make setup"
 _PINS = Path(__file__).parents[1] / "constraints.txt"
 
@@ -57,26 +82,49 @@ class Check:
 def examine(out: Path = Path("outputs")) -> list[Check]:
     """Every check, by section. out: whose disk is looked at. It takes seconds: native code is imported."""
     return [
-        _python(), *(_imported("environment", name) for name in _NATIVE),
-        *(_installed("environment", name, "lite") for name in _PLAIN), _pins(),
-        _cores(), _memory(), _shared_memory(), _disk(out), _gpu(), _cuda(),
-        *(_imported("decoders", name) for name in ("decord", "av")), *_round_trip(), _csrt(),
-        *(_installed("full preset", name, "full") for name in _FULL), *_weights(),
-        _imported("orchestration", "ray"), _cluster(), _installed("orchestration", "prefect", "lite"), _server(),
-        *(_installed("tools", name, "tests") for name in _TESTS), _chromium(), *_captions(),
-    ]  # fmt: skip
+        _python(),
+        *(_imported("environment", name) for name in _NATIVE),
+        *(_installed("environment", name, "lite") for name in _PLAIN),
+        _pins(),
+        _cores(),
+        _memory(),
+        _shared_memory(),
+        _disk(out),
+        _gpu(),
+        _cuda(),
+        *(_imported("decoders", name) for name in ("decord", "av")),
+        *_round_trip(),
+        _csrt(),
+        *(_installed("full preset", name, "full") for name in _FULL),
+        *_weights(),
+        _imported("orchestration", "ray"),
+        _cluster(),
+        _installed("orchestration", "prefect", "lite"),
+        _server(),
+        *(_installed("tools", name, "tests") for name in _TESTS),
+        _chromium(),
+        *_captions(),
+    ]
 
 
 def abilities(checks: list[Check]) -> dict[str, list[str]]:
     """What each ability lacks; what lite lacks, all but the captions lack too. Empty: it works."""
-    lacks = {name: [c.what for c in checks if c.needed == name and c.state != "ok"] for name in ABILITIES}
-    return {name: lacks["lite"] * (name in ("full", "tests")) + found for name, found in lacks.items()}
+    lacks = {
+        name: [c.what for c in checks if c.needed == name and c.state != "ok"] for name in ABILITIES
+    }
+    return {
+        name: lacks["lite"] * (name in ("full", "tests")) + found for name, found in lacks.items()
+    }
 
 
-def _check(section: str, what: str, needed: str, good: bool, found: str, means: str = "", fix: str = "") -> Check:
+def _check(
+    section: str, what: str, needed: str, good: bool, found: str, means: str = "", fix: str = ""
+) -> Check:
     if good:
         return Check(section, what, "ok", needed, found)
-    return Check(section, what, "missing" if needed == "lite" else "optional", needed, found, means, fix)
+    return Check(
+        section, what, "missing" if needed == "lite" else "optional", needed, found, means, fix
+    )
 
 
 # --- environment ----------------------------------------------------------------------------------------------------
@@ -86,7 +134,15 @@ def _python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
     means = "no versions are pinned for others, and some packages have no wheels"
-    return _check("environment", "Python 3.11 or 3.12", "lite", good, found, means, f"PYTHON=python3.11 {_ANEW}")
+    return _check(
+        "environment",
+        "Python 3.11 or 3.12",
+        "lite",
+        good,
+        found,
+        means,
+        f"PYTHON=python3.11 {_ANEW}",
+    )
 
 
 def _installed(section: str, name: str, needed: str) -> Check:
@@ -134,9 +190,19 @@ def _pins() -> Check:
         else:
             other.append(f"{pin.name} {have} (tested: {str(pin.specifier).lstrip('=')})")
     more = f" and {len(other) - 3} more" if other[3:] else ""
-    found = f"{same} packages as in constraints.txt" + (f"; not: {', '.join(other[:3])}{more}" if other else "")
+    found = f"{same} packages as in constraints.txt" + (
+        f"; not: {', '.join(other[:3])}{more}" if other else ""
+    )
     means = "it may work; nobody has tested these together"
-    return _check("environment", what, "tests", not other, found, means, "rm -f .venv/.base .venv/.dev && make setup")
+    return _check(
+        "environment",
+        what,
+        "tests",
+        not other,
+        found,
+        means,
+        "rm -f .venv/.base .venv/.dev && make setup",
+    )
 
 
 # --- devices --------------------------------------------------------------------------------------------------------
@@ -144,7 +210,13 @@ def _pins() -> Check:
 
 def _cores() -> Check:
     count = len(os.sched_getaffinity(0))
-    return _check("devices", "cores", "lite", True, f"{count}: no more than --workers {count} helps the lite preset")
+    return _check(
+        "devices",
+        "cores",
+        "lite",
+        True,
+        f"{count}: no more than --workers {count} helps the lite preset",
+    )
 
 
 def _memory() -> Check:
@@ -154,7 +226,15 @@ def _memory() -> Check:
     capped = limit.read_text().strip() if limit.is_file() else "max"
     total = min(total, int(capped)) if capped.isdecimal() else total
     means = "curation may be killed; it resumes, and one worker needs the least"
-    return _check("devices", "memory", "full", total > 3.5e9, f"{total / 1e9:.1f} GB", means, "use --workers 1")
+    return _check(
+        "devices",
+        "memory",
+        "full",
+        total > 3.5e9,
+        f"{total / 1e9:.1f} GB",
+        means,
+        "use --workers 1",
+    )
 
 
 def _shared_memory() -> Check:
@@ -162,7 +242,15 @@ def _shared_memory() -> Check:
     size = shutil.disk_usage(place).total if place.is_dir() else 0
     means = "Ray falls back to the disk and is slow; data loaders with workers die of a bus error"
     fix = "docker run --shm-size=4g ..., or: mount -o remount,size=4G /dev/shm"
-    return _check("devices", "shared memory", "full", size >= 1e9, f"{size / 1e9:.1f} GB in {place}", means, fix)
+    return _check(
+        "devices",
+        "shared memory",
+        "full",
+        size >= 1e9,
+        f"{size / 1e9:.1f} GB in {place}",
+        means,
+        fix,
+    )
 
 
 def _disk(out: Path) -> Check:
@@ -173,11 +261,22 @@ def _disk(out: Path) -> Check:
     found = f"{free:.0f} GB free in {place}" + ("" if writable else ", which cannot be written")
     means = "no room for the demo (1 GB)" if writable else "output cannot be written there"
     good = free > 1 and writable
-    return _check("devices", "disk of the output", "lite", good, found, means, "name another folder with --out")
+    return _check(
+        "devices",
+        "disk of the output",
+        "lite",
+        good,
+        found,
+        means,
+        "name another folder with --out",
+    )
 
 
 def _gpu() -> Check:
-    means, fix = "lite works; the full preset and full-size models need one", "use a machine with one"
+    means, fix = (
+        "lite works; the full preset and full-size models need one",
+        "use a machine with one",
+    )
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return _check("devices", "NVIDIA GPU", "full", False, "no nvidia-smi", means, fix)
@@ -185,11 +284,27 @@ def _gpu() -> Check:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return _check("devices", "NVIDIA GPU", "full", False, f"nvidia-smi: {error}", means, "restart the driver")
+        return _check(
+            "devices",
+            "NVIDIA GPU",
+            "full",
+            False,
+            f"nvidia-smi: {error}",
+            means,
+            "restart the driver",
+        )
     cards = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not cards:
         said = " ".join((done.stderr or done.stdout).split())[:120]
-        return _check("devices", "NVIDIA GPU", "full", False, f"nvidia-smi: {said}", means, "restart the driver")
+        return _check(
+            "devices",
+            "NVIDIA GPU",
+            "full",
+            False,
+            f"nvidia-smi: {said}",
+            means,
+            "restart the driver",
+        )
     return _check("devices", "NVIDIA GPU", "full", True, "; ".join(cards))
 
 
@@ -199,7 +314,9 @@ def _cuda() -> Check:
     spec = find_spec("torch")
     file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     if file is None or not file.is_file():
-        return _check("devices", what, "full", False, "torch is not installed", means, _SETUP["full"])
+        return _check(
+            "devices", what, "full", False, "torch is not installed", means, _SETUP["full"]
+        )
     lines = [line for line in file.read_text().splitlines() if line.startswith("cuda")]
     built = lines[-1].rpartition("=")[2].strip().strip("'\"") if lines else "None"
     return _check("devices", what, "full", built != "None", f"built for {built}", means, _ANEW)
@@ -218,7 +335,9 @@ def _round_trip() -> Iterator[Check]:
 
         data = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 10.0)
     except (ImportError, OSError, ValueError) as error:
-        yield _check("decoders", "h264 encoder", "lite", False, str(error), means.format("written"), _ANEW)
+        yield _check(
+            "decoders", "h264 encoder", "lite", False, str(error), means.format("written"), _ANEW
+        )
         return
     yield _check("decoders", "h264 encoder", "lite", True, "libx264 writes")
     with tempfile.TemporaryDirectory() as folder:
@@ -230,7 +349,9 @@ def _round_trip() -> Iterator[Check]:
                 good, found = n == 2, f"{n} of 2 frames read"
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 good, found = False, str(error)
-            yield _check("decoders", f"h264 by {name}", "lite", good, found, means.format("read"), _ANEW)
+            yield _check(
+                "decoders", f"h264 by {name}", "lite", good, found, means.format("read"), _ANEW
+            )
 
 
 def _decord(path: Path) -> int:
@@ -247,13 +368,22 @@ def _av(path: Path) -> int:
 
 
 def _csrt() -> Check:
-    what, means = "CSRT tracker", "the lite preset cannot track; another OpenCV may shadow the one with contrib"
+    what, means = (
+        "CSRT tracker",
+        "the lite preset cannot track; another OpenCV may shadow the one with contrib",
+    )
     try:
         import cv2
     except ImportError as error:
         return _check("decoders", what, "lite", False, str(error), means, _ANEW)
     return _check(
-        "decoders", what, "lite", hasattr(cv2, "TrackerCSRT_create"), f"OpenCV {cv2.__version__}", means, _ANEW
+        "decoders",
+        what,
+        "lite",
+        hasattr(cv2, "TrackerCSRT_create"),
+        f"OpenCV {cv2.__version__}",
+        means,
+        _ANEW,
     )
 
 
@@ -268,28 +398,50 @@ def _weights() -> Iterator[Check]:
     root = weights_root().absolute()
     for entry in (entry for entry in WEIGHTS if entry.needed):
         place = entry.found(root)
-        fix = f"sparrow weights fetch {entry.name} --from URL-OF-A-MIRROR" if entry.fetchable else f"get {entry.source}"
+        fix = (
+            f"sparrow weights fetch {entry.name} --from URL-OF-A-MIRROR"
+            if entry.fetchable
+            else f"get {entry.source}"
+        )
         found = str(place) if place else f"not in {root}"
         means = f"lite works; the full preset cannot {entry.purpose.partition(':')[0]}"
-        yield _check("full preset", f"weights {entry.name}", "full", place is not None, found, means, fix)
+        yield _check(
+            "full preset", f"weights {entry.name}", "full", place is not None, found, means, fix
+        )
 
 
 def _cluster() -> Check:
     address = os.environ.get("RAY_ADDRESS")
-    return _check("orchestration", "Ray cluster", "lite", True, address or "a local one; RAY_ADDRESS names another")
+    return _check(
+        "orchestration",
+        "Ray cluster",
+        "lite",
+        True,
+        address or "a local one; RAY_ADDRESS names another",
+    )
 
 
 def _server() -> Check:
     from flows.serve import HOST, PORT, is_up
 
-    found = f"answers on {HOST}:{PORT}" if is_up() else "none runs; `sparrow shards` starts one, `make serve` keeps one"
+    found = (
+        f"answers on {HOST}:{PORT}"
+        if is_up()
+        else "none runs; `sparrow shards` starts one, `make serve` keeps one"
+    )
     return _check("orchestration", "Prefect server", "lite", True, found)
 
 
 def _chromium() -> Check:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     means, fix = "pages are not tested in a browser", "apt-get install -y chromium"
-    return _check("tools", "chromium", "tests", found is not None, found or "not on PATH", means, fix)
+    return _check(
+        "tools", "chromium", "tests", found is not None, found or "not on PATH", means, fix
+    )
 
 
 def _captions() -> Iterator[Check]:

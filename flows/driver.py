@@ -107,11 +107,19 @@ def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts
 
 def _difference(saved: Job, job: Job) -> str:
     old, new = saved.model_dump(mode="json"), job.model_dump(mode="json")
-    changed = [f"{k} {old['take'][k]} -> {v}" for k, v in new["take"].items() if old["take"][k] != v]
-    changed += [f"shard {k} {old['config']['shard'][k]} -> {v}" for k, v in new["config"]["shard"].items()
-                if old["config"]["shard"][k] != v]  # fmt: skip
+    changed = [
+        f"{k} {old['take'][k]} -> {v}" for k, v in new["take"].items() if old["take"][k] != v
+    ]
+    changed += [
+        f"shard {k} {old['config']['shard'][k]} -> {v}"
+        for k, v in new["config"]["shard"].items()
+        if old["config"]["shard"][k] != v
+    ]
     if old["exclude"] != new["exclude"]:
-        lists = [f"{len(x['keys'])} ids of {x['name']}" if x else "none" for x in (old["exclude"], new["exclude"])]
+        lists = [
+            f"{len(x['keys'])} ids of {x['name']}" if x else "none"
+            for x in (old["exclude"], new["exclude"])
+        ]
         changed.append(f"exclude {lists[0]} -> {lists[1]}")
     return ", ".join(changed) or "the annotations have changed"
 
@@ -119,22 +127,30 @@ def _difference(saved: Job, job: Job) -> str:
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool = False) -> list[Run]:
+def run(
+    jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool = False
+) -> list[Run]:
     """Curate all jobs into their outputs. Finished work is skipped; what fails on its own is in quarantine."""
     with ExitStack() as stack:
         tokens = {}
         for job in jobs:
             stack.enter_context(writing(Path(job.out)))
             tokens[job.name] = stack.enter_context(locked(Path(job.out), job.name))
-            finish(Path(job.out), job.name)  # a reshard that was interrupted in the middle of its swap
+            finish(
+                Path(job.out), job.name
+            )  # a reshard that was interrupted in the middle of its swap
         runs = {job.name: Run(job, Counts(), tokens[job.name]) for job in jobs}
-        record = stack.enter_context(recording(runs, executor))  # before the plans, which may take long or fail
+        record = stack.enter_context(
+            recording(runs, executor)
+        )  # before the plans, which may take long or fail
         for entry in runs.values():
             entry.counts = ensure_plan(entry.job, Planning(progress, entry), replan=replan)
         for entry in runs.values():
             prepare(entry, replan)
         record.planned(lambda job: fused(job.config).stages.versions)
-        if getattr(executor, "in_flight", 1) > 1:  # its workers hold many clips each, in one machine's memory
+        if (
+            getattr(executor, "in_flight", 1) > 1
+        ):  # its workers hold many clips each, in one machine's memory
             os.environ["SPARROW_WORKERS"] = str(executor.workers)
         _execute(runs, executor, progress, record.saw)
         record.enter("reporting")
@@ -145,18 +161,24 @@ def run(jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool
                 build_catalog(Path(out))
                 tick(1)
         for out in sorted({job.out for job in jobs}):
-            changed = replan or any(entry.shards_done for entry in runs.values() if entry.job.out == out)
+            changed = replan or any(
+                entry.shards_done for entry in runs.values() if entry.job.out == out
+            )
             after_run(Path(out), progress, changed=changed)
     return list(runs.values())
 
 
-def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: Callable[[Outcome], None]) -> None:
+def _execute(
+    runs: dict[str, Run], executor: Executor, progress: Progress, saw: Callable[[Outcome], None]
+) -> None:
     left: dict[str, set[str]] = {}  # shard -> clips that are not staged yet
     shards: dict[str, ShardPlan] = {}
     total = sum(r.counts.clips for r in runs.values())
     with (
         progress.stage("curate", unit="clips", total=total) as clips,
-        progress.stage("commit", unit="shards", total=sum(r.counts.shards for r in runs.values())) as commits,
+        progress.stage(
+            "commit", unit="shards", total=sum(r.counts.shards for r in runs.values())
+        ) as commits,
     ):
 
         def commit(job: Job, shard: ShardPlan) -> Task:
@@ -165,9 +187,15 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: 
         def tasks() -> Iterator[Task]:
             for entry in runs.values():
                 out = Path(entry.job.out)
-                job = entry.job.model_copy(update={"exclude": None})  # it has done its part, and may be long
+                job = entry.job.model_copy(
+                    update={"exclude": None}
+                )  # it has done its part, and may be long
                 for shard in pending(entry, clips, commits):
-                    todo = [p for p in shard.clips if not is_current(job, p, staged_path(out, shard, p.clip.clip_id))]
+                    todo = [
+                        p
+                        for p in shard.clips
+                        if not is_current(job, p, staged_path(out, shard, p.clip.clip_id))
+                    ]
                     entry.clips_resumed += len(shard.clips) - len(todo)
                     clips(len(shard.clips) - len(todo))
                     if not todo:
@@ -176,7 +204,9 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: 
                     shards[shard.name], left[shard.name] = shard, {p.clip.clip_id for p in todo}
                     for planned in todo:
                         path = str(staged_path(out, shard, planned.clip.clip_id))
-                        yield Task(planned.clip.clip_id, ("clip", job, (planned, path), entry.token))
+                        yield Task(
+                            planned.clip.clip_id, ("clip", job, (planned, path), entry.token)
+                        )
 
         def done(outcome: Outcome) -> list[Task]:
             saw(outcome)
@@ -207,7 +237,10 @@ def _execute(runs: dict[str, Run], executor: Executor, progress: Progress, saw: 
 def prepare(entry: Run, replan: bool) -> None:
     """Refuse to replace committed shards of another config unasked; then sweep what no plan wants."""
     job, out = entry.job, Path(entry.job.out)
-    entry.have, entry.shards = committed(out, job), list(outlines(job, fused(job.config).stages.digest))
+    entry.have, entry.shards = (
+        committed(out, job),
+        list(outlines(job, fused(job.config).stages.digest)),
+    )
     hashes = {shard.name: shard.hash for shard in entry.shards}
     other = [name for name, hash_ in entry.have.items() if hashes.get(name) != hash_]
     if other and not replan:
@@ -261,7 +294,9 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
     """
     matching = dropped(out, where, columns="DISTINCT shard, source, split")
     plans = sorted({out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching})
-    with ExitStack() as stack:  # all of them, or none: a shard that somebody works on is not taken back
+    with (
+        ExitStack() as stack
+    ):  # all of them, or none: a shard that somebody works on is not taken back
         for name in sorted({f"{r['source']}-{r['split']}" for r in matching}):
             stack.enter_context(locked(out, name))
         for row in matching:
@@ -270,12 +305,17 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
     runs = []
     for again in (True, False):
         chosen = [path for path in plans if again != is_resharded(path)]
-        jobs = [read_plan_header(path)[0].model_copy(update={"out": str(out.resolve())}) for path in chosen]
+        jobs = [
+            read_plan_header(path)[0].model_copy(update={"out": str(out.resolve())})
+            for path in chosen
+        ]
         for job in () if again else jobs:
             with locked(out, job.name):
                 recut(job)
                 hashes = wanted(job)
-                for name in [n for n, hash_ in committed(out, job).items() if hashes.get(n) != hash_]:
+                for name in [
+                    n for n, hash_ in committed(out, job).items() if hashes.get(n) != hash_
+                ]:
                     withdraw(out, name)
         runs += run(jobs, executor, progress, replan=again) if jobs else []
     return runs
@@ -302,16 +342,37 @@ def record_run(entry: Run, executor: Executor, run_id: str) -> None:
     """One row of `runs`: who, when, with what, how much. run_id: the name of the run's folder; with source and split it
     is the key of the row."""
     job = entry.job
-    packages = ("numpy", "opencv-contrib-python-headless", "scikit-learn", "pyarrow", "ray", "prefect")
+    packages = (
+        "numpy",
+        "opencv-contrib-python-headless",
+        "scikit-learn",
+        "pyarrow",
+        "ray",
+        "prefect",
+    )
     row = {
-        "run_id": run_id, "source": job.source, "split": job.split, "started": entry.started,
-        "ended": now(), "status": "completed", "executor": executor.name, "workers": executor.workers,
-        "host": socket.gethostname(), "shards_done": entry.shards_done, "shards_skipped": entry.shards_skipped,
-        "clips_done": entry.clips_done, "clips_resumed": entry.clips_resumed, "config": job_record(job),
-        "config_hash": job.config.digest(), "code_version": CODE_VERSION, "synthetic": job.synthetic,
-        "versions": json.dumps({"python": platform.python_version()} | {p: version(p) for p in packages}),
+        "run_id": run_id,
+        "source": job.source,
+        "split": job.split,
+        "started": entry.started,
+        "ended": now(),
+        "status": "completed",
+        "executor": executor.name,
+        "workers": executor.workers,
+        "host": socket.gethostname(),
+        "shards_done": entry.shards_done,
+        "shards_skipped": entry.shards_skipped,
+        "clips_done": entry.clips_done,
+        "clips_resumed": entry.clips_resumed,
+        "config": job_record(job),
+        "config_hash": job.config.digest(),
+        "code_version": CODE_VERSION,
+        "synthetic": job.synthetic,
+        "versions": json.dumps(
+            {"python": platform.python_version()} | {p: version(p) for p in packages}
+        ),
         "dropped": newly_dropped(Path(job.out), job.name, entry.committed),
-    }  # fmt: skip
+    }
     path = part_path(Path(job.out), "runs", f"{job.name}-{run_id}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -55,7 +55,9 @@ class Request(Config):
         if self.benchmark == "ref-davis17" and self.host in _PER_EXPRESSION:
             options = {"scorer": "expression", **options}
         place = Path(self.data_root)
-        benchmark = open_benchmark(self.benchmark, place, self.split, follow_links=self.follow_links, **options)
+        benchmark = open_benchmark(
+            self.benchmark, place, self.split, follow_links=self.follow_links, **options
+        )
         return benchmark, asking(self.protocol, self.host, self.benchmark, **self.asking)
 
     def settings(self, benchmark: "Benchmark", asking: "Asking") -> "Settings":
@@ -73,11 +75,20 @@ class Request(Config):
         if self.tsf != "off" and self.benchmark == "videogcg":
             raise ValueError("--tsf: VideoGCG's question names no target to be found")
         return Settings(
-            version=version("sparrow-tsf"), benchmark=benchmark.name, split=benchmark.split,
-            scoring=benchmark.settings, host=self.host, size=self.size, preset=self.preset, changes=self.model,
-            model=config.model_dump(mode="json"), weights=tuple(map(fingerprint, map(Path, self.checkpoints))),
-            asking=asking.model_dump(mode="json"), tsf=self.tsf, seed=self.seed,
-        )  # fmt: skip
+            version=version("sparrow-tsf"),
+            benchmark=benchmark.name,
+            split=benchmark.split,
+            scoring=benchmark.settings,
+            host=self.host,
+            size=self.size,
+            preset=self.preset,
+            changes=self.model,
+            model=config.model_dump(mode="json"),
+            weights=tuple(map(fingerprint, map(Path, self.checkpoints))),
+            asking=asking.model_dump(mode="json"),
+            tsf=self.tsf,
+            seed=self.seed,
+        )
 
 
 def fingerprint(path: Path) -> tuple[str, str]:
@@ -113,7 +124,11 @@ class _Worker:
         self.benchmark, self.asking = request.open()
         self.videos = {video.id: video for video in self.benchmark.videos()}
         self.sparrow: Sparrow = make_model(
-            request.host, request.size, request.preset, request.checkpoints, changes=request.changes()
+            request.host,
+            request.size,
+            request.preset,
+            request.checkpoints,
+            changes=request.changes(),
         )[0]
         self.tsf = None
         if request.tsf != "off":
@@ -142,16 +157,22 @@ def work(payload: tuple[str, str, str]) -> dict[str, Any]:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     try:
-        rows, seconds = evaluate_video(worker.sparrow, worker.benchmark, video, worker.asking, worker.seed, worker.tsf)
+        rows, seconds = evaluate_video(
+            worker.sparrow, worker.benchmark, video, worker.asking, worker.seed, worker.tsf
+        )
     except ValueError as error:
         return {"video": name, "problem": str(error)}
     write_part(worker.out, video, rows, mark)
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else 0.0
     return {
-        "video": name, "queries": len(rows), "frames_asked": sum(row["frames"] for row in rows),
-        "seconds": round(seconds, 4), "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "parameters": worker.parameters, "peak_mib": round(peak, 1),
-    }  # fmt: skip
+        "video": name,
+        "queries": len(rows),
+        "frames_asked": sum(row["frames"] for row in rows),
+        "seconds": round(seconds, 4),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "parameters": worker.parameters,
+        "peak_mib": round(peak, 1),
+    }
 
 
 # --- the driver ------------------------------------------------------------------------------------------------------
@@ -186,20 +207,34 @@ def run(
         known = {video.id: video for video in videos}
         problems: list[str] = []
         name = executor or ("ray" if workers > 1 else "inline")
-        engine = make_executor(name, _possible(workers) if name == "ray" else 1, deadline, gpus=_gpus())
+        engine = make_executor(
+            name, _possible(workers) if name == "ray" else 1, deadline, gpus=_gpus()
+        )
         if request.tsf != "off":
-            os.environ["SPARROW_WEIGHTS"] = str(weights_root().absolute())  # workers may start in another folder
+            os.environ["SPARROW_WEIGHTS"] = str(
+                weights_root().absolute()
+            )  # workers may start in another folder
         payload = request.model_dump_json()
-        tasks = (Task(f"{benchmark.name}/{video.id}", (payload, folder.mark, video.id)) for video in left)
+        tasks = (
+            Task(f"{benchmark.name}/{video.id}", (payload, folder.mark, video.id)) for video in left
+        )
         try:
-            with (progress or Quiet()).stage(f"eval {benchmark.name}", unit="videos", total=len(videos)) as tick:
+            with (progress or Quiet()).stage(
+                f"eval {benchmark.name}", unit="videos", total=len(videos)
+            ) as tick:
                 tick(len(videos) - len(left), "found finished")
 
                 def done(outcome: Any) -> list[Task]:
                     video = outcome.task.payload[2]
-                    if outcome.kind != "ok":  # its worker died on it, or it took too long: counts as zero, and says so
-                        write_part(folder.out, known[video], failed_video(benchmark, known[video], outcome.message),
-                                   folder.mark)  # fmt: skip
+                    if (
+                        outcome.kind != "ok"
+                    ):  # its worker died on it, or it took too long: counts as zero, and says so
+                        write_part(
+                            folder.out,
+                            known[video],
+                            failed_video(benchmark, known[video], outcome.message),
+                            folder.mark,
+                        )
                     elif "problem" in outcome.value:
                         problems.append(outcome.value["problem"])
                     else:
@@ -213,7 +248,9 @@ def run(
             _worker.cache_clear()
         if problems:
             raise ValueError(
-                "\n  ".join([f"{len(problems)} of {len(videos)} videos cannot be scored:", *problems[:10]])
+                "\n  ".join(
+                    [f"{len(problems)} of {len(videos)} videos cannot be scored:", *problems[:10]]
+                )
             )
         results = conclude(folder, benchmark, videos, len(every))
         if archive is not None:
@@ -226,11 +263,16 @@ def _archive(folder: "Folder", benchmark: "Benchmark", videos: "list[Video]", ou
     from model.evaluate.submit import check_archive, write_archive
 
     predictions = (
-        (video.id, {row["query"]: prediction(row) for row in folder.rows(video, masks=True)}) for video in videos
+        (video.id, {row["query"]: prediction(row) for row in folder.rows(video, masks=True)})
+        for video in videos
     )
-    missing = [f"{name}: nothing tells its size" for name in write_archive(benchmark, predictions, out)]
+    missing = [
+        f"{name}: nothing tells its size" for name in write_archive(benchmark, predictions, out)
+    ]
     if problems := missing + check_archive(benchmark, out):
-        raise ValueError("\n  ".join([f"{out} was written, but a server would not take it:", *problems]))
+        raise ValueError(
+            "\n  ".join([f"{out} was written, but a server would not take it:", *problems])
+        )
 
 
 def _gpus() -> float:

@@ -62,7 +62,9 @@ def _refusal(said: str) -> str:
             "unless it was given), not the dashboard's (8265) nor the client's (10001)"
         )
     first, *rest = [line.strip() for line in said.splitlines() if line.strip()]
-    return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[:500]
+    return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[
+        :500
+    ]
 
 
 Work = Callable[[Any], Any]
@@ -157,10 +159,14 @@ class RayActors:
         if "ray" in sys.modules:
             from ray._private import ray_constants
 
-            ray_constants.ENABLE_RAY_CLUSTER = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "0"
+            ray_constants.ENABLE_RAY_CLUSTER = (
+                os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "0"
+            )
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ.get("RAY_AUTH_MODE", "token") == "token":  # else Ray would make one, and leave it in ~/.ray
+        if (
+            os.environ.get("RAY_AUTH_MODE", "token") == "token"
+        ):  # else Ray would make one, and leave it in ~/.ray
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
     def open(self) -> None:
@@ -168,11 +174,17 @@ class RayActors:
         if that cannot be done."""
         import logging
 
-        where = f"the Ray at {self.address} (RAY_ADDRESS) cannot be joined" if self.address else "Ray does not start"
+        where = (
+            f"the Ray at {self.address} (RAY_ADDRESS) cannot be joined"
+            if self.address
+            else "Ray does not start"
+        )
         try:
             if self.address and re.fullmatch(r"[^/]+:\d+", self.address):
                 host, port = self.address.rsplit(":", 1)
-                socket.create_connection((host.strip("[]"), int(port)), 10).close()  # Ray itself would try for minutes
+                socket.create_connection(
+                    (host.strip("[]"), int(port)), 10
+                ).close()  # Ray itself would try for minutes
         except OSError as error:
             raise RunFailed(f"{where}: {error_words(error)}") from error
         import ray
@@ -180,17 +192,25 @@ class RayActors:
         if ray.is_initialized():
             return
         self._owner = True
-        local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "object_store_memory": STORE}
+        local: dict[str, Any] = (
+            {} if self.address else {"num_cpus": self.workers, "object_store_memory": STORE}
+        )
         patience = os.environ.get(PATIENCE)
         if self.address:
             os.environ.setdefault(PATIENCE, "1")
         try:
             ray.init(
-                address=self.address or "local", include_dashboard=None if self.address else False,
-                logging_level=logging.ERROR, log_to_driver=True, namespace="sparrow", **local,
-            )  # fmt: skip
+                address=self.address or "local",
+                include_dashboard=None if self.address else False,
+                logging_level=logging.ERROR,
+                log_to_driver=True,
+                namespace="sparrow",
+                **local,
+            )
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-            raise RunFailed(f"{where}: {_refusal(error_words(error.__cause__ or error))}") from error
+            raise RunFailed(
+                f"{where}: {_refusal(error_words(error.__cause__ or error))}"
+            ) from error
         finally:
             if patience is None:
                 os.environ.pop(PATIENCE, None)
@@ -241,8 +261,14 @@ def executor_for(
     if name == "ray" and config.needs_torch:
         from trackers.runtime import device, weights_root
 
-        os.environ["SPARROW_WEIGHTS"] = str(weights_root().absolute())  # workers may start in another folder
+        os.environ["SPARROW_WEIGHTS"] = str(
+            weights_root().absolute()
+        )  # workers may start in another folder
         gpu = device().type == "cuda"
     return make_executor(
-        name, workers, deadline, in_flight=in_flight or (GPU_IN_FLIGHT if gpu else 1), gpus=1 if gpu else 0
+        name,
+        workers,
+        deadline,
+        in_flight=in_flight or (GPU_IN_FLIGHT if gpu else 1),
+        gpus=1 if gpu else 0,
     )

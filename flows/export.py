@@ -14,22 +14,32 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 def register(app: typer.Typer) -> None:
     """Add both verbs to the command line."""
-    app.command(epilog="Example: sparrow export outputs/demo --format sparrow --to outputs/demo-sparrow")(export)
+    app.command(
+        epilog="Example: sparrow export outputs/demo --format sparrow --to outputs/demo-sparrow"
+    )(export)
     app.command(epilog="Example: sparrow card outputs/demo")(card)
 
 
 def export(
     out: Out,
-    to: Annotated[Path, typer.Option(help="New or empty folder, or an earlier export, which is replaced.")],
+    to: Annotated[
+        Path, typer.Option(help="New or empty folder, or an earlier export, which is replaced.")
+    ],
     format: Annotated[
         str,
-        typer.Option(help="sparrow, artemis, coco or fiftyone (docs/export.md).", autocompletion=names(*FORMATS)),
+        typer.Option(
+            help="sparrow, artemis, coco or fiftyone (docs/export.md).",
+            autocompletion=names(*FORMATS),
+        ),
     ] = "sparrow",
     source: Annotated[
-        list[str] | None, typer.Option(help="Only this source (repeatable).", autocompletion=names(*SOURCES))
+        list[str] | None,
+        typer.Option(help="Only this source (repeatable).", autocompletion=names(*SOURCES)),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split (repeatable).")] = None,
-    where: Annotated[str, typer.Option(help='SQL condition over `referents`, e.g. "n_kept > 10".')] = "true",
+    where: Annotated[
+        str, typer.Option(help='SQL condition over `referents`, e.g. "n_kept > 10".')
+    ] = "true",
     as_json: Json = False,
 ) -> None:
     """Write curated samples for SPARROW's released loaders, as Artemis records, COCO video json, or for FiftyOne."""
@@ -57,7 +67,9 @@ def export(
 
 def card(
     out: Out,
-    url: Annotated[str, typer.Option(help="Where the dataset will be found; goes into both files.")] = "",
+    url: Annotated[
+        str, typer.Option(help="Where the dataset will be found; goes into both files.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Write the data card (README.md, as Hugging Face shows it) and croissant.json (Croissant 1.0) of an output."""

@@ -8,8 +8,22 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("sparrow-tsf", "numpy", "opencv-contrib-python-headless", "decord", "av", "scikit-learn", "pyarrow",
-            "duckdb", "ray", "prefect", "torch", "transformers", "sam2", "open_clip_torch")  # fmt: skip
+PACKAGES = (
+    "sparrow-tsf",
+    "numpy",
+    "opencv-contrib-python-headless",
+    "decord",
+    "av",
+    "scikit-learn",
+    "pyarrow",
+    "duckdb",
+    "ray",
+    "prefect",
+    "torch",
+    "transformers",
+    "sam2",
+    "open_clip_torch",
+)
 
 
 def versions() -> dict[str, str]:
@@ -25,8 +39,13 @@ def versions() -> dict[str, str]:
 
 def host() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"name": socket.gethostname(), "platform": platform.platform(), "cores": len(os.sched_getaffinity(0)),
-            "memory": memory, "gpus": gpus()}  # fmt: skip
+    return {
+        "name": socket.gethostname(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": memory,
+        "gpus": gpus(),
+    }
 
 
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "memory.used", "utilization.gpu")
@@ -39,7 +58,13 @@ def gpus() -> list[dict[str, str]]:
         return []
     command = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        said = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [dict(zip(_GPU_FIELDS, map(str.strip, line.split(",")), strict=False)) for line in said.splitlines() if line]
+    return [
+        dict(zip(_GPU_FIELDS, map(str.strip, line.split(",")), strict=False))
+        for line in said.splitlines()
+        if line
+    ]

@@ -44,11 +44,17 @@ class Request(Config):
     def check(self) -> None:
         """ValueError for what cannot go together, before anything is loaded."""
         if self.boxes and len(self.boxes) != len(set(self.phrases)):
-            raise ValueError(f"{len(self.boxes)} --box for {len(set(self.phrases))} phrases: give one per phrase")
+            raise ValueError(
+                f"{len(self.boxes)} --box for {len(set(self.phrases))} phrases: give one per phrase"
+            )
         if self.tsf == "off" and (self.boxes or self.timing or self.tsf_preset):
-            raise ValueError("--box, --timing and --tsf-preset are about TSF at inference: add --tsf on or --tsf auto")
+            raise ValueError(
+                "--box, --timing and --tsf-preset are about TSF at inference: add --tsf on or --tsf auto"
+            )
         if self.tsf != "off" and self.preset == "host":
-            raise ValueError("--preset host is without SPARROW, so without TSF: leave --tsf off, or take paper")
+            raise ValueError(
+                "--preset host is without SPARROW, so without TSF: leave --tsf off, or take paper"
+            )
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
@@ -56,7 +62,9 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--box {text}: write it as x1,y1,x2,y2 in pixels, e.g. 40,25,120,90") from None
+        raise ValueError(
+            f"--box {text}: write it as x1,y1,x2,y2 in pixels, e.g. 40,25,120,90"
+        ) from None
     if not (x1 < x2 and y1 < y2):
         raise ValueError(f"--box {text}: x2 has to exceed x1, and y2 y1")
     return x1, y1, x2, y2
@@ -77,7 +85,10 @@ def run(request: Request, tell: Tell = print, ask: Callable[[], str] = input) ->
         request.host, request.size, request.preset, request.checkpoints, changes=changes, tell=tell
     )
     height, width = frames.shape[1:3]
-    tell(f"{request.video}: {len(frames)} frames of {width} x {height}" + (f"; {note}" if note else ""))
+    tell(
+        f"{request.video}: {len(frames)} frames of {width} x {height}"
+        + (f"; {note}" if note else "")
+    )
     _ground(request, sparrow, frames, tsf, note, tell)
     if request.interactive:
         for follow_up in _follow_ups(request, tell, ask):
@@ -90,11 +101,18 @@ def run(request: Request, tell: Tell = print, ask: Callable[[], str] = input) ->
 
 def _check_frames(request: Request, frames: "Video") -> None:
     if bad := [t for t in request.prompt_frames if not 0 <= t < len(frames)]:
-        raise ValueError(f"{request.video} has no frame {bad[0]} to prompt on: frames are 0 to {len(frames) - 1}")
+        raise ValueError(
+            f"{request.video} has no frame {bad[0]} to prompt on: frames are 0 to {len(frames) - 1}"
+        )
 
 
 def _ground(
-    request: Request, sparrow: "Sparrow", frames: "Video", tsf: "Extractor | None", note: str, tell: Tell
+    request: Request,
+    sparrow: "Sparrow",
+    frames: "Video",
+    tsf: "Extractor | None",
+    note: str,
+    tell: Tell,
 ) -> None:
     from flows.masks import MaskWriter, read_masks
     from flows.overlay import write_overlay
@@ -106,7 +124,11 @@ def _ground(
         crops = {phrase: getattr(one, chosen) if one else () for phrase, (one, _) in found.items()}
     start = time.perf_counter()
     stream = sparrow.stream(
-        frames, request.phrases, prompt_frames=request.prompt_frames, answer=request.answer, crops=crops
+        frames,
+        request.phrases,
+        prompt_frames=request.prompt_frames,
+        answer=request.answer,
+        crops=crops,
     )
     writer, done = MaskWriter(request.out, png=request.png), 0
     try:
@@ -116,12 +138,20 @@ def _ground(
     finally:  # what was written is described, also where a video cannot be read to its end
         seconds = time.perf_counter() - start
         about = {
-            "video": str(request.video), "note": note, "host": request.host, "preset": request.preset,
-            "size": list(frames.shape[1:3]), "frames": len(frames), "fps": frames.fps,
-            "prompt_frames": list(request.prompt_frames), "answers": stream.texts, "answers_forced": stream.forced,
-            "tsf": {phrase: about for phrase, (_, about) in found.items()}, "frames_written": done,
+            "video": str(request.video),
+            "note": note,
+            "host": request.host,
+            "preset": request.preset,
+            "size": list(frames.shape[1:3]),
+            "frames": len(frames),
+            "fps": frames.fps,
+            "prompt_frames": list(request.prompt_frames),
+            "answers": stream.texts,
+            "answers_forced": stream.forced,
+            "tsf": {phrase: about for phrase, (_, about) in found.items()},
+            "frames_written": done,
             "frames_per_second": round(done / seconds, 3),
-        }  # fmt: skip
+        }
         writer.close(about, stream.targets)
     _report(stream, tell)
     overlays = write_overlay(frames, read_masks(request.out), stream.targets, request.out, note)
@@ -132,7 +162,14 @@ def _ground(
     speed = f"{done / seconds:.1f} frames/s" if done else f"no mask in {seconds:.1f} s"
     tell(f"  {speed}, reading, language model and masks included")
     if request.timing and tsf is not None:
-        _timing(request, sparrow, frames, tsf, {phrase: one for phrase, (one, _) in found.items() if one}, tell)
+        _timing(
+            request,
+            sparrow,
+            frames,
+            tsf,
+            {phrase: one for phrase, (one, _) in found.items() if one},
+            tell,
+        )
 
 
 def _report(stream: "Stream", tell: Tell) -> None:
@@ -188,31 +225,48 @@ def _representatives(
         if found is not None:
             seen = int(found.track.visible.sum())
             about |= {
-                "detector": found.detection.detector, "detected_on": found.detection.frame,
-                "detected_box": found.detection.box.tolist(), "tracked_frames": seen, "crops_of_frames": found.frames,
-            }  # fmt: skip
+                "detector": found.detection.detector,
+                "detected_on": found.detection.frame,
+                "detected_box": found.detection.box.tolist(),
+                "tracked_frames": seen,
+                "crops_of_frames": found.frames,
+            }
             folder = request.out / "tsf"
             folder.mkdir(parents=True, exist_ok=True)
             for rank, picture in enumerate(found.crops):
                 (folder / f"{i}-{rank}.jpg").write_bytes(encode_jpeg(picture))
-            tell(f"  TSF for {phrase!r}: {found.detection.detector} box on frame {found.detection.frame}, followed on "
-                 f"{seen} of {len(frames)} frames, crops of frames {found.frames}: {folder}/{i}-*.jpg")  # fmt: skip
+            tell(
+                f"  TSF for {phrase!r}: {found.detection.detector} box on frame {found.detection.frame}, followed on "
+                f"{seen} of {len(frames)} frames, crops of frames {found.frames}: {folder}/{i}-*.jpg"
+            )
         yield phrase, (found, about)
 
 
 def _timing(
-    request: Request, sparrow: "Sparrow", frames: "Video", tsf: "Extractor", found: "dict[str, Representatives]",
+    request: Request,
+    sparrow: "Sparrow",
+    frames: "Video",
+    tsf: "Extractor",
+    found: "dict[str, Representatives]",
     tell: Tell,
-) -> None:  # fmt: skip
+) -> None:
     import torch
 
     from model.tsf_latency import costs, table, token_costs
     from trackers.runtime import device
 
     where = device()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(where)
+        if where.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
     first = next(iter(found.items()), None)
-    tokens = [] if first is None else token_costs(sparrow, frames, first[0], first[1].crops, targets=len(found))
+    tokens = (
+        []
+        if first is None
+        else token_costs(sparrow, frames, first[0], first[1].crops, targets=len(found))
+    )
     label = f"{name}; TSF preset {tsf.config.preset}, host {request.host} ({request.size})"
     tell(table(costs(tsf, tokens), len(found), len(frames), label))
 
@@ -239,9 +293,10 @@ def _follow_ups(request: Request, tell: Tell, ask: Callable[[], str]) -> Iterato
             continue
         number += 1
         changes = {
-            "phrases": (phrase,), "out": request.out / f"followup-{number}",
+            "phrases": (phrase,),
+            "out": request.out / f"followup-{number}",
             "prompt_frames": (int(frame),) if given else request.prompt_frames[:1],
-        }  # fmt: skip
+        }
         if request.boxes and request.tsf != "off":  # they are of the first phrases
             tell("  asked without TSF: --box is of the first phrases")
             changes["tsf"] = "off"

@@ -64,7 +64,9 @@ def make_jobs(
         capped = limit if wanted.max_clips is None else min(limit, wanted.max_clips)
         wanted = wanted.model_copy(update={"max_clips": capped})
     if source_sets:
-        full = overridden(configured_source(name, wanted).config.model_dump(mode="json"), source_sets)
+        full = overridden(
+            configured_source(name, wanted).config.model_dump(mode="json"), source_sets
+        )
         wanted = wanted.model_copy(update={"source": full})
     listed = read_exclude(Path(exclude)) if exclude is not None else None
     reader = configured_source(name, wanted)
@@ -78,12 +80,19 @@ def make_jobs(
         raise ValueError(explain(reader, root, unknown[0]))
     return [
         Job(
-            source=name, split=split, data_root=str(root.path), out=str(Path(out).resolve()), config=config,
-            take=wanted, exclude=listed, follow_links=follow_links, synthetic=synthetic,
+            source=name,
+            split=split,
+            data_root=str(root.path),
+            out=str(Path(out).resolve()),
+            config=config,
+            take=wanted,
+            exclude=listed,
+            follow_links=follow_links,
+            synthetic=synthetic,
         )
         for split in chosen
         if split in available
-    ]  # fmt: skip
+    ]
 
 
 def unknown_keys(jobs: list[Job]) -> str:
@@ -96,7 +105,11 @@ def unknown_keys(jobs: list[Job]) -> str:
     others = tuple(f"{source}-" for source in SOURCES if source != jobs[0].source)
     lost = [key for key in listed.keys if key not in found and not key.startswith(others)]
     more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-    return f"{listed.name}: not in this plan of {jobs[0].source}: {', '.join(lost[:5])}{more}" if lost else ""
+    return (
+        f"{listed.name}: not in this plan of {jobs[0].source}: {', '.join(lost[:5])}{more}"
+        if lost
+        else ""
+    )
 
 
 def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
@@ -122,12 +135,20 @@ def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
     media = "all" if not missing else "some" if present else "none"
     pace = SECONDS_PER_FRAME.get(job.config.preset)
     return {
-        "source": job.source, "split": job.split,
-        "videos": counts.videos, "clips": counts.clips, "referents": counts.referents, "qa": counts.qa,
-        "frames": counts.frames, "shards": counts.shards, "quarantined": sum(skip.values()),
-        "skip": {reason: n for reason, n in sorted(skip.items()) if n}, "media": media,
-        "bytes": counts.bytes, "seconds": None if pace is None else round(frames * pace / workers, 1),
-    }  # fmt: skip
+        "source": job.source,
+        "split": job.split,
+        "videos": counts.videos,
+        "clips": counts.clips,
+        "referents": counts.referents,
+        "qa": counts.qa,
+        "frames": counts.frames,
+        "shards": counts.shards,
+        "quarantined": sum(skip.values()),
+        "skip": {reason: n for reason, n in sorted(skip.items()) if n},
+        "media": media,
+        "bytes": counts.bytes,
+        "seconds": None if pace is None else round(frames * pace / workers, 1),
+    }
 
 
 def _has_media(root: DataRoot, media: Media) -> bool:
@@ -148,7 +169,15 @@ def beside_paper(rows: list[dict]) -> list[dict]:
         paper = PAPER_COUNTS.get(source, Expected(clips=0, qa=0))
         counted = "videos" if source == "vid_sentence" else "clips"
         clips, qa = sum(row[counted] for row in mine), sum(row["qa"] for row in mine)
-        lines.append({"source": source, "clips": clips, "paper_clips": paper.clips, "qa": qa, "paper_qa": paper.qa})
+        lines.append(
+            {
+                "source": source,
+                "clips": clips,
+                "paper_clips": paper.clips,
+                "qa": qa,
+                "paper_qa": paper.qa,
+            }
+        )
     if len(lines) > 1:
         sums = {key: sum(line[key] for line in lines) for key in ("clips", "qa")}
         total = {"source": "all", "paper_clips": PAPER_TOTAL.clips, "paper_qa": PAPER_TOTAL.qa}
@@ -158,5 +187,18 @@ def beside_paper(rows: list[dict]) -> list[dict]:
 
 def totals(rows: list[dict]) -> dict:
     """Sums over splits of the numbers that add up."""
-    keys = ("videos", "clips", "referents", "qa", "frames", "shards", "quarantined", "bytes", "seconds")
-    return {key: None if any(row[key] is None for row in rows) else sum(row[key] for row in rows) for key in keys}
+    keys = (
+        "videos",
+        "clips",
+        "referents",
+        "qa",
+        "frames",
+        "shards",
+        "quarantined",
+        "bytes",
+        "seconds",
+    )
+    return {
+        key: None if any(row[key] is None for row in rows) else sum(row[key] for row in rows)
+        for key in keys
+    }

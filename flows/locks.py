@@ -73,7 +73,9 @@ def fenced(job: Job, token: str) -> Iterator[None]:
     with writing(Path(job.out)), _fence(Path(job.out), job.name).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         if file.read() != token:
-            raise RuntimeError(f"{job.out}: another run of {job.name} has taken over; this worker writes nothing more")
+            raise RuntimeError(
+                f"{job.out}: another run of {job.name} has taken over; this worker writes nothing more"
+            )
         yield
 
 

@@ -36,13 +36,19 @@ class MaskWriter:
 
     def add(self, step: "FrameMasks") -> None:
         instances = []
-        for name, mask, score in zip(step.targets, step.masks_nhw, step.scores_n.tolist(), strict=True):
+        for name, mask, score in zip(
+            step.targets, step.masks_nhw, step.scores_n.tolist(), strict=True
+        ):
             rle = rle_encode(mask)
             box = rle_box(rle)
             instances.append(
-                {"instance": name, "object_score": round(score, 4), "box": box.tolist() if is_box(box) else None,
-                 "mask": rle}
-            )  # fmt: skip
+                {
+                    "instance": name,
+                    "object_score": round(score, 4),
+                    "box": box.tolist() if is_box(box) else None,
+                    "mask": rle,
+                }
+            )
             if self.png:
                 self._picture(name, step.frame, mask)
         self._places[step.frame] = self._file.tell()
@@ -63,18 +69,28 @@ class MaskWriter:
             self._sort()
         instances = [
             {
-                "instance": i, "phrase": one.phrase, "referent": one.referent, "fallback": one.fallback,
-                "prompted": {str(t): {"box": box.tolist(), "confidence": one.confidence[t]}
-                             for t, box in one.boxes.items()},
+                "instance": i,
+                "phrase": one.phrase,
+                "referent": one.referent,
+                "fallback": one.fallback,
+                "prompted": {
+                    str(t): {"box": box.tolist(), "confidence": one.confidence[t]}
+                    for t, box in one.boxes.items()
+                },
             }
             for i, one in enumerate(targets)
-        ]  # fmt: skip
-        (self.out / RESULT).write_text(json.dumps({**about, "instances": instances}, indent=2) + "\n")
+        ]
+        (self.out / RESULT).write_text(
+            json.dumps({**about, "instances": instances}, indent=2) + "\n"
+        )
 
     def _sort(self) -> None:
         """Frames before the first prompted one came last, and backwards."""
         path = self.out / LINES
-        with path.open("rb") as lines, (sorted_path := path.with_suffix(".sorted")).open("wb") as file:
+        with (
+            path.open("rb") as lines,
+            (sorted_path := path.with_suffix(".sorted")).open("wb") as file,
+        ):
             for _, place in sorted(self._places.items()):
                 lines.seek(place)
                 file.write(lines.readline())
@@ -86,4 +102,7 @@ def read_masks(out: Path) -> Iterator[tuple[int, dict[int, NDArray[np.bool_]]]]:
     with (out / LINES).open("rb") as lines:
         for line in lines:
             entry = json.loads(line)
-            yield entry["frame"], {one["instance"]: rle_decode(one["mask"]) for one in entry["instances"]}
+            yield (
+                entry["frame"],
+                {one["instance"]: rle_decode(one["mask"]) for one in entry["instances"]},
+            )

@@ -32,10 +32,14 @@ def _metrics(session: str) -> Metrics:
     from ray.util.metrics import Counter, Histogram
 
     return Metrics(
-        Counter("sparrow_clips", "Clips that are done, whether kept or given up.", ("job", "outcome")),
+        Counter(
+            "sparrow_clips", "Clips that are done, whether kept or given up.", ("job", "outcome")
+        ),
         Counter("sparrow_dropped", "Referents in quarantine.", ("job", "reason")),
         Counter("sparrow_shards", "Committed shards.", ("job",)),
-        Histogram("sparrow_stage_seconds", "Seconds of a stage for a clip.", SECONDS, ("job", "stage")),
+        Histogram(
+            "sparrow_stage_seconds", "Seconds of a stage for a clip.", SECONDS, ("job", "stage")
+        ),
     )
 
 

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from model.instances import Target
     from model.video import Video
 
-COLOURS = ((230, 60, 60), (60, 130, 230), (60, 190, 90), (240, 180, 40), (170, 80, 220), (40, 200, 200))
+COLOURS = (
+    (230, 60, 60),
+    (60, 130, 230),
+    (60, 190, 90),
+    (240, 180, 40),
+    (170, 80, 220),
+    (40, 200, 200),
+)
 TALLEST, TILE = 720, 320
 """Frames of the mp4 are at most so high, those of the picture so wide."""
 
@@ -22,9 +29,13 @@ Masks = Iterable[tuple[int, dict[int, NDArray[np.bool_]]]]
 
 
 def draw(
-    frame: NDArray[np.uint8], t: int, masks: dict[int, NDArray[np.bool_]], targets: "Sequence[Target]",
-    note: str = "", tallest: int = TALLEST,
-) -> NDArray[np.uint8]:  # fmt: skip
+    frame: NDArray[np.uint8],
+    t: int,
+    masks: dict[int, NDArray[np.bool_]],
+    targets: "Sequence[Target]",
+    note: str = "",
+    tallest: int = TALLEST,
+) -> NDArray[np.uint8]:
     """One frame [H, W, 3] at most so high: masks tinted and outlined, a name at each, the boxes of a prompted frame."""
     scale = min(1.0, tallest / frame.shape[0])
     size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
@@ -45,20 +56,34 @@ def draw(
     for i, one in enumerate(targets):
         if t in one.boxes:
             x1, y1, x2, y2 = (one.boxes[t] * scale).tolist()
-            pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=COLOURS[i % len(COLOURS)], width=2)
+            pen.rectangle(
+                (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)),
+                outline=COLOURS[i % len(COLOURS)],
+                width=2,
+            )
     for i, left, top in labels:
         words, high = f"{targets[i].phrase} #{i}", font.getbbox("Ag")[3] + 2
         at = (left, max(0, top - high))
-        pen.rectangle((*at, at[0] + pen.textlength(words, font=font) + 4, at[1] + high), fill=COLOURS[i % len(COLOURS)])
+        pen.rectangle(
+            (*at, at[0] + pen.textlength(words, font=font) + 4, at[1] + high),
+            fill=COLOURS[i % len(COLOURS)],
+        )
         pen.text((at[0] + 2, at[1]), words, fill="white", font=font)
     words = f"{t}{', prompted' if any(t in one.boxes for one in targets) else ''}{'  ' + note if note else ''}"
     pen.text(
-        (4, size[1] - font.getbbox("Ag")[3] - 4), words, fill="white", font=font, stroke_width=1, stroke_fill="black"
+        (4, size[1] - font.getbbox("Ag")[3] - 4),
+        words,
+        fill="white",
+        font=font,
+        stroke_width=1,
+        stroke_fill="black",
     )
     return np.asarray(image)
 
 
-def write_overlay(frames: "Video", masks: Masks, targets: "Sequence[Target]", out: Path, note: str = "") -> list[Path]:
+def write_overlay(
+    frames: "Video", masks: Masks, targets: "Sequence[Target]", out: Path, note: str = ""
+) -> list[Path]:
     """<out>/overlay.mp4, and overlay.png: eight frames evenly over the video, and up to eight that were prompted.
 
     masks: frames in order, some may be left out.
@@ -66,7 +91,10 @@ def write_overlay(frames: "Video", masks: Masks, targets: "Sequence[Target]", ou
     from pipeline.video import write_mp4
 
     prompted = sorted({t for one in targets for t in one.boxes})[:8]
-    wanted = {*prompted, *np.linspace(0, len(frames) - 1, min(8, len(frames))).round().astype(int).tolist()}
+    wanted = {
+        *prompted,
+        *np.linspace(0, len(frames) - 1, min(8, len(frames))).round().astype(int).tolist(),
+    }
     tiles: list[NDArray[np.uint8]] = []
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
@@ -77,7 +105,15 @@ def write_overlay(frames: "Video", masks: Masks, targets: "Sequence[Target]", ou
             if following is not None and following[0] == t:
                 here, following = following[1], next(coming, None)
             if t in wanted:
-                tiles.append(draw(frame, t, here, targets, tallest=max(1, TILE * frame.shape[0] // frame.shape[1])))
+                tiles.append(
+                    draw(
+                        frame,
+                        t,
+                        here,
+                        targets,
+                        tallest=max(1, TILE * frame.shape[0] // frame.shape[1]),
+                    )
+                )
             yield draw(frame, t, here, targets, note)
 
     paths, drawn = [out / "overlay.mp4", out / "overlay.png"], pictures()

@@ -30,7 +30,9 @@ class Actor:
     handle: Any
     hello: Any
     failed: int = 0  # starts before this one that failed, in a row
-    address: tuple[str, tuple[int, int, int]] | None = None  # once it has answered: node, see stacks.Hands
+    address: tuple[str, tuple[int, int, int]] | None = (
+        None  # once it has answered: node, see stacks.Hands
+    )
     tasks: dict[Any, tuple[Task, float]] = field(default_factory=dict)  # reference -> task, start
     alone: bool = False
 
@@ -87,7 +89,9 @@ class Pool:
                 for reference in ready:
                     if reference in starting:
                         self._welcome(starting[reference])
-                    elif reference in running[reference].tasks:  # else its actor died with a task before it in the list
+                    elif (
+                        reference in running[reference].tasks
+                    ):  # else its actor died with a task before it in the list
                         self._end(running[reference], reference)
                 for actor in list(self.actors):
                     self._stop_if_late(actor)
@@ -209,7 +213,13 @@ class Pool:
             outcome = Outcome(task, "ok", ray.get(reference))
         except e.RayTaskError as error:
             raise RunFailed(f"{task.label}: {error_words(error.cause)}") from error
-        except (e.RayActorError, e.OutOfMemoryError, e.NodeDiedError, e.WorkerCrashedError, e.ObjectLostError) as error:
+        except (
+            e.RayActorError,
+            e.OutOfMemoryError,
+            e.NodeDiedError,
+            e.WorkerCrashedError,
+            e.ObjectLostError,
+        ) as error:
             suspects = [suspect for suspect, _ in actor.tasks.values()]
             actor.tasks.clear()
             self._replace(actor)
@@ -217,7 +227,9 @@ class Pool:
                 if suspect.attempt < self.settings.attempts:
                     self.queue.suspects.append(replace(suspect, attempt=suspect.attempt + 1))
                 else:
-                    self.queue.follow.extend(self.done(Outcome(suspect, "died", message=words(error))))
+                    self.queue.follow.extend(
+                        self.done(Outcome(suspect, "died", message=words(error)))
+                    )
             return
         except e.RayError as error:
             raise RunFailed(f"{task.label}: Ray failed: {words(error)}") from error
@@ -227,7 +239,9 @@ class Pool:
 
     def _stop_if_late(self, actor: Actor) -> None:
         deadline = self.settings.deadline
-        late = {id(task) for task, begun in actor.tasks.values() if time.monotonic() - begun > deadline}
+        late = {
+            id(task) for task, begun in actor.tasks.values() if time.monotonic() - begun > deadline
+        }
         if not late:
             return
         stacks = self._stacks(actor)
@@ -238,7 +252,9 @@ class Pool:
                 frames = top(stacks, task.label)
                 message = f"took longer than {deadline:.0f} s; its worker was stopped"
                 message += f" in {' < '.join(frames)}" if frames else ""
-                self.queue.follow.extend(self.done(Outcome(task, "deadline", message=message, stacks=stacks)))
+                self.queue.follow.extend(
+                    self.done(Outcome(task, "deadline", message=message, stacks=stacks))
+                )
             else:  # innocent, and not suspected either
                 self.queue.follow.appendleft(task)
 
@@ -265,5 +281,9 @@ def words(error: BaseException) -> str:
     lines = [line.strip() for line in plain.splitlines() if line.strip()] or [type(error).__name__]
     if "error raised in its creation task" in lines[0]:
         return lines[-1][:500]
-    cause = [line for line in lines[1:] if line.startswith(("The actor is dead because", "Memory on the node"))]
+    cause = [
+        line
+        for line in lines[1:]
+        if line.startswith(("The actor is dead because", "Memory on the node"))
+    ]
     return " ".join([*lines[:1], *cause[:1]]).split(" Some common causes include")[0][:500]

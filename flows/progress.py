@@ -31,7 +31,13 @@ class Quiet:
 
     @contextmanager
     def stage(self, name: str, *, unit: str, total: int | None = None) -> Iterator[Tick]:
-        state = self.stages[name] = {"unit": unit, "total": total, "done": 0, "note": "", "start": time.monotonic()}
+        state = self.stages[name] = {
+            "unit": unit,
+            "total": total,
+            "done": 0,
+            "note": "",
+            "start": time.monotonic(),
+        }
         progress = self
 
         class _Tick:
@@ -65,16 +71,28 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self.console = Console(stderr=True)
         self.bars = RichProgress(
-            TextColumn("[bold]{task.description:<22}"), BarColumn(28), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TextColumn("eta"),
-            TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
-            console=self.console, transient=False,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description:<22}"),
+            BarColumn(28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+            transient=False,
+        )
         self._depth = 0
 
     @contextmanager
@@ -95,7 +113,9 @@ class Bars:
         try:
             yield _Tick()
             state = next(t for t in bars.tasks if t.id == task)
-            bars.update(task, total=state.total if state.total is not None else state.completed, note="")
+            bars.update(
+                task, total=state.total if state.total is not None else state.completed, note=""
+            )
             if not self.console.is_terminal:
                 done, seconds = int(state.completed), time.monotonic() - start
                 self.console.print(f"{name}: {done} {unit} in {seconds:.1f} s", highlight=False)

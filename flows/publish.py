@@ -22,17 +22,30 @@ def command(
     out: Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)],
     to: Annotated[str, typer.Argument(help="Where to: s3://bucket/prefix.", show_default=False)],
     source: Annotated[
-        list[str] | None, typer.Option(help="Only this source (repeatable).", autocompletion=names(*SOURCES))
+        list[str] | None,
+        typer.Option(help="Only this source (repeatable).", autocompletion=names(*SOURCES)),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split (repeatable).")] = None,
     workers: Annotated[int, typer.Option(help="Shards at once.", min=1)] = 4,
-    endpoint: Annotated[str, typer.Option(help="Address of a store that is not Amazon's. Or AWS_ENDPOINT_URL.")] = "",
-    replace: Annotated[bool, typer.Option("--replace", help="Write over shards of another content.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every object back, and mend what differs.")] = False,
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="For stores without conditional writes: nobody else may publish.")
+    endpoint: Annotated[
+        str, typer.Option(help="Address of a store that is not Amazon's. Or AWS_ENDPOINT_URL.")
+    ] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over shards of another content.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every object back, and mend what differs.")
+    ] = False,
+    unconditional: Annotated[
+        bool,
+        typer.Option(
+            "--unconditional",
+            help="For stores without conditional writes: nobody else may publish.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Put committed shards into an object store, each exactly once. Run it again to go on, or to add new shards."""
@@ -46,16 +59,35 @@ def command(
         done = forecast(out, store, shards, replace=replace, workers=workers)
     else:
         with progress.stage("publish", unit="shards", total=len(shards)) as tick:
-            done = publish(out, store, shards, replace=replace, deep=deep, workers=workers, tick=tick)
+            done = publish(
+                out, store, shards, replace=replace, deep=deep, workers=workers, tick=tick
+            )
         failed = any(d.failed for d in done)
         splits = {d.shard.rpartition("-")[0] for d in done if not d.failed}
         rest, why = publish_rest(out, store, splits, card=not failed)
     if as_json:
         told = [
-            {"shard": d.shard, "state": d.state, "objects": d.objects, "bytes": d.bytes, "why": d.why} for d in done
+            {
+                "shard": d.shard,
+                "state": d.state,
+                "objects": d.objects,
+                "bytes": d.bytes,
+                "why": d.why,
+            }
+            for d in done
         ]
-        said = {"to": store.url, "conditional": store.conditional, "dry_run": dry_run, "shards": told}
-        print(json.dumps(said | ({} if dry_run else {"other_objects": rest, "card": why or "published"}), indent=2))
+        said = {
+            "to": store.url,
+            "conditional": store.conditional,
+            "dry_run": dry_run,
+            "shards": told,
+        }
+        print(
+            json.dumps(
+                said | ({} if dry_run else {"other_objects": rest, "card": why or "published"}),
+                indent=2,
+            )
+        )
     else:
         _show(done, store.url, store.conditional, dry_run, rest, why)
     if any(d.failed for d in done):
@@ -79,11 +111,15 @@ def chosen(out: Path, sources: list[str], splits: list[str]) -> list[str]:
             found.append(name)
     if not found:
         there = sorted({name.rpartition("-")[0] for name in names})
-        raise ValueError(f"{out} has no shard of {' '.join([*wanted, *splits])}: it has {', '.join(there)}")
+        raise ValueError(
+            f"{out} has no shard of {' '.join([*wanted, *splits])}: it has {', '.join(there)}"
+        )
     return found
 
 
-def _show(done: "list[Outcome]", url: str, conditional: bool, dry_run: bool, rest: int, why: str) -> None:
+def _show(
+    done: "list[Outcome]", url: str, conditional: bool, dry_run: bool, rest: int, why: str
+) -> None:
     failed = [d for d in done if d.failed]
     for outcome in failed[:20]:
         print(f"{outcome.state}: {outcome.why}")
@@ -93,7 +129,9 @@ def _show(done: "list[Outcome]", url: str, conditional: bool, dry_run: bool, res
     for (name, state), n in sorted(counts.items()):
         mine = [d for d in done if (d.shard.rpartition("-")[0], d.state) == (name, state)]
         size = sum(d.bytes for d in mine) / 1e6
-        print(f"{name:<20} {n:>6} {state:<12} {sum(d.objects for d in mine):>7} objects {size:>10.1f} MB")
+        print(
+            f"{name:<20} {n:>6} {state:<12} {sum(d.objects for d in mine):>7} objects {size:>10.1f} MB"
+        )
     if not conditional:
         print("nothing was conditional: if two publish here at once, shards may end up mixed")
     if dry_run:
@@ -102,4 +140,6 @@ def _show(done: "list[Outcome]", url: str, conditional: bool, dry_run: bool, res
     if why:
         print(f"the data card was not published: {why}")
     but = f", but for {len(failed)} shards" if failed else ""
-    print(f"\npublished to: {url} ({rest} objects beside the shards){but}\nhow to read:  docs/object-stores.md")
+    print(
+        f"\npublished to: {url} ({rest} objects beside the shards){but}\nhow to read:  docs/object-stores.md"
+    )

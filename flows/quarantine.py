@@ -15,17 +15,28 @@ Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_defaul
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MaxDropped = Annotated[
     float | None,
-    typer.Option(help="Exit with 4 if more than this share of the clips is dropped: 0.1 is a tenth.", min=0, max=1),
+    typer.Option(
+        help="Exit with 4 if more than this share of the clips is dropped: 0.1 is a tenth.",
+        min=0,
+        max=1,
+    ),
 ]
 
 
-@app.command("list", epilog="Example: sparrow quarantine list outputs/demo --where \"source = 'a2d'\"")
+@app.command(
+    "list", epilog="Example: sparrow quarantine list outputs/demo --where \"source = 'a2d'\""
+)
 def list_(
     out: Out,
     where: Annotated[
-        str, typer.Option(help="SQL condition: source, stage, reason, error_class, retryable, first_seen, runs, ...")
+        str,
+        typer.Option(
+            help="SQL condition: source, stage, reason, error_class, retryable, first_seen, runs, ..."
+        ),
     ] = "true",
-    by: Annotated[str, typer.Option(help="Count by columns instead, e.g. stage,reason or traceback_hash.")] = "",
+    by: Annotated[
+        str, typer.Option(help="Count by columns instead, e.g. stage,reason or traceback_hash.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """All dropped clips and referents with stage, reason, message, and since when."""
@@ -35,11 +46,17 @@ def list_(
     if by:
         names = ", ".join(f'"{name.strip()}"' for name in by.replace('"', "").split(","))
         group = f"GROUP BY {names} ORDER BY n DESC, {names}"
-        rows = dropped(out, where, columns=f"{names}, count(*) AS n, min(message) AS example", then=group)
+        rows = dropped(
+            out, where, columns=f"{names}, count(*) AS n, min(message) AS example", then=group
+        )
     else:
-        columns = "source, split, clip_id, referent_id, stage, reason, message, retryable, first_seen"
+        columns = (
+            "source, split, clip_id, referent_id, stage, reason, message, retryable, first_seen"
+        )
         columns += ", last_seen, runs, attempt, error_class, traceback_hash" if as_json else ""
-        rows = dropped(out, where, columns=columns, then="ORDER BY source, split, clip_id, referent_id")
+        rows = dropped(
+            out, where, columns=columns, then="ORDER BY source, split, clip_id, referent_id"
+        )
         if not as_json:
             for row in rows:
                 row["first_seen"] = row["first_seen"] and f"{row['first_seen']:%Y-%m-%d}"
@@ -48,16 +65,21 @@ def list_(
 
 @app.command("show", epilog="Example: sparrow quarantine show outputs/demo hcstvg-train-…")
 def show(
-    out: Out, item: Annotated[str, typer.Argument(help="A clip_id or referent_id, or the start of one.")],
+    out: Out,
+    item: Annotated[str, typer.Argument(help="A clip_id or referent_id, or the start of one.")],
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Everything about one dropped item."""
     from flows.show import show_json
     from manifests.quarantine import dropped
 
-    rows = dropped(out, "starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)", [item])
+    rows = dropped(
+        out, "starts_with(clip_id, $1) OR starts_with(coalesce(referent_id, ''), $1)", [item]
+    )
     if not rows:
-        raise ValueError(f"{item!r} is not in quarantine; `sparrow quarantine list {out}` shows what is")
+        raise ValueError(
+            f"{item!r} is not in quarantine; `sparrow quarantine list {out}` shows what is"
+        )
     if as_json:
         show_json(rows)
         return
@@ -66,12 +88,19 @@ def show(
         print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
 
 
-@app.command("retry", epilog="Example: sparrow quarantine retry outputs/demo --where \"reason = 'media_missing'\"")
+@app.command(
+    "retry",
+    epilog="Example: sparrow quarantine retry outputs/demo --where \"reason = 'media_missing'\"",
+)
 def retry(
     out: Out,
-    where: Annotated[str, typer.Option(help="Which rows; default: those that a second run may cure.")] = "retryable",
+    where: Annotated[
+        str, typer.Option(help="Which rows; default: those that a second run may cure.")
+    ] = "retryable",
     workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 2,
-    executor: Annotated[str, typer.Option(help="ray, or inline: everything in this process (debugging).")] = "ray",
+    executor: Annotated[
+        str, typer.Option(help="ray, or inline: everything in this process (debugging).")
+    ] = "ray",
     max_dropped: MaxDropped = None,
 ) -> None:
     """Curate the shards of dropped items again, with the config they were made with."""

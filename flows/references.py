@@ -16,8 +16,23 @@ from pipeline.sources.base import DataRoot, clean, first_of, load_source, locate
 from schemas.records import Media, Planned, Quarantined
 
 PICTURES = (".jpg", ".jpeg", ".png")
-_TOPS = ("", "GOT-10k/", "got10k/", "GOT10k/", "HC-STVG/", "hcstvg/", "mevis/", "MeViS/", "MeViS_release/",
-         "ref-davis/", "DAVIS/", "ref-youtube-vos/", "ref_youtube_vos/", "ref_sav/", "valid/")  # fmt: skip
+_TOPS = (
+    "",
+    "GOT-10k/",
+    "got10k/",
+    "GOT10k/",
+    "HC-STVG/",
+    "hcstvg/",
+    "mevis/",
+    "MeViS/",
+    "MeViS_release/",
+    "ref-davis/",
+    "DAVIS/",
+    "ref-youtube-vos/",
+    "ref_youtube_vos/",
+    "ref_sav/",
+    "valid/",
+)
 _MEVIS = {"val_u": "valid_u", "val": "valid"}
 """The benchmark's names of its splits -> their folders, as the source has them."""
 _HEX = re.compile(r"[0-9a-f]{10}")
@@ -45,15 +60,23 @@ class Reference:
             place = self.root.file(self.media.path)
             if self.media.kind == "video":
                 return self._of(place, lambda: of_video(place))
-            names = self.media.names or [n for n in self.root.listdir(self.media.path) if n.endswith(PICTURES)]
+            names = self.media.names or [
+                n for n in self.root.listdir(self.media.path) if n.endswith(PICTURES)
+            ]
             files = [self.root.file(f"{self.media.path}/{name}") for name in names]
         except (Quarantined, OSError):
             return None
-        return self._of(files[0], lambda: of_files(files), len(files)) if files and files[0].exists() else None
+        return (
+            self._of(files[0], lambda: of_files(files), len(files))
+            if files and files[0].exists()
+            else None
+        )
 
     def _of(self, file: Path, read: Callable[[], Pictures], files: int = 1) -> Footage:
         stat = file.stat()
-        return Footage(f"{self.evaluation}/{self.video}", f"{files}-{stat.st_size}-{stat.st_mtime_ns}", read)
+        return Footage(
+            f"{self.evaluation}/{self.video}", f"{files}-{stat.st_size}-{stat.st_mtime_ns}", read
+        )
 
 
 def read_references(folder: Path, *, follow_links: bool = False) -> list[Reference]:
@@ -68,7 +91,9 @@ def read_references(folder: Path, *, follow_links: bool = False) -> list[Referen
             known = found.get((one.evaluation, one.video))
             texts = tuple(dict.fromkeys((*(known.texts if known else ()), *one.texts)))
             media = known.media if known and known.media else one.media
-            found[one.evaluation, one.video] = Reference(one.evaluation, one.video, texts, root, media)
+            found[one.evaluation, one.video] = Reference(
+                one.evaluation, one.video, texts, root, media
+            )
     except Quarantined as problem:
         raise ValueError(f"--against {folder}: {problem.message}") from problem
     if not found:
@@ -89,7 +114,9 @@ def _held_out(root: DataRoot) -> Iterator[Reference]:
                 for item in source.plan(root, split):
                     if isinstance(item, Planned):
                         texts = tuple(r.caption for r in item.referents if r.caption)
-                        yield Reference(f"{name} {split}", item.clip.video_id, texts, root, item.clip.media)
+                        yield Reference(
+                            f"{name} {split}", item.clip.video_id, texts, root, item.clip.media
+                        )
 
 
 def _benchmarks(root: DataRoot) -> Iterator[Reference]:
@@ -108,8 +135,12 @@ def _benchmarks(root: DataRoot) -> Iterator[Reference]:
                 raise
             evaluation = f"{name} {_MEVIS[split] if name == 'mevis' else split}"
             for video in benchmark.videos():
-                place = video.media.path.removesuffix("/frames").removesuffix(".mp4").rsplit("/", 1)[-1]
-                texts = tuple(query.text for query in benchmark.queries(video) if query.kind != "gcg")
+                place = (
+                    video.media.path.removesuffix("/frames").removesuffix(".mp4").rsplit("/", 1)[-1]
+                )
+                texts = tuple(
+                    query.text for query in benchmark.queries(video) if query.kind != "gcg"
+                )
                 yield Reference(evaluation, place, texts, root, video.media)
 
 
@@ -123,20 +154,35 @@ def _meta_names(root: DataRoot) -> bool | None:
 def _lists(root: DataRoot) -> Iterator[Reference]:
     """Sets of which the official files have names and texts, and nothing to score with."""
     top = locate(root, _TOPS, ["test/list.txt"])
-    for name in root.read_text(f"{top}test/list.txt").split() if root.has(f"{top}test/list.txt") else ():
+    for name in (
+        root.read_text(f"{top}test/list.txt").split() if root.has(f"{top}test/list.txt") else ()
+    ):
         if name.startswith("GOT-10k_"):
             yield Reference("got10k test", name, (), root, Media("frames", f"{top}test/{name}"))
-    file = first_of(root, [f"{top}{folder}{name}" for top in _TOPS for folder in ("anno_v2/", "annotations/", "")
-                           for name in ("query_v2.json", "queryv2.json")])  # fmt: skip
+    file = first_of(
+        root,
+        [
+            f"{top}{folder}{name}"
+            for top in _TOPS
+            for folder in ("anno_v2/", "annotations/", "")
+            for name in ("query_v2.json", "queryv2.json")
+        ],
+    )
     if file:
         entries = root.read_json(file)
         for name, entry in entries.items() if isinstance(entries, dict) else ():
-            text = (entry.get("English") or entry.get("caption")) if isinstance(entry, dict) else entry
-            yield Reference("hcstvg test", name, (clean(text),) if isinstance(text, str) else (), root)
+            text = (
+                (entry.get("English") or entry.get("caption")) if isinstance(entry, dict) else entry
+            )
+            yield Reference(
+                "hcstvg test", name, (clean(text),) if isinstance(text, str) else (), root
+            )
     top = locate(root, _TOPS, ["ImageSets/2017/train.txt"])
     if root.has(f"{top}ImageSets/2017/train.txt"):
         for name in root.read_text(f"{top}ImageSets/2017/train.txt").split():
-            yield Reference("ref-davis17 train", name, (), root, Media("frames", f"{top}JPEGImages/480p/{name}"))
+            yield Reference(
+                "ref-davis17 train", name, (), root, Media("frames", f"{top}JPEGImages/480p/{name}")
+            )
     meta = "meta_expressions.json"
     youtube = _meta_names(root)
     for evaluation, file, images, suffix in (
@@ -161,7 +207,10 @@ def _videos(root: DataRoot, file: str) -> dict[str, tuple[str, ...]]:
         return {}
     content = root.read_json(file)
     videos = content.get("videos") if isinstance(content, dict) else None
-    return {name: tuple(_texts(entry)) for name, entry in (videos if isinstance(videos, dict) else {}).items()}
+    return {
+        name: tuple(_texts(entry))
+        for name, entry in (videos if isinstance(videos, dict) else {}).items()
+    }
 
 
 def _texts(entry: object) -> Iterable[str]:

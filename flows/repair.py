@@ -49,12 +49,17 @@ def command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Look for what the fast check finds; bytes are not read.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is damaged; change nothing.")
+    ] = False,
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Where the dataset is now, if it has moved (one source).")
+        Path | None,
+        typer.Option("--data-root", help="Where the dataset is now, if it has moved (one source)."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 2,
-    executor: Annotated[str, typer.Option(help="ray, or inline: everything in this process (debugging).")] = "ray",
+    executor: Annotated[
+        str, typer.Option(help="ray, or inline: everything in this process (debugging).")
+    ] = "ray",
 ) -> None:
     """Curate again just what `sparrow verify --deep` finds damaged or missing. Exits 0 only if all is whole then."""
     from flows.executors import make_executor
@@ -65,7 +70,9 @@ def command(
         problems = examine(out, progress, deep=not fast)
         for problem in problems:
             print(f"problem: {problem}")
-        print(f"{out}: {len(problems)} problems; shards to make again: {', '.join(damaged(problems)) or 'none'}")
+        print(
+            f"{out}: {len(problems)} problems; shards to make again: {', '.join(damaged(problems)) or 'none'}"
+        )
         raise typer.Exit(1 if problems else 0)
     engine = make_executor(executor, workers)
     try:
@@ -76,15 +83,19 @@ def command(
         print(f"problem: {problem}")
     for path in done.removed:
         print(f"removed: {path}")
-    print(f"{out}: {len(done.problems)} problems, {len(done.shards)} shards made again: {done.curated} clips curated, "
-          f"{done.kept} clips kept; {len(done.left)} problems left")  # fmt: skip
+    print(
+        f"{out}: {len(done.problems)} problems, {len(done.shards)} shards made again: {done.curated} clips curated, "
+        f"{done.kept} clips kept; {len(done.left)} problems left"
+    )
     for problem in done.left:
         print(f"left: {problem}")
     if done.left:
         raise typer.Exit(1)
 
 
-def examine(out: Path, progress: "Progress", *, deep: bool, only: Iterable[str] | None = None) -> "list[Problem]":
+def examine(
+    out: Path, progress: "Progress", *, deep: bool, only: Iterable[str] | None = None
+) -> "list[Problem]":
     """The problems of an output, with progress."""
     from manifests.verify import verify
 
@@ -99,7 +110,12 @@ def damaged(problems: "Iterable[Problem]") -> list[str]:
 
 
 def repair(
-    out: Path, executor: "Executor", progress: "Progress", *, deep: bool = True, data_root: Path | None = None
+    out: Path,
+    executor: "Executor",
+    progress: "Progress",
+    *,
+    deep: bool = True,
+    data_root: Path | None = None,
 ) -> Repair:
     """See the module. Refuses, with nothing changed, where another result than the run's would come out: ValueError if
     a shard has no plan and no run that says how it was made, or its data root is gone; PlanConflict if the annotations,
@@ -113,7 +129,9 @@ def repair(
     if not done.problems:
         return done
     for problem in done.problems:
-        if problem.kind == "history":  # no run could end beside it; the file stays for whoever wants to look into it
+        if (
+            problem.kind == "history"
+        ):  # no run could end beside it; the file stays for whoever wants to look into it
             path = out / problem.where
             path.rename(path.with_suffix(".damaged"))
             done.removed.append(problem.where)
@@ -157,7 +175,9 @@ def _jobs(out: Path, problems: "list[Problem]", data_root: Path | None) -> "list
         job = job_of(out, name)
         if job is not None:
             found[name] = job
-        elif any(_job_name(p.shard) == name and p.kind not in ("garbage", "history") for p in problems):
+        elif any(
+            _job_name(p.shard) == name and p.kind not in ("garbage", "history") for p in problems
+        ):
             raise ValueError(
                 f"{out}: how {name} was made is not known: it has no plan that can be read, and no run. Curate it "
                 "again into this folder with `sparrow curate ... --replan`"
@@ -166,7 +186,9 @@ def _jobs(out: Path, problems: "list[Problem]", data_root: Path | None) -> "list
         return list(found.values())
     if len(found) > 1:
         raise ValueError(f"--data-root is for one source and split; damaged are {', '.join(found)}")
-    return [job.model_copy(update={"data_root": str(data_root.resolve())}) for job in found.values()]
+    return [
+        job.model_copy(update={"data_root": str(data_root.resolve())}) for job in found.values()
+    ]
 
 
 def job_of(out: Path, name: str) -> "Job | None":
@@ -183,7 +205,9 @@ def job_of(out: Path, name: str) -> "Job | None":
         rows = [
             row
             for part in (out / "manifests" / "runs").glob(f"{name}-[0-9a-f]*.parquet")
-            for row in pq.read_table(part, columns=["ended", "config"], partitioning=None).to_pylist()
+            for row in pq.read_table(
+                part, columns=["ended", "config"], partitioning=None
+            ).to_pylist()
         ]
         if not rows:
             return None
@@ -210,7 +234,9 @@ def _may_be_repaired(out: Path, job: "Job", shards: set[str], progress: "Progres
             "Mount it, or say where it is with --data-root"
         )
     if pending(out, job.name):
-        raise ValueError(f"{job.name}: a reshard was interrupted; `sparrow reshard {out}` finishes it. Then repair")
+        raise ValueError(
+            f"{job.name}: a reshard was interrupted; `sparrow reshard {out}` finishes it. Then repair"
+        )
     ensure_plan(job, progress)
     import pyarrow.parquet as pq
 
@@ -218,7 +244,10 @@ def _may_be_repaired(out: Path, job: "Job", shards: set[str], progress: "Progres
         part = out / "manifests" / "shards" / f"{shard.name}.parquet"
         if shard.name in shards or not part.is_file():
             continue
-        if pq.read_table(part, columns=["plan_hash"], partitioning=None)["plan_hash"][0].as_py() != shard.hash:
+        if (
+            pq.read_table(part, columns=["plan_hash"], partitioning=None)["plan_hash"][0].as_py()
+            != shard.hash
+        ):
             raise PlanConflict(
                 f"{out}: {shard.name}, which is sound, was made with another config, code version or weights than are "
                 "here now: what would be repaired would not fit. Use those it was made with, or make all anew with "
@@ -247,9 +276,13 @@ def _read_back(out: Path, job: "Job", shard: "ShardPlan") -> "dict[str, ClipResu
     from pipeline.shards import shard_path
     from schemas.records import Sample
 
-    of_referent = {t: grouped(read_rows(out, t, shard.name), "referent_id") for t in (*SAMPLE_TABLES, "members")}
+    of_referent = {
+        t: grouped(read_rows(out, t, shard.name), "referent_id")
+        for t in (*SAMPLE_TABLES, "members")
+    }
     of_clip = {
-        t: grouped(read_rows(out, t, shard.name), "clip_id") for t in ("clips", "referents", "quarantine", "timings")
+        t: grouped(read_rows(out, t, shard.name), "clip_id")
+        for t in ("clips", "referents", "quarantine", "timings")
     }
     tar, results = shard_path(out, job, shard.name), {}
     for planned in shard.clips:
@@ -260,11 +293,17 @@ def _read_back(out: Path, job: "Job", shard: "ShardPlan") -> "dict[str, ClipResu
             members = _members(tar, of_referent["members"].get(key, []))
             if members is None:
                 break
-            samples.append(Sample(key, members, {t: of_referent[t].get(key, []) for t in SAMPLE_TABLES}))
+            samples.append(
+                Sample(key, members, {t: of_referent[t].get(key, []) for t in SAMPLE_TABLES})
+            )
         else:
-            dropped = [row for row in of_clip["quarantine"].get(clip_id, []) if row["stage"] != "plan"]
+            dropped = [
+                row for row in of_clip["quarantine"].get(clip_id, []) if row["stage"] != "plan"
+            ]
             clip_row = next(iter(of_clip["clips"].get(clip_id, [])), None)
-            results[clip_id] = ClipResult(samples, clip_row, dropped, of_clip["timings"].get(clip_id, []))
+            results[clip_id] = ClipResult(
+                samples, clip_row, dropped, of_clip["timings"].get(clip_id, [])
+            )
     return results
 
 

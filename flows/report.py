@@ -52,7 +52,9 @@ def after_run(out: Path, progress: Progress, *, changed: bool = True) -> None:
     """
     if not any((out / "manifests" / "shards").glob("*.parquet")):
         return
-    if not changed and all((out / name).exists() for name in (REPORT, "README.md", "croissant.json")):
+    if not changed and all(
+        (out / name).exists() for name in (REPORT, "README.md", "croissant.json")
+    ):
         return
     with progress.stage("report", unit="files", total=3) as tick:
         for write in (make_report, _make_card):
@@ -62,7 +64,10 @@ def after_run(out: Path, progress: Progress, *, changed: bool = True) -> None:
             except Exception as error:  # noqa: BLE001 - whatever it is, shards and manifests are safe
                 what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 verb = "report" if write is make_report else "card"
-                print(f"warning: the run is complete, but `sparrow {verb} {out}` failed: {what}", file=sys.stderr)
+                print(
+                    f"warning: the run is complete, but `sparrow {verb} {out}` failed: {what}",
+                    file=sys.stderr,
+                )
 
 
 def _make_card(out: Path) -> list[Path]:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from manifests.reshard import Unit
     from pipeline.plan import Job, ShardPlan
 
-UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+UNITS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +60,12 @@ def command(
     from flows.show import table
 
     limit = parse_size(size) if size else None
-    done = reshard(out, size=limit, count=count, sources=[normal(s) for s in source or []], progress=Bars())
-    rows: list[list[object]] = [[d.name, d.before or None, d.after, d.samples, d.bytes / 1e6] for d in done]
+    done = reshard(
+        out, size=limit, count=count, sources=[normal(s) for s in source or []], progress=Bars()
+    )
+    rows: list[list[object]] = [
+        [d.name, d.before or None, d.after, d.samples, d.bytes / 1e6] for d in done
+    ]
     table("Resharded", ["source and split", "shards before", "now", "samples", "MB"], rows)
 
 
@@ -65,7 +78,12 @@ def parse_size(text: str) -> int:
 
 
 def reshard(
-    out: Path, *, size: int | None = None, count: int | None = None, sources: list[str], progress: "Progress"
+    out: Path,
+    *,
+    size: int | None = None,
+    count: int | None = None,
+    sources: list[str],
+    progress: "Progress",
 ) -> list[Done]:
     """Every source and split of an output, or those of `sources`, one after the other, each in one atomic step.
 
@@ -81,21 +99,29 @@ def reshard(
         raise ValueError("say how: --size 1GB, --count 1000, or both (a shard closes at the first)")
     plans = sorted((out / "plan").glob("*.parquet"))
     if not plans:
-        raise FileNotFoundError(f"{out} holds no plan (nothing under {out / 'plan'}): it is not an output of sparrow")
+        raise FileNotFoundError(
+            f"{out} holds no plan (nothing under {out / 'plan'}): it is not an output of sparrow"
+        )
     names = [path.stem for path in plans if not sources or path.stem.rsplit("-", 1)[0] in sources]
     if not names:
-        raise ValueError(f"{out} has nothing of {', '.join(sources)}: it has {', '.join(p.stem for p in plans)}")
+        raise ValueError(
+            f"{out} has nothing of {', '.join(sources)}: it has {', '.join(p.stem for p in plans)}"
+        )
     done = []
     for name in names:
         with locked(out, name):
             again = finish(out, name)
-            job = read_plan_header(out / "plan" / f"{name}.parquet")[0].model_copy(update={"out": str(out.resolve())})
+            job = read_plan_header(out / "plan" / f"{name}.parquet")[0].model_copy(
+                update={"out": str(out.resolve())}
+            )
             done.append(_reshard(out, job, size, count, progress, again))
     build_catalog(out)
     return done
 
 
-def _reshard(out: Path, job: "Job", size: int | None, count: int | None, progress: "Progress", again: bool) -> Done:
+def _reshard(
+    out: Path, job: "Job", size: int | None, count: int | None, progress: "Progress", again: bool
+) -> Done:
     from manifests.reshard import Group, build, finish, group, measure, ready, stage_of
     from manifests.verify import verify
     from pipeline.plan import read_plan
@@ -105,15 +131,23 @@ def _reshard(out: Path, job: "Job", size: int | None, count: int | None, progres
     units = [
         unit
         for shard in old
-        for unit in measure(out, shard.name, ((i.clip.clip_id, len(i.referents)) if isinstance(i, Planned) else ("", 0)
-                                              for i in shard.items))
-    ]  # fmt: skip
+        for unit in measure(
+            out,
+            shard.name,
+            (
+                (i.clip.clip_id, len(i.referents)) if isinstance(i, Planned) else ("", 0)
+                for i in shard.items
+            ),
+        )
+    ]
     cut = group(units, size=size, count=count)
     if [len(units) for units in cut] == [len(shard.items) for shard in old]:
         return _said(out, job, 0 if again else len(old), cut)
     stage = stage_of(out, job.name)
     shutil.rmtree(stage, ignore_errors=True)
-    _write_plan(job.plan_path, job, stage, [len(units) for units in cut], {"size": size, "count": count})
+    _write_plan(
+        job.plan_path, job, stage, [len(units) for units in cut], {"size": size, "count": count}
+    )
     staged = job.model_copy(update={"out": str(stage)})
     groups = [
         Group(shard.name, shard.index, shard.hash, units)
@@ -122,7 +156,9 @@ def _reshard(out: Path, job: "Job", size: int | None, count: int | None, progres
     with progress.stage(f"reshard {job.name}", unit="shards", total=len(groups)) as tick:
         build(out, stage, groups, tick)
     if problems := verify(stage).problems:
-        raise RuntimeError(f"{job.name}: the new shards are not whole, nothing was changed: {problems[0]}")
+        raise RuntimeError(
+            f"{job.name}: the new shards are not whole, nothing was changed: {problems[0]}"
+        )
     ready(stage, [shard.name for shard in groups])
     finish(out, job.name)
     return _said(out, job, len(old), cut)
@@ -130,7 +166,9 @@ def _reshard(out: Path, job: "Job", size: int | None, count: int | None, progres
 
 def _said(out: Path, job: "Job", before: int, cut: "list[tuple[Unit, ...]]") -> Done:
     samples = sum(unit.samples for units in cut for unit in units)
-    size = sum(path.stat().st_size for path in (out / job.source / job.split / "shards").glob("*.tar"))
+    size = sum(
+        path.stat().st_size for path in (out / job.source / job.split / "shards").glob("*.tar")
+    )
     return Done(job.name, before, len(cut), samples, size)
 
 
@@ -140,7 +178,9 @@ def _whole(out: Path, job: "Job") -> "tuple[str, list[ShardPlan]]":
     from manifests.verify import verify
     from pipeline.plan import read_plan
 
-    names = {path.stem for path in (out / "manifests" / "shards").glob(f"{job.name}-[0-9]*.parquet")}
+    names = {
+        path.stem for path in (out / "manifests" / "shards").glob(f"{job.name}-[0-9]*.parquet")
+    }
     for problem in verify(out, only=names).problems:
         if problem.shard.startswith(f"{job.name}-") or problem.shard == job.name:
             raise ValueError(
@@ -151,7 +191,10 @@ def _whole(out: Path, job: "Job") -> "tuple[str, list[ShardPlan]]":
         digests.update(row["weights_hash"] for row in read_rows(out, "clips", name))
         hashes[name] = read_rows(out, "shards", name)[0]["plan_hash"]
     if len(digests) != 1:
-        raise ValueError(f"{job.name}: " + ("nothing in it was kept" if not digests else "made by several models"))
+        raise ValueError(
+            f"{job.name}: "
+            + ("nothing in it was kept" if not digests else "made by several models")
+        )
     digest = digests.pop()
     plan = list(read_plan(job, digest))
     if {shard.name: shard.hash for shard in plan} != hashes:
@@ -200,15 +243,25 @@ def _write_plan(source: Path, job: "Job", stage: Path, sizes: list[int], mark: d
     with pq.ParquetFile(source) as file:
         form, words = file.schema_arrow, dict(file.metadata.metadata)
         place = form.get_field_index("shard")
-        shards = pa.array([index for index, n in enumerate(sizes) for _ in range(n)], form.field(place).type)
+        shards = pa.array(
+            [index for index, n in enumerate(sizes) for _ in range(n)], form.field(place).type
+        )
         counts = json.loads(words[b"counts"]) | {"shards": len(sizes)}
         with pq.ParquetWriter(path, form, compression="zstd") as writer:
             start = 0
             for batch in file.iter_batches(2048):
-                writer.write_batch(batch.set_column(place, form.field(place), shards.slice(start, len(batch))))
+                writer.write_batch(
+                    batch.set_column(place, form.field(place), shards.slice(start, len(batch)))
+                )
                 start += len(batch)
-            words |= {b"counts": _json(counts), b"resharded": _json(mark), b"job": job.model_dump_json().encode()}
-            writer.add_key_value_metadata({k.decode(): v.decode() for k, v in words.items() if k != b"ARROW:schema"})
+            words |= {
+                b"counts": _json(counts),
+                b"resharded": _json(mark),
+                b"job": job.model_dump_json().encode(),
+            }
+            writer.add_key_value_metadata(
+                {k.decode(): v.decode() for k, v in words.items() if k != b"ARROW:schema"}
+            )
     with path.open("rb") as written:
         os.fsync(written.fileno())
     return path

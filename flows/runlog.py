@@ -52,7 +52,10 @@ KEPT = 65_536
 
 def account(result: ClipResult) -> dict[str, Any]:
     """What a worker tells the driver of a clip beside its files: stages, what was dropped, its own memory. Small."""
-    stages = [[r["stage"], round(r["seconds"], 6), r["frames"], r["bytes"], r["note"]] for r in result.timings]
+    stages = [
+        [r["stage"], round(r["seconds"], 6), r["frames"], r["bytes"], r["note"]]
+        for r in result.timings
+    ]
     names = ("stage", "reason", "referent_id", "message")
     dropped = [{name: str(row[name] or "")[:300] for name in names} for row in result.quarantine]
     return {"stages": stages, "dropped": dropped, **vitals()}
@@ -62,7 +65,9 @@ def vitals() -> dict[str, Any]:
     """Host, process and peak memory (bytes) of this process; of its GPU too, where torch has used one."""
     torch = sys.modules.get("torch")
     gpu = (
-        torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() and torch.cuda.is_initialized() else 0
+        torch.cuda.max_memory_allocated()
+        if torch and torch.cuda.is_available() and torch.cuda.is_initialized()
+        else 0
     )
     return {"host": socket.gethostname(), "pid": os.getpid(), "rss": _memory("VmHWM"), "gpu": gpu}
 
@@ -101,8 +106,15 @@ class Stage:
         ranked = sorted(self.kept)
         p50, p95 = (round(ranked[int(q * (len(ranked) - 1))], 6) for q in (0.5, 0.95))
         rate = round(self.frames / self.seconds, 1) if self.seconds and self.frames else None
-        return {"clips": self.n, "seconds": round(self.seconds, 3), "p50": p50, "p95": p95, "frames": self.frames,
-                "frames_per_second": rate, "bytes": self.bytes}  # fmt: skip
+        return {
+            "clips": self.n,
+            "seconds": round(self.seconds, 3),
+            "p50": p50,
+            "p95": p95,
+            "frames": self.frames,
+            "frames_per_second": rate,
+            "bytes": self.bytes,
+        }
 
 
 class RunLog:
@@ -115,15 +127,33 @@ class RunLog:
         self.stages: dict[str, Stage] = {}
         self.hosts: dict[str, dict[str, Any]] = {}
         self.dropped = self.lost_lines = 0
-        self._phases: tuple[dict[str, float], float] = {"planning": 0.0}, self.start  # seconds; start of the last
+        self._phases: tuple[dict[str, float], float] = (
+            {"planning": 0.0},
+            self.start,
+        )  # seconds; start of the last
         self._lock, self._stop, self._draw = threading.Lock(), threading.Event(), random.Random(0)
         self.facts: dict[str, Any] = {
-            "id": self.id, "state": "running", "started": began.isoformat(), "ended": None, "error": None,
-            "pid": os.getpid(), "command": sys.argv, "executor": executor.name, "workers": executor.workers,
-            "code_version": CODE_VERSION, "versions": versions(), "host": host(),
-            "jobs": {n: {"job": r.job.model_dump(mode="json"), "config_hash": r.job.config.digest(), "models": None}
-                     for n, r in runs.items()},
-        }  # fmt: skip
+            "id": self.id,
+            "state": "running",
+            "started": began.isoformat(),
+            "ended": None,
+            "error": None,
+            "pid": os.getpid(),
+            "command": sys.argv,
+            "executor": executor.name,
+            "workers": executor.workers,
+            "code_version": CODE_VERSION,
+            "versions": versions(),
+            "host": host(),
+            "jobs": {
+                n: {
+                    "job": r.job.model_dump(mode="json"),
+                    "config_hash": r.job.config.digest(),
+                    "models": None,
+                }
+                for n, r in runs.items()
+            },
+        }
         self.folder.mkdir(parents=True)
         self._thread = threading.Thread(target=self._watch, name="runlog", daemon=True)
 
@@ -162,7 +192,13 @@ class RunLog:
         self._replace("run.json", self.facts)
 
     def event(self, event: str, level: str = "info", **fields: Any) -> None:
-        line = {"time": datetime.now(UTC).isoformat(), "run": self.id, "level": level, "event": event, **fields}
+        line = {
+            "time": datetime.now(UTC).isoformat(),
+            "run": self.id,
+            "level": level,
+            "event": event,
+            **fields,
+        }
         self._append("log.jsonl", line)
 
     def saw(self, outcome: "Outcome") -> None:
@@ -171,16 +207,33 @@ class RunLog:
         value = outcome.value or {}
         if kind == "commit":
             sizes = {k: value.get(k) for k in ("bytes", "n_samples", "n_quarantined")}
-            self.event("commit", level="info" if outcome.kind == "ok" else "error", job=job.name, shard=shard.name,
-                       stage="commit", **sizes)  # fmt: skip
+            self.event(
+                "commit",
+                level="info" if outcome.kind == "ok" else "error",
+                job=job.name,
+                shard=shard.name,
+                stage="commit",
+                **sizes,
+            )
             return
         planned, path = item
-        where = {"job": job.name, "shard": Path(path).parent.name.rsplit("-", 1)[0], "clip": planned.clip.clip_id}
+        where = {
+            "job": job.name,
+            "shard": Path(path).parent.name.rsplit("-", 1)[0],
+            "clip": planned.clip.clip_id,
+        }
         if outcome.kind != "ok":
             with self._lock:
                 self.dropped += len(planned.referents)
-            self.event("given up", level="error", **where, stage="worker", reason=outcome.kind,
-                       message=outcome.message, attempt=outcome.task.attempt)  # fmt: skip
+            self.event(
+                "given up",
+                level="error",
+                **where,
+                stage="worker",
+                reason=outcome.kind,
+                message=outcome.message,
+                attempt=outcome.task.attempt,
+            )
             return
         stages, dropped = value.get("stages", []), value.get("dropped", [])
         with self._lock:
@@ -189,8 +242,15 @@ class RunLog:
                 if not note:
                     self.stages.setdefault(stage, Stage()).add(seconds, frames, size, self._draw)
             self._worker(value)
-        self.event("clip", **where, samples=value.get("samples"), bytes=value.get("bytes"), pid=value.get("pid"),
-                   host=value.get("host"), seconds={s[0]: s[1] for s in stages if not s[4]})  # fmt: skip
+        self.event(
+            "clip",
+            **where,
+            samples=value.get("samples"),
+            bytes=value.get("bytes"),
+            pid=value.get("pid"),
+            host=value.get("host"),
+            seconds={s[0]: s[1] for s in stages if not s[4]},
+        )
         for stage, *_, note in stages:
             if note:
                 self.event(stage, level="warning", **where, stage=stage, message=note)
@@ -210,22 +270,39 @@ class RunLog:
         with self._lock:
             stages = {name: stage.as_dict() for name, stage in self.stages.items()}
             peaks = {h: {k: e[k] for k in ("peak_rss", "peak_gpu")} for h, e in self.hosts.items()}
-            hosts = {h: {"workers": len(self.hosts[h]["pids"]), **peak} for h, peak in peaks.items()}
+            hosts = {
+                h: {"workers": len(self.hosts[h]["pids"]), **peak} for h, peak in peaks.items()
+            }
             dropped = self.dropped
         phases = self.phases()
-        return {"id": self.id, "state": self.facts["state"], "time": datetime.now(UTC).isoformat(),
-                "elapsed": round(time.monotonic() - self.start, 3), "phase": list(phases)[-1], "phases": phases,
-                "jobs": self.progress(), "dropped": dropped,
-                "stages": stages, "hosts": hosts, "driver_peak_rss": _memory("VmHWM"),
-                "lost_lines": self.lost_lines}  # fmt: skip
+        return {
+            "id": self.id,
+            "state": self.facts["state"],
+            "time": datetime.now(UTC).isoformat(),
+            "elapsed": round(time.monotonic() - self.start, 3),
+            "phase": list(phases)[-1],
+            "phases": phases,
+            "jobs": self.progress(),
+            "dropped": dropped,
+            "stages": stages,
+            "hosts": hosts,
+            "driver_peak_rss": _memory("VmHWM"),
+            "lost_lines": self.lost_lines,
+        }
 
     def progress(self) -> dict[str, dict[str, int]]:
         """Per job: clips and shards planned so far, done by this run, and found done (clips: in unfinished shards)."""
         return {
-            name: {"clips": r.counts.clips, "clips_done": r.clips_done, "clips_resumed": r.clips_resumed,
-                   "shards": r.counts.shards, "shards_done": r.shards_done, "shards_skipped": r.shards_skipped}
+            name: {
+                "clips": r.counts.clips,
+                "clips_done": r.clips_done,
+                "clips_resumed": r.clips_resumed,
+                "shards": r.counts.shards,
+                "shards_done": r.shards_done,
+                "shards_skipped": r.shards_skipped,
+            }
             for name, r in list(self.runs.items())
-        }  # fmt: skip
+        }
 
     def _watch(self) -> None:
         while not self._stop.wait(EVERY):
@@ -233,8 +310,16 @@ class RunLog:
 
     def _sample(self) -> None:
         summary = self.summary()
-        sums = {k: sum(job[k] for job in summary["jobs"].values()) for k in ("clips_done", "shards_done")}
-        line = {"time": summary["time"], "elapsed": summary["elapsed"], **sums, "driver_rss": _memory("VmRSS")}
+        sums = {
+            k: sum(job[k] for job in summary["jobs"].values())
+            for k in ("clips_done", "shards_done")
+        }
+        line = {
+            "time": summary["time"],
+            "elapsed": summary["elapsed"],
+            **sums,
+            "driver_rss": _memory("VmRSS"),
+        }
         self._append("samples.jsonl", line | ({"gpus": found} if (found := gpus()) else {}))
         self._replace("summary.json", summary)
 
@@ -248,7 +333,9 @@ class RunLog:
     def _replace(self, name: str, value: dict) -> None:
         temporary = self.folder / f".{name}.tmp"
         try:
-            temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             os.replace(temporary, self.folder / name)
         except OSError:
             self.lost_lines += 1
@@ -334,14 +421,24 @@ def read_runs(out: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((out / "runs").glob("*/summary.json")):
         try:
-            facts, summary = (json.loads((path.parent / n).read_text()) for n in ("run.json", "summary.json"))
+            facts, summary = (
+                json.loads((path.parent / n).read_text()) for n in ("run.json", "summary.json")
+            )
         except (OSError, ValueError):  # being deleted, or the disk was full
             continue
         state = facts["state"]
         if state == "running" and not _alive(facts, path):
             state = "lost"
-        found.append(summary | {"state": state, "error": facts["error"], "started": facts["started"],
-                                "workers": facts["workers"], "folder": str(path.parent)})  # fmt: skip
+        found.append(
+            summary
+            | {
+                "state": state,
+                "error": facts["error"],
+                "started": facts["started"],
+                "workers": facts["workers"],
+                "folder": str(path.parent),
+            }
+        )
     return found
 
 

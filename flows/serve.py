@@ -62,15 +62,23 @@ class Serve:
         self.env = (
             os.environ
             | environment(port)
-            | {"SPARROW_DATA": str(data.resolve()), "SPARROW_OUT": str(out.resolve()), "SPARROW_REPO": str(REPO)}
+            | {
+                "SPARROW_DATA": str(data.resolve()),
+                "SPARROW_OUT": str(out.resolve()),
+                "SPARROW_REPO": str(REPO),
+            }
         )
         self.processes: list[subprocess.Popen] = []
 
     def prefect(self, *words: str) -> None:
         """A prefect command that ends. RuntimeError with its output if it fails."""
-        done = subprocess.run([*self._command(), *words], env=self.env, cwd=REPO, capture_output=True, text=True)
+        done = subprocess.run(
+            [*self._command(), *words], env=self.env, cwd=REPO, capture_output=True, text=True
+        )
         if done.returncode:
-            raise RuntimeError(f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+            raise RuntimeError(
+                f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}"
+            )
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "prefect"]
@@ -83,7 +91,9 @@ class Serve:
                 home.mkdir(parents=True, exist_ok=True)
                 log = files.enter_context((home / "server.log").open("ab"))
             command = [*self._command(), *words]
-            process = subprocess.Popen(command, env=self.env, cwd=REPO, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=self.env, cwd=REPO, stdout=log, stderr=log, start_new_session=True
+            )
         self.processes.append(process)
         return process
 
@@ -93,14 +103,20 @@ class Serve:
     def start(self) -> "Serve":
         """Bring everything up; what has been started is stopped again if it cannot all be."""
         if is_up(self.port):
-            raise RuntimeError(f"port {self.port} already has a Prefect server; stop it, or choose another with --port")
-        with ExitStack() as unfinished:  # whatever stops the start, Ctrl-C too, stops what has been started
+            raise RuntimeError(
+                f"port {self.port} already has a Prefect server; stop it, or choose another with --port"
+            )
+        with (
+            ExitStack() as unfinished
+        ):  # whatever stops the start, Ctrl-C too, stops what has been started
             unfinished.callback(self.stop)
             server = self._spawn("server", "start", "--host", HOST, "--port", str(self.port))
             deadline = time.monotonic() + 120
             while not is_up(self.port):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the Prefect server did not come up on port {self.port}; its output says why")
+                    raise RuntimeError(
+                        f"the Prefect server did not come up on port {self.port}; its output says why"
+                    )
                 time.sleep(0.3)
             if not self.server_only:
                 self._deploy()
@@ -121,12 +137,17 @@ class Serve:
         server, worker = self.processes
         while server.poll() is None:
             if worker.poll() is not None:
-                print(f"the Prefect worker has ended (exit code {worker.returncode}); starting another one", flush=True)
+                print(
+                    f"the Prefect worker has ended (exit code {worker.returncode}); starting another one",
+                    flush=True,
+                )
                 self.processes.remove(worker)
                 self._start_worker()
                 worker = self.processes[-1]
             time.sleep(1.0)
-        raise RuntimeError(f"the Prefect server has ended (exit code {server.returncode}); its output says why")
+        raise RuntimeError(
+            f"the Prefect server has ended (exit code {server.returncode}); its output says why"
+        )
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -145,10 +166,16 @@ class Serve:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m flows.serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m flows.serve",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="folder with one folder per source (default: the demo's corpus)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/tsf"), help="output of the deployments")
+    parser.add_argument(
+        "--data", type=Path, help="folder with one folder per source (default: the demo's corpus)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/tsf"), help="output of the deployments"
+    )
     parser.add_argument("--port", type=int, default=PORT)
     options = parser.parse_args()
     if options.data is None:
@@ -161,7 +188,10 @@ def main() -> None:
     print("starting the Prefect server, about ten seconds ...", flush=True)
 
     def stop(*_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):  # stopping takes seconds; a second signal must not cut it short
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # stopping takes seconds; a second signal must not cut it short
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 

@@ -26,10 +26,21 @@ if not console.is_terminal:
 
 def table(title: str, columns: list[str], rows: list[list[object]], *, caption: str = "") -> None:
     """A table whose numbers are right-aligned."""
-    view = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left",
-                 box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")  # fmt: skip
+    view = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold dim",
+    )
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(r[i], int | float) or r[i] in ("", None, "-") for r in rows)
+        numeric = bool(rows) and all(
+            isinstance(r[i], int | float) or r[i] in ("", None, "-") for r in rows
+        )
         view.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*[_cell(value) for value in row])
@@ -71,55 +82,111 @@ def show_rows(rows: list[dict], *, empty: str = "no rows") -> None:
 
 def show_plan(rows: list[dict]) -> None:
     """A plan per split, the sum, and the paper's counts beside it."""
-    columns = ["source", "split", "videos", "clips", "referents", "qa", "shards", "MB", "minutes", "will skip", "media"]
+    columns = [
+        "source",
+        "split",
+        "videos",
+        "clips",
+        "referents",
+        "qa",
+        "shards",
+        "MB",
+        "minutes",
+        "will skip",
+        "media",
+    ]
 
     def line(row: dict, name: list[object]) -> list[object]:
         minutes = None if row["seconds"] is None else row["seconds"] / 60
         skip = ", ".join(f"{n} {reason}" for reason, n in row.get("skip", {}).items()) or "nothing"
-        return [*name, row["videos"], row["clips"], row["referents"], row["qa"], row["shards"],
-                round(row["bytes"] / 1e6), minutes, skip, row.get("media", "")]  # fmt: skip
+        return [
+            *name,
+            row["videos"],
+            row["clips"],
+            row["referents"],
+            row["qa"],
+            row["shards"],
+            round(row["bytes"] / 1e6),
+            minutes,
+            skip,
+            row.get("media", ""),
+        ]
 
     body = [line(row, [row["source"], row["split"]]) for row in rows]
     if len(rows) > 1:
         body.append(line(totals(rows) | {"skip": {}}, ["all", ""]))
     table(
-        "Plan", columns, body, caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)"
+        "Plan",
+        columns,
+        body,
+        caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)",
     )
     lines = beside_paper(rows)
     columns = ["source", "clips", "paper_clips", "qa", "paper_qa"]
-    table("Beside the paper's corpus", columns, [[line[key] for key in columns] for line in lines],
-          caption="The paper prints totals only; its counts by source are inferred (pipeline/corpora.py).\n"
-                  "vid_sentence: videos are counted. `--corpus paper` takes what these counts imply.")  # fmt: skip
+    table(
+        "Beside the paper's corpus",
+        columns,
+        [[line[key] for key in columns] for line in lines],
+        caption="The paper prints totals only; its counts by source are inferred (pipeline/corpora.py).\n"
+        "vid_sentence: videos are counted. `--corpus paper` takes what these counts imply.",
+    )
     if any(row["media"] == "none" for row in rows):
-        console.print("[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]")
+        console.print(
+            "[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]"
+        )
 
 
 def show_run(out: Path, runs: list[Run]) -> None:
     """What there is now, per source and split, and why the rest was dropped."""
-    rows = query(out, """
+    rows = query(
+        out,
+        """
         SELECT s.source, s.split, count(*) AS shards, sum(n_referents) AS planned, sum(n_samples) AS samples,
                sum(n_qa) AS qa, sum(n_quarantined) AS quarantined, sum(bytes) / 1e6 AS mb,
                any_value(r.frames) AS frames, any_value(r.kept) AS kept, any_value(r.iou) AS iou
         FROM shards s LEFT JOIN (
             SELECT source, split, sum(n_frames) AS frames, sum(n_kept) / sum(n_frames) AS kept, avg(mean_iou) AS iou
             FROM referents GROUP BY ALL) r ON r.source = s.source AND r.split = s.split
-        GROUP BY ALL ORDER BY ALL""")  # fmt: skip
-    columns = ["source", "split", "shards", "referents", "samples", "qa", "quarantined", "MB", "frames", "kept share",
-               "IoU to annotation"]  # fmt: skip
-    table("Curated", columns, [list(row.values()) for row in rows],
-          caption="kept share is not accuracy; IoU compares tracked with annotated boxes, "
-                  "and is empty where boxes are the dataset's")  # fmt: skip
+        GROUP BY ALL ORDER BY ALL""",
+    )
+    columns = [
+        "source",
+        "split",
+        "shards",
+        "referents",
+        "samples",
+        "qa",
+        "quarantined",
+        "MB",
+        "frames",
+        "kept share",
+        "IoU to annotation",
+    ]
+    table(
+        "Curated",
+        columns,
+        [list(row.values()) for row in rows],
+        caption="kept share is not accuracy; IoU compares tracked with annotated boxes, "
+        "and is empty where boxes are the dataset's",
+    )
     reasons = query(
         out,
         "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine "
         "GROUP BY ALL ORDER BY ALL",
     )
     if reasons:
-        table("Quarantine", ["source", "stage", "reason", "n", "for example"],
-              [[*list(r.values())[:4], r["example"][:90]] for r in reasons])  # fmt: skip
+        table(
+            "Quarantine",
+            ["source", "stage", "reason", "n", "for example"],
+            [[*list(r.values())[:4], r["example"][:90]] for r in reasons],
+        )
     events = query(out, "SELECT source, event, note, clips FROM events")
     if events:
-        table("Events", ["source", "event", "what happened", "clips"], [list(row.values()) for row in events])
+        table(
+            "Events",
+            ["source", "event", "what happened", "clips"],
+            [list(row.values()) for row in events],
+        )
     for run in runs:
         parts = [f"{run.clips_done} clips curated"]
         if run.clips_resumed:
@@ -132,28 +199,41 @@ def show_run(out: Path, runs: list[Run]) -> None:
 def show_scores(scores: list[dict]) -> None:
     """The demo's scores against the exact truth of the synthetic corpus."""
     columns = {
-        "source": "source", "boxes": "box_rule", "referents": "n_referents", "frames": "n_frames",
-        "mean IoU": "iou", "success@0.5": "success", "J of masks": "mask_j", "masks": "n_masks",
-        "absent frames": "n_absent", "of them with a box": "absent_with_box",
-    }  # fmt: skip
-    table("Scores against the exact truth of the SYNTHETIC corpus", list(columns),
-          [[row.get(key) for key in columns.values()] for row in scores],
-          caption="IoU of all boxes before any is dropped, key frames left out, a missing box counts 0; "
-                  "J over kept frames.\nRows with annotation or mask boxes repeat what the dataset says. "
-                  "More in report/score.json")  # fmt: skip
+        "source": "source",
+        "boxes": "box_rule",
+        "referents": "n_referents",
+        "frames": "n_frames",
+        "mean IoU": "iou",
+        "success@0.5": "success",
+        "J of masks": "mask_j",
+        "masks": "n_masks",
+        "absent frames": "n_absent",
+        "of them with a box": "absent_with_box",
+    }
+    table(
+        "Scores against the exact truth of the SYNTHETIC corpus",
+        list(columns),
+        [[row.get(key) for key in columns.values()] for row in scores],
+        caption="IoU of all boxes before any is dropped, key frames left out, a missing box counts 0; "
+        "J over kept frames.\nRows with annotation or mask boxes repeat what the dataset says. "
+        "More in report/score.json",
+    )
 
 
 def status_rows(out: Path) -> list[dict]:
     """Per plan: clips and shards planned, staged, committed, quarantined; the last run, and the seconds it planned."""
     plans = sorted((out / "plan").glob("*.parquet"))
     if not plans:
-        raise FileNotFoundError(f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?")
+        raise FileNotFoundError(
+            f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?"
+        )
     staged, last, rows = staged_clips(out), last_runs(out), []
     none = {"run": None, "run_state": None, "planning": None}
     has_rows = any((out / "manifests" / "shards").glob("*.parquet"))
     done = (
         query(
-            out, "SELECT source, split, sum(n_samples) AS samples, sum(n_quarantined) AS bad FROM shards GROUP BY ALL"
+            out,
+            "SELECT source, split, sum(n_samples) AS samples, sum(n_quarantined) AS bad FROM shards GROUP BY ALL",
         )
         if has_rows
         else []
@@ -166,13 +246,19 @@ def status_rows(out: Path) -> list[dict]:
         waiting = sum(n for name, n in staged.items() if name.rsplit("-", 1)[0] == job.name)
         rows.append(
             {
-                "source": job.source, "split": job.split, "clips": counts.clips, "referents": counts.referents,
-                "staged_clips": waiting, "shards": counts.shards, "committed": len(have),
-                "samples": int(entry["samples"]), "quarantined": int(entry["bad"]),
+                "source": job.source,
+                "split": job.split,
+                "clips": counts.clips,
+                "referents": counts.referents,
+                "staged_clips": waiting,
+                "shards": counts.shards,
+                "committed": len(have),
+                "samples": int(entry["samples"]),
+                "quarantined": int(entry["bad"]),
                 "state": "done" if len(have) == counts.shards else "unfinished",
                 **last.get(job.name, none),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -187,8 +273,15 @@ def show_doctor(checks: "list[Check]") -> None:
 
     marks = {"ok": "[green]ok[/]", "optional": "[yellow]optional[/]", "missing": "[red]missing[/]"}
     for section in dict.fromkeys(check.section for check in checks):
-        view = Table(title=section.capitalize(), title_justify="left", title_style="bold", box=None, pad_edge=False,
-                     show_header=False, padding=(0, 2, 0, 0))  # fmt: skip
+        view = Table(
+            title=section.capitalize(),
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            show_header=False,
+            padding=(0, 2, 0, 0),
+        )
         for _ in range(3):
             view.add_column(overflow="fold")
         for check in (c for c in checks if c.section == section):

@@ -47,7 +47,9 @@ class Hands:
                 self._items.pop(thread, None)
             else:
                 self._items[thread] = label
-            text = "".join(f"thread 0x{t:016x}: {item}\n" for t, item in self._items.items()).encode()
+            text = "".join(
+                f"thread 0x{t:016x}: {item}\n" for t, item in self._items.items()
+            ).encode()
             os.ftruncate(self._list, 0)
             os.pwrite(self._list, text, 0)
 
@@ -60,7 +62,9 @@ def taken(process: int, items: int, dump: int) -> str:
         if not all(f"memfd:{NAME} " in os.readlink(place / str(n)) for n in (items, dump)):
             return ""  # the number belongs to somebody else by now, whom the signal would end
         head = (place / str(items)).read_text()
-        state = next(s for s in (place.parent / "status").read_text().splitlines() if s.startswith("State:"))
+        state = next(
+            s for s in (place.parent / "status").read_text().splitlines() if s.startswith("State:")
+        )
         os.kill(process, SIGNAL)
     except OSError:
         return ""
@@ -71,7 +75,9 @@ def taken(process: int, items: int, dump: int) -> str:
             before, text = text, (place / str(dump)).read_text(errors="replace")
             if text and text == before:
                 break
-    missing = f"It did not answer in {SECONDS:.0f} s: the kernel keeps it, as when a mount is lost.\n"
+    missing = (
+        f"It did not answer in {SECONDS:.0f} s: the kernel keeps it, as when a mount is lost.\n"
+    )
     return f"process {process}, {state}\n{head}\n{text or missing}"
 
 
@@ -80,12 +86,16 @@ _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<na
 
 def top(stacks: str, label: str, most: int = 5) -> list[str]:
     """Of the thread that has `label` in hand: its last frames, `function (folder/file.py:line)`, innermost first."""
-    thread = next((m[1] for m in re.finditer(r"^thread (0x\w+): (.*)$", stacks, re.M) if m[2] == label), None)
+    thread = next(
+        (m[1] for m in re.finditer(r"^thread (0x\w+): (.*)$", stacks, re.M) if m[2] == label), None
+    )
     frames: list[str] = []
     inside = False
     for line in stacks.splitlines():
         if line.startswith(("Thread 0x", "Current thread 0x")):
             inside = thread is not None and thread in line
         elif inside and (found := _FRAME.match(line)) and len(frames) < most:
-            frames.append(f"{found['name']} ({'/'.join(Path(found['file']).parts[-2:])}:{found['line']})")
+            frames.append(
+                f"{found['name']} ({'/'.join(Path(found['file']).parts[-2:])}:{found['line']})"
+            )
     return frames

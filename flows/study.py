@@ -23,12 +23,16 @@ def configure(scale: str, host: str, sets: list[str]) -> StudyConfig:
     for pair in sets:
         name, value = assignment(pair)
         if name not in StudyConfig.model_fields:
-            raise ValueError(f"--set {pair}: no such field; there are {', '.join(StudyConfig.model_fields)}")
+            raise ValueError(
+                f"--set {pair}: no such field; there are {', '.join(StudyConfig.model_fields)}"
+            )
         changes[name] = tuple(value.split(",")) if name == "tables" else value
     return StudyConfig.model_validate(SCALES[scale].model_dump() | changes)
 
 
-def run_study(config: StudyConfig, out: Path, workers: int, progress: Any) -> tuple[list[Path], list[str]]:
+def run_study(
+    config: StudyConfig, out: Path, workers: int, progress: Any
+) -> tuple[list[Path], list[str]]:
     """The whole study in `out`; what is done already is not done again. Returns the files of the report, and what
     failed (the rest is in the report all the same). ValueError if `out` holds another study."""
     from model.study.report import write_report
@@ -37,22 +41,35 @@ def run_study(config: StudyConfig, out: Path, workers: int, progress: Any) -> tu
     _same(config, out / "study.json")
     failed: list[str] = []
     clock = _Clock(out / "minutes.json")
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool, clock:
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool,
+        clock,
+    ):
         plain = config.model_dump()
         bases = [(plain, base, str(out)) for base in range(config.bases)]
         with progress.stage("hosts from nothing", unit="hosts", total=len(bases)) as tick:
             _finish({pool.submit(_base, *job): f"base {job[1]}" for job in bases}, failed, tick)
-        whole = [base for base in range(config.bases) if (out / f"base-{base}" / "score.json").is_file()]
+        whole = [
+            base for base in range(config.bases) if (out / f"base-{base}" / "score.json").is_file()
+        ]
         cells = [
             (plain, base, seed, name, str(out))
-            for seed in range(config.seeds) for base in whole for name in trainings_of(config)
-        ]  # fmt: skip
+            for seed in range(config.seeds)
+            for base in whole
+            for name in trainings_of(config)
+        ]
         with progress.stage("stages 1 and 2, scores", unit="models", total=len(cells)) as tick:
-            jobs = {pool.submit(_cell, *job): f"base {job[1]} seed {job[2]} {job[3]}" for job in cells}
+            jobs = {
+                pool.submit(_cell, *job): f"base {job[1]} seed {job[2]} {job[3]}" for job in cells
+            }
             _finish(jobs, failed, tick)
     done = [(base, seed) for base in whole for seed in range(config.seeds)]
     runs = {
-        name: [json.loads(path.read_text()) for b, s in done if (path := cell_file(out, b, s, name)).is_file()]
+        name: [
+            json.loads(path.read_text())
+            for b, s in done
+            if (path := cell_file(out, b, s, name)).is_file()
+        ]
         for name in trainings_of(config)
     }
     if not whole:
@@ -85,7 +102,14 @@ def _cell(plain: dict[str, Any], base: int, seed: int, training: str, out: str) 
     if not file.is_file():
         run = Path(out) / "runs" / file.stem
         run_cell(
-            StudyConfig.model_validate(plain), base, seed, training, Path(out) / f"base-{base}", run, file, device()
+            StudyConfig.model_validate(plain),
+            base,
+            seed,
+            training,
+            Path(out) / f"base-{base}",
+            run,
+            file,
+            device(),
         )
 
 
@@ -121,7 +145,11 @@ def _finish(jobs: dict[Future, str], failed: list[str], tick: Any) -> None:
 def _same(config: StudyConfig, file: Path) -> None:
     if file.is_file():
         before = json.loads(file.read_text())
-        if different := [name for name, value in config.model_dump(mode="json").items() if before.get(name) != value]:
+        if different := [
+            name
+            for name, value in config.model_dump(mode="json").items()
+            if before.get(name) != value
+        ]:
             raise ValueError(
                 f"{file.parent} holds a study with other settings ({', '.join(different)}): choose another --out, or "
                 "give the same settings to go on with it"

@@ -72,14 +72,21 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         load_export(sparrow, request.start)
     else:
         sparrow.adapt()
-    task, loader = _proposer(request, config, sparrow, world) if request.what == "proposer" else _stage(
-        request, config, sparrow, world
-    )  # fmt: skip
+    task, loader = (
+        _proposer(request, config, sparrow, world)
+        if request.what == "proposer"
+        else _stage(request, config, sparrow, world)
+    )
     out = Path(request.out)
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
-        about = {**request.model_dump(mode="json"), "settled": {
-            "train": config.model_dump(mode="json"), "model": sparrow.config.model_dump(mode="json")}}  # fmt: skip
+        about = {
+            **request.model_dump(mode="json"),
+            "settled": {
+                "train": config.model_dump(mode="json"),
+                "model": sparrow.config.model_dump(mode="json"),
+            },
+        }
         (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     if request.size == "tiny":
         tell(MADE_UP)
@@ -91,7 +98,9 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         outcome = trainer.run()
     _report(out, tell)
     if outcome.stopped:
-        tell(f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}")
+        tell(
+            f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}"
+        )
         return False
     save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
     tell(f"  {out / 'export'}: what was trained, for the next stage")
@@ -107,9 +116,15 @@ def make_model(request: Request, world: "World") -> "Sparrow":
     from model.make import make_model as make
 
     return make(
-        request.host, request.size, request.preset, request.checkpoints,
-        changes=request.changes, where=world.device, fresh=True, tell=_nothing,
-    )[0]  # fmt: skip
+        request.host,
+        request.size,
+        request.preset,
+        request.checkpoints,
+        changes=request.changes,
+        where=world.device,
+        fresh=True,
+        tell=_nothing,
+    )[0]
 
 
 def with_ray(request: Request, processes: int, tell: Callable[[str], None] = print) -> None:
@@ -144,7 +159,9 @@ def _stages(request: Request) -> list[str]:
     stages = [*about.get("after", []), *([about["stage"]] if request.start else [])]
     if request.what == "stage2" and "stage1" not in stages:
         what = f"{request.start} is the export of {stages[-1]}: " if stages else ""
-        raise ValueError(f"{what}stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export")
+        raise ValueError(
+            f"{what}stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export"
+        )
     return stages
 
 
@@ -152,13 +169,19 @@ def _config(request: Request) -> "TrainConfig":
     from model.proposer.pretrain import RECIPE
     from model.train.config import TrainConfig
 
-    values = {"steps": STEPS[request.what], **(RECIPE if request.what == "proposer" else {}), **request.train}
+    values = {
+        "steps": STEPS[request.what],
+        **(RECIPE if request.what == "proposer" else {}),
+        **request.train,
+    }
     if "warmup" not in request.train:
         values["warmup"] = min(100, int(values["steps"]) // 10)
     return TrainConfig(**values)
 
 
-def _stage(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
+def _stage(
+    request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World"
+) -> "tuple[Task, Loader]":
     from model.corruption import Corruption
     from model.data.index import Index
     from model.data.loader import Loader as Records
@@ -166,14 +189,25 @@ def _stage(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "
     from model.train.task import Collated, Stage, StageTask
 
     options = LoaderOptions(
-        seed=config.seed, batch=config.batch * world.size, frames=request.frames, tsf=sparrow.config.tsf,
+        seed=config.seed,
+        batch=config.batch * world.size,
+        frames=request.frames,
+        tsf=sparrow.config.tsf,
         corruption=sparrow.config.corruption,
-    )  # fmt: skip
-    records = Records(Index.open(request.data), options, rank=world.rank, world=world.size, workers=request.workers)
+    )
+    records = Records(
+        Index.open(request.data),
+        options,
+        rank=world.rank,
+        world=world.size,
+        workers=request.workers,
+    )
     held_out = None
     if config.validate_every:
         others = Index.open(request.data, splits=HELD_OUT)
-        clean = options.model_copy(update={"batch": min(config.batch, len(others)), "corruption": Corruption()})
+        clean = options.model_copy(
+            update={"batch": min(config.batch, len(others)), "corruption": Corruption()}
+        )
 
         def held_out() -> "Iterable[Any]":
             return islice(Collated(Records(others, clean), sparrow), config.validate_batches)
@@ -182,7 +216,9 @@ def _stage(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "
     return StageTask(sparrow, stage, held_out), Collated(records, sparrow)
 
 
-def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World") -> "tuple[Task, Loader]":
+def _proposer(
+    request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World"
+) -> "tuple[Task, Loader]":
     """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
     `data`, if it is a curated output, or in its folder "shards"."""
     from model.data.index import Index
@@ -195,8 +231,14 @@ def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world
     from pipeline.sources.base import DataRoot
 
     data = Path(request.data)
-    places = {data.name: data} if data.name in READERS else {n: data / n for n in READERS if (data / n).is_dir()}
-    curated = next((str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None)
+    places = (
+        {data.name: data}
+        if data.name in READERS
+        else {n: data / n for n in READERS if (data / n).is_dir()}
+    )
+    curated = next(
+        (str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None
+    )
     if not places and curated is None:
         raise ValueError(
             f"{data} has none of the folders {', '.join(READERS)}, is not called so, and is no curated output either "
@@ -207,13 +249,20 @@ def _proposer(request: Request, config: "TrainConfig", sparrow: "Sparrow", world
     tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
 
     def corpora(split: str) -> list[BoxSet]:
-        found: list[BoxSet] = [read(name, DataRoot(place), split, keep=tables) for name, place in places.items()]
+        found: list[BoxSet] = [
+            read(name, DataRoot(place), split, keep=tables) for name, place in places.items()
+        ]
         return [*found, ShardBoxes(Index.open(curated), split)] if curated else found
 
     shared = sparrow.config.proposals.input
-    side = sparrow.host.spec.sam_size if shared == "shared" else shared  # what it will see at inference
+    side = (
+        sparrow.host.spec.sam_size if shared == "shared" else shared
+    )  # what it will see at inference
     options = BatchConfig(
-        batch=config.batch, transform=TransformConfig(side=side), seed=config.seed, workers=request.workers
+        batch=config.batch,
+        transform=TransformConfig(side=side),
+        seed=config.seed,
+        workers=request.workers,
     )
 
     def validation() -> "Iterable[Any]":
@@ -249,14 +298,28 @@ def _report(out: Path, tell: Callable[[str], None]) -> None:
         return sum(values) / len(values) if values else float("nan")
 
     for name in rows[0]:
-        if name not in ("step", "lr", "grad_norm", "skipped", "seconds", "samples_per_s", "tokens_per_s"):
+        if name not in (
+            "step",
+            "lr",
+            "grad_norm",
+            "skipped",
+            "seconds",
+            "samples_per_s",
+            "tokens_per_s",
+        ):
             if name in ("memory_gb", "mfu"):
                 tell(f"  {name:<10} {mean(last, name):.3f}")
             else:
-                tell(f"  {name:<10} {mean(first, name):.4f} -> {mean(last, name):.4f} (means of {part} steps)")
+                tell(
+                    f"  {name:<10} {mean(first, name):.4f} -> {mean(last, name):.4f} (means of {part} steps)"
+                )
     if mean(rows, "reachable") == 0:
-        tell("  no proposal overlapped any target: the filter has learned to say no, and nothing else (train proposer)")
-    tell(f"  {mean(last, 'samples_per_s'):.2f} samples/s, {mean(last, 'tokens_per_s'):.0f} text tokens/s")
+        tell(
+            "  no proposal overlapped any target: the filter has learned to say no, and nothing else (train proposer)"
+        )
+    tell(
+        f"  {mean(last, 'samples_per_s'):.2f} samples/s, {mean(last, 'tokens_per_s'):.0f} text tokens/s"
+    )
     for name in ("steps.csv", "losses.png", "tensorboard", "states"):
         tell(f"  {out / name}")
 
@@ -266,12 +329,23 @@ class _Progress:
 
     def __init__(self, what: str, steps: int, shown: bool):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
-            TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=Console(stderr=True), disable=not shown,
-        )  # fmt: skip
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
         self._task = self._bar.add_task("", total=steps)
 
     def __enter__(self) -> "_Progress":

@@ -15,12 +15,17 @@ from flows import complete
 if TYPE_CHECKING:
     from pipeline.weights import Checked, WeightFile
 
-app = typer.Typer(help="The full preset's weight files: list, check, fetch, convert.", no_args_is_help=True)
+app = typer.Typer(
+    help="The full preset's weight files: list, check, fetch, convert.", no_args_is_help=True
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Names from `sparrow weights list`. Default: what is needed.", autocompletion=complete.weights),
+    typer.Argument(
+        help="Names from `sparrow weights list`. Default: what is needed.",
+        autocompletion=complete.weights,
+    ),
 ]
 
 
@@ -35,12 +40,21 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"root": str(root), "weights": rows}, indent=2))
         return
-    for columns in ("name needed there MB path licence", "name purpose published_as", "name source"):
+    for columns in (
+        "name needed there MB path licence",
+        "name purpose published_as",
+        "name source",
+    ):
         cells = [columns.split(), *([str(row[key]) for key in columns.split()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells), end="\n\n")
-    print(f"weights root: {root} (SPARROW_WEIGHTS=/another/folder changes it). MB: on disk, else about.\n"
-          "docs/weights.md says what to do, from here to the first shard.")  # fmt: skip
+        print(
+            "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells),
+            end="\n\n",
+        )
+    print(
+        f"weights root: {root} (SPARROW_WEIGHTS=/another/folder changes it). MB: on disk, else about.\n"
+        "docs/weights.md says what to do, from here to the first shard."
+    )
 
 
 def _row(entry: "WeightFile", root: Path) -> dict:
@@ -48,9 +62,12 @@ def _row(entry: "WeightFile", root: Path) -> dict:
     size = sum(path.stat().st_size for path in entry.parts(place)) if place else 0
     there = "yes" if place == root / entry.path else "not converted" if place else "no"
     return asdict(entry) | {
-        "needed": "needed" if entry.needed else "alternative", "there": there, "on_disk": size,
-        "MB": round((size or entry.bytes) / 1e6, 1) or "?", "path": place.name if place else entry.path,
-    }  # fmt: skip
+        "needed": "needed" if entry.needed else "alternative",
+        "there": there,
+        "on_disk": size,
+        "MB": round((size or entry.bytes) / 1e6, 1) or "?",
+        "path": place.name if place else entry.path,
+    }
 
 
 @app.command(epilog="Example: sparrow weights check sam2.1-l")
@@ -78,12 +95,16 @@ def _show(result: "Checked") -> None:
     print(f"\n{result.name}: {'good' if result.good else 'NOT GOOD'}, {result.path}")
     if result.tensors:
         kinds = ", ".join(f"{n} {kind}" for kind, n in result.dtypes.items())
-        print(f"  {result.bytes / 1e6:,.1f} MB, {result.tensors} tensors ({kinds}), {result.elements:,} elements, "
-              f"{sum(result.not_finite.values())} of them not finite")  # fmt: skip
+        print(
+            f"  {result.bytes / 1e6:,.1f} MB, {result.tensors} tensors ({kinds}), {result.elements:,} elements, "
+            f"{sum(result.not_finite.values())} of them not finite"
+        )
     for name, digest in result.sha256.items():
         print(f"  sha256  {digest}  {name}")
     if zero := result.all_zero:
-        print(f"  all zero: {', '.join(zero[:6])}{f' and {len(zero) - 6} more' if zero[6:] else ''}")
+        print(
+            f"  all zero: {', '.join(zero[:6])}{f' and {len(zero) - 6} more' if zero[6:] else ''}"
+        )
     for line in [*result.notes, *(f"problem: {problem}" for problem in result.problems)]:
         print(f"  {line}")
 
@@ -92,7 +113,12 @@ def _show(result: "Checked") -> None:
 def fetch(
     names: Names = None,
     mirror: Annotated[
-        str, typer.Option("--from", envvar="SPARROW_MIRROR", help="Folder URL that holds the files under their paths.")
+        str,
+        typer.Option(
+            "--from",
+            envvar="SPARROW_MIRROR",
+            help="Folder URL that holds the files under their paths.",
+        ),
     ] = "",
 ) -> None:
     """Download from a mirror of yours what its licence allows to be handed on. Resumes; verifies against SHA256SUMS."""
@@ -104,18 +130,28 @@ def fetch(
     from trackers.runtime import weights_root
 
     if not re.match(r"https?://[^/]", mirror):
-        raise ValueError(f"--from {mirror!r} is not an http(s) URL: name a mirror that holds the files (there is no "
-                         "default), or download them from the pages in `sparrow weights list`")  # fmt: skip
+        raise ValueError(
+            f"--from {mirror!r} is not an http(s) URL: name a mirror that holds the files (there is no "
+            "default), or download them from the pages in `sparrow weights list`"
+        )
     entries, root, bars = choose(names or ()), weights_root(), Bars()
-    by_hand = [f"{e.name} has to be downloaded by hand ({e.licence}): {e.source}" for e in entries if not e.fetchable]
+    by_hand = [
+        f"{e.name} has to be downloaded by hand ({e.licence}): {e.source}"
+        for e in entries
+        if not e.fetchable
+    ]
     problems = by_hand if names else []
     with httpx.Client(timeout=30, headers={"User-Agent": "sparrow-tsf"}) as client:
         base = httpx.URL(mirror.rstrip("/") + "/")
         sums = fetch_sums(client, base, root)
-        for path, size, known in (file for entry in entries if entry.fetchable for file in entry.files):
+        for path, size, known in (
+            file for entry in entries if entry.fetchable for file in entry.files
+        ):
             try:
                 with bars.stage(path, unit="MB", total=round(size / 1e6) or None) as tick:
-                    done = fetch_file(client, base, root, path, size, sums.get(path), known, _megabytes(tick))
+                    done = fetch_file(
+                        client, base, root, path, size, sums.get(path), known, _megabytes(tick)
+                    )
                 print(f"{path}: {done}")
             except Refused as error:
                 problems = [*problems, str(error)]
@@ -140,11 +176,17 @@ def _megabytes(tick: Callable[[int, str], None]) -> Callable[[int], None]:
     return to
 
 
-@app.command(epilog="Example: sparrow weights convert cldtracker.pth.tar --out weights/cldtracker.safetensors")
+@app.command(
+    epilog="Example: sparrow weights convert cldtracker.pth.tar --out weights/cldtracker.safetensors"
+)
 def convert(
-    path: Annotated[Path, typer.Argument(help="CLDTracker's or OSTrack's checkpoint as published.")],
+    path: Annotated[
+        Path, typer.Argument(help="CLDTracker's or OSTrack's checkpoint as published.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
-    whole: Annotated[bool, typer.Option("--all", help="Keep CLDTracker's text branch (default: drop it).")] = False,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Keep CLDTracker's text branch (default: drop it).")
+    ] = False,
 ) -> None:
     """Take the network out of a training checkpoint: no pickle, no optimizer state, a fraction of the size."""
     from trackers.checkpoints import read_state_dict

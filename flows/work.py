@@ -83,11 +83,17 @@ def work(payload: tuple[str, Job, Any, Any]) -> dict:
             out = Path(job.out)
             turn = out / ".lock" / f"{job.name}.commit{zlib.crc32(shard.name.encode()) % 64}"
             with fenced(job, item), turn.open("a") as mine:
-                fcntl.flock(mine, fcntl.LOCK_EX)  # cut off from Ray's network, one taken for dead may still be at it
+                fcntl.flock(
+                    mine, fcntl.LOCK_EX
+                )  # cut off from Ray's network, one taken for dead may still be at it
                 try:
                     return commit_shard(job, shard, models.stages.encoder.dim)
-                except FileNotFoundError:  # that worker, or one that is dead, had committed it and begun to tidy up
-                    if committed(out, job).get(shard.name) != shard.hash or changed_clips(job, shard):
+                except (
+                    FileNotFoundError
+                ):  # that worker, or one that is dead, had committed it and begun to tidy up
+                    if committed(out, job).get(shard.name) != shard.hash or changed_clips(
+                        job, shard
+                    ):
                         raise
                     discard(out, shard.name)
                     return {}

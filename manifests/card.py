@@ -57,15 +57,18 @@ _TERMS = (
     "references regex repeated replace samplingRate separator source subField transform"
 )
 CONTEXT: dict[str, Any] = {
-    "@language": "en", "@vocab": "https://schema.org/", "sc": "https://schema.org/",
-    "cr": "http://mlcommons.org/croissant/", "dct": "http://purl.org/dc/terms/",
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
     "rai": "http://mlcommons.org/croissant/RAI/",
     **{term: f"cr:{term}" for term in _TERMS.split()},
     "conformsTo": "dct:conformsTo",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "examples": {"@id": "cr:examples", "@type": "@json"},
-}  # fmt: skip
+}
 """The context that Croissant 1.0 asks for."""
 
 _EXAMPLE = "SELECT path AS shard, split FROM shards ORDER BY split <> 'train', path LIMIT 1"
@@ -82,7 +85,7 @@ _COUNTS = """
 
 def write_card(
     out: Path, paper: dict[str, tuple[int, int]], paper_total: tuple[int, int], *, url: str = ""
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write README.md and croissant.json into an output, each in one step; returns their paths.
 
     paper, paper_total: clips and QA that the paper has, by source and in all. url: where the dataset will be found.
@@ -92,7 +95,10 @@ def write_card(
     if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{card} is not a data card of ours; move it away first")
     with connect(out) as catalogue:
-        texts = {card: readme(catalogue, paper, paper_total), out / "croissant.json": croissant(catalogue, out, url)}
+        texts = {
+            card: readme(catalogue, paper, paper_total),
+            out / "croissant.json": croissant(catalogue, out, url),
+        }
     for path, text in texts.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(text, encoding="utf-8")
@@ -103,12 +109,18 @@ def write_card(
 # --- README.md ------------------------------------------------------------------------------------------------------
 
 
-def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], paper_total: tuple[int, int]) -> str:
+def readme(
+    catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], paper_total: tuple[int, int]
+) -> str:
     """The data card: front matter for the hub, then what a reader needs."""
     rows = rows_of(catalogue, _COUNTS)
     n = sum(row["referents"] or 0 for row in rows)
-    synthetic = rows_of(catalogue, "SELECT coalesce(bool_or(synthetic), false) AS made FROM runs")[0]["made"]
-    members = [row["name"] for row in rows_of(catalogue, "SELECT DISTINCT name FROM members ORDER BY 1")]
+    synthetic = rows_of(catalogue, "SELECT coalesce(bool_or(synthetic), false) AS made FROM runs")[
+        0
+    ]["made"]
+    members = [
+        row["name"] for row in rows_of(catalogue, "SELECT DISTINCT name FROM members ORDER BY 1")
+    ]
     made = rows_of(
         catalogue,
         "SELECT preset, detector, tracker, segmenter, encoder, count(*) AS samples FROM referents GROUP BY ALL "
@@ -121,7 +133,8 @@ def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], p
             "# Target-Specific Features for pixel-grounded video MLLMs",
             "Referring expressions about one target in a short clip, each with a track, masks, question-answer pairs, "
             "and four representatives (crop and feature) of its appearance: the training data of SPARROW, curated with "
-            "SPARROW-TSF." + (" **Made-up videos: a demonstration, not data.**" if synthetic else ""),
+            "SPARROW-TSF."
+            + (" **Made-up videos: a demonstration, not data.**" if synthetic else ""),
             "## What is here",
             _counts(rows, paper, paper_total),
             "Clips and QA of the paper: it prints the totals only; its rows by source are inferred. For VID-Sentence, "
@@ -139,7 +152,10 @@ def readme(catalogue: "DuckDBPyConnection", paper: dict[str, tuple[int, int]], p
             "and crops. What may be passed on:",
             _table(
                 ["source", "licence", "pictures: media and crops"],
-                [[r["source"], _cell(r["licence"]), PICTURES.get(r["source"], UNKNOWN)] for r in rows],
+                [
+                    [r["source"], _cell(r["licence"]), PICTURES.get(r["source"], UNKNOWN)]
+                    for r in rows
+                ],
             ),
             _LOADING.format(**rows_of(catalogue, _EXAMPLE)[0], features=_features(members)),
             f"## Citation\n\nThe method, and the sources each on their own terms:\n\n```bibtex\n{CITATION}\n```\n",
@@ -167,13 +183,18 @@ def _front(samples: int, splits: dict[str, list[str]], synthetic: bool) -> str:
     ]
     for table, names in splits.items():
         lines += [f"- config_name: {table}", "  batch_size: 8192", "  data_files:"]
-        lines += [f'  - {{split: {split}, path: "manifests/{table}/*-{split}-*.parquet"}}' for split in names]
+        lines += [
+            f'  - {{split: {split}, path: "manifests/{table}/*-{split}-*.parquet"}}'
+            for split in names
+        ]
     return "\n".join([*lines, "---"])
 
 
 def _splits(catalogue: "DuckDBPyConnection") -> dict[str, list[str]]:
     """Splits of each table that have rows. The first table is the one that is shown first."""
-    count = "SELECT DISTINCT split FROM shards WHERE shard IN (SELECT shard FROM {table}) ORDER BY 1"
+    count = (
+        "SELECT DISTINCT split FROM shards WHERE shard IN (SELECT shard FROM {table}) ORDER BY 1"
+    )
     tables = ("referents", *(table for table in TABLES if table not in ("referents", *VOLATILE)))
     found = {t: [row["split"] for row in rows_of(catalogue, count.format(table=t))] for t in tables}
     return {table: splits for table, splits in found.items() if splits}
@@ -187,8 +208,15 @@ def _features(names: list[str]) -> str:
     whose rows are those of the table `tracks`.
     """
     kinds = {"json": "Json()", "jpg": "Image()", "mp4": 'Value("binary")', "tar": 'Value("binary")'}
-    arrays = {"tsf.npy": 'List(List(Value("float16")))', "tsf_patches.npy": 'List(List(List(Value("float16"))))'}
-    words = {name: arrays.get(name) or kinds[name.rsplit(".", 1)[-1]] for name in names if name != "track.npy"}
+    arrays = {
+        "tsf.npy": 'List(List(Value("float16")))',
+        "tsf_patches.npy": 'List(List(List(Value("float16"))))',
+    }
+    words = {
+        name: arrays.get(name) or kinds[name.rsplit(".", 1)[-1]]
+        for name in names
+        if name != "track.npy"
+    }
     words |= {"__key__": 'Value("string")', "__url__": 'Value("string")'}
     return "\n".join(f"    {json.dumps(name)}: {word}," for name, word in words.items())
 
@@ -196,18 +224,34 @@ def _features(names: list[str]) -> str:
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def _counts(rows: list[dict], paper: dict[str, tuple[int, int]], paper_total: tuple[int, int]) -> str:
+def _counts(
+    rows: list[dict], paper: dict[str, tuple[int, int]], paper_total: tuple[int, int]
+) -> str:
     columns = ("videos", "clips", "referents", "qa", "kept", "masks", "quarantined")
     body = [
         [
-            row["source"], *(f"{row[c] or 0:,}" for c in columns), "-" if row["iou"] is None else f"{row['iou']:.2f}",
+            row["source"],
+            *(f"{row[c] or 0:,}" for c in columns),
+            "-" if row["iou"] is None else f"{row['iou']:.2f}",
             *(f"{v:,}" for v in paper.get(row["source"], ())),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     totals = ["**all**", *(f"{sum(row[c] or 0 for row in rows):,}" for c in columns), ""]
-    head = ["source", "videos", "clips", "referents", "QA", "frames kept", "masks", "quarantined", "mean IoU"]
-    return _table([*head, "paper: clips", "paper: QA"], [*body, [*totals, *(f"{v:,}" for v in paper_total)]])
+    head = [
+        "source",
+        "videos",
+        "clips",
+        "referents",
+        "QA",
+        "frames kept",
+        "masks",
+        "quarantined",
+        "mean IoU",
+    ]
+    return _table(
+        [*head, "paper: clips", "paper: QA"], [*body, [*totals, *(f"{v:,}" for v in paper_total)]]
+    )
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:
@@ -257,29 +301,44 @@ Only what a row of `manifests/shards` names is committed. `croissant.json` descr
 
 def croissant(catalogue: "DuckDBPyConnection", out: Path, url: str = "") -> str:
     """Croissant 1.0: a FileObject per tar with its sha256, a FileSet and a RecordSet with typed fields per table."""
-    shards = rows_of(catalogue, "SELECT shard, path, bytes, sha256, code_version FROM shards ORDER BY path")
-    licences = rows_of(catalogue, "SELECT DISTINCT source || ': ' || licence AS text FROM clips ORDER BY 1")
-    ended = rows_of(catalogue, "SELECT strftime(max(coalesce(ended, started)), '%Y-%m-%d') AS day FROM runs")[0]["day"]
+    shards = rows_of(
+        catalogue, "SELECT shard, path, bytes, sha256, code_version FROM shards ORDER BY path"
+    )
+    licences = rows_of(
+        catalogue, "SELECT DISTINCT source || ': ' || licence AS text FROM clips ORDER BY 1"
+    )
+    ended = rows_of(
+        catalogue, "SELECT strftime(max(coalesce(ended, started)), '%Y-%m-%d') AS day FROM runs"
+    )[0]["day"]
     version = max((s["code_version"] or "" for s in shards), default="")
     tars = [
         {
-            "@type": "cr:FileObject", "@id": shard["shard"], "name": shard["shard"],
-            "description": "WebDataset tar: samples of one shard", "contentUrl": shard["path"],
+            "@type": "cr:FileObject",
+            "@id": shard["shard"],
+            "name": shard["shard"],
+            "description": "WebDataset tar: samples of one shard",
+            "contentUrl": shard["path"],
             "contentSize": f"{shard['bytes'] or (out / shard['path']).stat().st_size} B",
-            "encodingFormat": "application/x-tar", "sha256": shard["sha256"],
+            "encodingFormat": "application/x-tar",
+            "sha256": shard["sha256"],
         }
         for shard in shards
-    ]  # fmt: skip
+    ]
     parts = [
         {
-            "@type": "cr:FileSet", "@id": f"{table}-parquet", "name": f"{table}-parquet",
+            "@type": "cr:FileSet",
+            "@id": f"{table}-parquet",
+            "name": f"{table}-parquet",
             "description": f"Part files of the table {table}, one per {'run' if table == 'runs' else 'shard'}",
-            "encodingFormat": "application/x-parquet", "includes": f"manifests/{table}/*.parquet",
+            "encodingFormat": "application/x-parquet",
+            "includes": f"manifests/{table}/*.parquet",
         }
         for table in TABLES
-    ]  # fmt: skip
+    ]
     about = {
-        "@context": CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": "sparrow-tsf",
         "description": "Referring expressions about one target in a short clip, each with a track, masks, "
         "question-answer pairs, and four representatives of its appearance (Target-Specific Features).",
@@ -290,7 +349,7 @@ def croissant(catalogue: "DuckDBPyConnection", out: Path, url: str = "") -> str:
         **({"datePublished": ended} if ended else {}),
         "distribution": [*tars, *parts],
         "recordSet": [_records(table) for table in TABLES],
-    }  # fmt: skip
+    }
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -301,12 +360,17 @@ def _records(table: str) -> dict[str, Any]:
 
 
 def _field(table: str, column: pa.Field) -> dict[str, Any]:
-    kind, repeated = column.type, pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    kind, repeated = (
+        column.type,
+        pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type),
+    )
     element = kind.value_type if repeated else kind
     name = f"{table}/{column.name}"
     return {
-        "@type": "cr:Field", "@id": name, "name": name,
+        "@type": "cr:Field",
+        "@id": name,
+        "name": name,
         "dataType": next((word for is_kind, word in _TYPES if is_kind(element)), "sc:Text"),
         **({"repeated": True} if repeated else {}),
         "source": {"fileSet": {"@id": f"{table}-parquet"}, "extract": {"column": column.name}},
-    }  # fmt: skip
+    }

@@ -119,7 +119,10 @@ def catalog_sql(prefix: str, *, without: Collection[str] = ()) -> str:
         files = f"read_parquet('{_quote(prefix)}manifests/{table}/*.parquet')"
         rows = "" if table in ("shards", "runs") else " WHERE shard IN (SELECT shard FROM shards)"
         lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {files}{rows};")
-    lines += [f"CREATE OR REPLACE VIEW {name} AS {' '.join(query.split())};" for name, query in ANSWERS.items()]
+    lines += [
+        f"CREATE OR REPLACE VIEW {name} AS {' '.join(query.split())};"
+        for name, query in ANSWERS.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -157,7 +160,9 @@ def _replace(path: Path, data: bytes) -> None:
 def connect(out: Path) -> "DuckDBPyConnection":
     """An in-memory DuckDB with the views over `out`, wherever it is now. FileNotFoundError if it has no shard."""
     if not any((out / "manifests" / "shards").glob("*.parquet")):
-        raise FileNotFoundError(f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})")
+        raise FileNotFoundError(
+            f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})"
+        )
     import duckdb
 
     connection = duckdb.connect()
@@ -174,7 +179,9 @@ def query(out: Path, sql: str) -> list[dict]:
         return rows_of(connection, sql)
 
 
-def rows_of(connection: "DuckDBPyConnection", sql: str, parameters: list | None = None) -> list[dict]:
+def rows_of(
+    connection: "DuckDBPyConnection", sql: str, parameters: list | None = None
+) -> list[dict]:
     """Rows of a query over an open catalogue. Values that come from data go into `parameters`, never into `sql`."""
     result = connection.execute(sql, parameters)
     names = [column[0] for column in result.description or []]

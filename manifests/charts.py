@@ -39,11 +39,19 @@ def histogram(bins: Sequence[Sequence[Part]]) -> Markup:
 
 def spread(name: str, low: float, middle: float, high: float, end: float, title: str) -> Markup:
     """A line from low to high with a mark at the middle, on a scale from 0 to `end`."""
-    a, m, b = (100 * min(1.0, max(0.0, value / end)) if end else 0.0 for value in (low, middle, high))
-    return _svg("spread", 100, 10, [
-        _rect("track", 0, 4.5, 100, 1, ""), _rect(name, a, 3.2, max(b - a, 0.6), 3.6, title),
-        _rect("middle", min(max(m - 0.5, 0), 99), 0.5, 1, 9, title),
-    ])  # fmt: skip
+    a, m, b = (
+        100 * min(1.0, max(0.0, value / end)) if end else 0.0 for value in (low, middle, high)
+    )
+    return _svg(
+        "spread",
+        100,
+        10,
+        [
+            _rect("track", 0, 4.5, 100, 1, ""),
+            _rect(name, a, 3.2, max(b - a, 0.6), 3.6, title),
+            _rect("middle", min(max(m - 0.5, 0), 99), 0.5, 1, 9, title),
+        ],
+    )
 
 
 def nice(value: float) -> float:
@@ -51,17 +59,21 @@ def nice(value: float) -> float:
     if not value > 0 or not math.isfinite(value):
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
+    return next(
+        step * power
+        for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+        if step * power >= value * (1 - 1e-9)
+    )
 
 
 def _rect(name: str, x: float, y: float, width: float, height: float, title: str) -> Markup:
     tip = Markup("<title>{}</title>").format(title) if title else ""
-    return Markup('<rect class="{}" x="{:.3f}" y="{:.3f}" width="{:.3f}" height="{:.3f}">{}</rect>').format(
-        name, x, y, width, height, tip
-    )
+    return Markup(
+        '<rect class="{}" x="{:.3f}" y="{:.3f}" width="{:.3f}" height="{:.3f}">{}</rect>'
+    ).format(name, x, y, width, height, tip)
 
 
 def _svg(name: str, width: float, height: float, rects: Sequence[Markup]) -> Markup:
-    return Markup('<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>').format(
-        name, width, height, Markup("").join(rects)
-    )
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
+    ).format(name, width, height, Markup("").join(rects))

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 
 def read_rows(out: Path, table: str, name: str) -> list[dict]:
     """The rows of a part, in order, without `shard`; features as lists of float (float16 loses nothing in it)."""
-    rows = pq.read_table(out / "manifests" / table / f"{name}.parquet", partitioning=None).to_pylist()
+    rows = pq.read_table(
+        out / "manifests" / table / f"{name}.parquet", partitioning=None
+    ).to_pylist()
     for row in rows:
         del row["shard"]
         if "feature" in row:

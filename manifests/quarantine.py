@@ -50,7 +50,11 @@ class Tally:
         why = ", ".join(f"{n} {reason}" for reason, n in self.reasons.items())
         parts = f"; of the clips kept, {self.parts} referents or rows" if self.parts else ""
         whole = self.kept + self.dropped
-        return f"dropped: {self.dropped} of {whole} clips ({self.share:.1%})" + (f": {why}" if why else "") + parts
+        return (
+            f"dropped: {self.dropped} of {whole} clips ({self.share:.1%})"
+            + (f": {why}" if why else "")
+            + parts
+        )
 
     def judge(self, budget: float | None, what: str) -> None:
         """OverBudget if more than `budget` (a share, 0 to 1) of the clips of `what` was dropped; None allows all."""
@@ -63,12 +67,19 @@ class Tally:
 
 
 def dropped(
-    out: Path, where: str = "true", parameters: list | None = None, *, columns: str = "*", then: str = ""
+    out: Path,
+    where: str = "true",
+    parameters: list | None = None,
+    *,
+    columns: str = "*",
+    then: str = "",
 ) -> list[dict]:
     """Rows of DROPPED that match `where` (SQL of the user's; values that come from data go into `parameters`). then:
     what follows in the query, ORDER BY for one."""
     with connect(out) as connection:
-        return rows_of(connection, f"SELECT {columns} FROM ({DROPPED}) WHERE ({where}) {then}", parameters)
+        return rows_of(
+            connection, f"SELECT {columns} FROM ({DROPPED}) WHERE ({where}) {then}", parameters
+        )
 
 
 def tally(out: Path, splits: Collection[tuple[str, str]]) -> Tally:
@@ -77,7 +88,11 @@ def tally(out: Path, splits: Collection[tuple[str, str]]) -> Tally:
     reasons: dict[str, set[tuple[str, str]]] = {}
     with connect(out) as connection:
         for place in splits:
-            clips = rows_of(connection, "SELECT clip_id FROM clips WHERE source = $1 AND split = $2", list(place))
+            clips = rows_of(
+                connection,
+                "SELECT clip_id FROM clips WHERE source = $1 AND split = $2",
+                list(place),
+            )
             there = {row["clip_id"] for row in clips}
             kept += len(there)
             find = "SELECT clip_id, reason FROM quarantine WHERE source = $1 AND split = $2 AND reason <> $3"
@@ -87,7 +102,9 @@ def tally(out: Path, splits: Collection[tuple[str, str]]) -> Tally:
                     continue
                 all_dropped.add((place[0], row["clip_id"]))
                 reasons.setdefault(row["reason"], set()).add((place[0], row["clip_id"]))
-    counts = sorted(((reason, len(clips)) for reason, clips in reasons.items()), key=lambda r: (-r[1], r[0]))
+    counts = sorted(
+        ((reason, len(clips)) for reason, clips in reasons.items()), key=lambda r: (-r[1], r[0])
+    )
     return Tally(kept, len(all_dropped), dict(counts), parts)
 
 
@@ -103,12 +120,18 @@ def newly_dropped(out: Path, name: str, fresh: Collection[str]) -> list[str]:
     manifests = out / "manifests"
     listed = set[str]()
     for path in (manifests / "runs").glob(f"{name}-[0-9a-f]*.parquet"):
-        for items in pq.read_table(path, columns=["dropped"], partitioning=None)["dropped"].to_pylist():
+        for items in pq.read_table(path, columns=["dropped"], partitioning=None)[
+            "dropped"
+        ].to_pylist():
             listed.update(items or [])
     found = set[str]()
     for path in (manifests / "shards").glob(f"{name}-[0-9]*.parquet"):
         part = manifests / "quarantine" / path.name
-        for row in pq.ParquetFile(part).read(columns=["clip_id", "referent_id"], use_threads=False).to_pylist():
+        for row in (
+            pq.ParquetFile(part)
+            .read(columns=["clip_id", "referent_id"], use_threads=False)
+            .to_pylist()
+        ):
             item = row["referent_id"] or row["clip_id"]
             if path.stem in fresh or item not in listed:
                 found.add(item)

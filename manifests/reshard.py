@@ -59,25 +59,37 @@ def measure(out: Path, shard: str, items: Iterable[tuple[str, int]]) -> Iterator
     """The units of a shard. items: (clip_id, or "" for a rejected row; planned referents), in the plan's order."""
     manifests = out / "manifests"
     referents = pq.read_table(
-        manifests / "referents" / f"{shard}.parquet", columns=["referent_id", "clip_id"], partitioning=None
+        manifests / "referents" / f"{shard}.parquet",
+        columns=["referent_id", "clip_id"],
+        partitioning=None,
     ).to_pylist()
     sizes: dict[str, int] = {}
-    members = pq.read_table(manifests / "members" / f"{shard}.parquet", columns=["key", "size"], partitioning=None)
+    members = pq.read_table(
+        manifests / "members" / f"{shard}.parquet", columns=["key", "size"], partitioning=None
+    )
     for row in members.to_pylist():
-        sizes[row["key"]] = sizes.get(row["key"], 0) + tarfile.BLOCKSIZE * (1 + -(-row["size"] // tarfile.BLOCKSIZE))
+        sizes[row["key"]] = sizes.get(row["key"], 0) + tarfile.BLOCKSIZE * (
+            1 + -(-row["size"] // tarfile.BLOCKSIZE)
+        )
     of_clip = grouped(referents, "clip_id")
     for clip_id, planned in items:
         mine = of_clip.get(clip_id, []) if clip_id else []
         yield Unit(shard, clip_id, planned, len(mine), sum(sizes[r["referent_id"]] for r in mine))
 
 
-def group(units: Iterable[Unit], *, count: int | None = None, size: int | None = None) -> list[tuple[Unit, ...]]:
+def group(
+    units: Iterable[Unit], *, count: int | None = None, size: int | None = None
+) -> list[tuple[Unit, ...]]:
     """Units in order, cut where a shard would have more than `count` samples or a tar of more than `size` bytes. A clip
     that is over a limit by itself gets a shard of its own."""
     groups: list[list[Unit]] = [[]]
     samples = held = 0
     for unit in units:
-        if samples and unit.samples and _over(samples + unit.samples, held + unit.bytes, count, size):
+        if (
+            samples
+            and unit.samples
+            and _over(samples + unit.samples, held + unit.bytes, count, size)
+        ):
             groups.append([])
             samples = held = 0
         groups[-1].append(unit)
@@ -102,16 +114,23 @@ class _Shard:
         self.dim = _dim(out, name)
         self.referents = grouped(read_rows(out, "referents", name), "clip_id")
         self.of_referent = {t: grouped(read_rows(out, t, name), "referent_id") for t in OF_REFERENT}
-        self.of_clip = {t: grouped(read_rows(out, t, name), "clip_id") for t in ("clips", "timings")}
+        self.of_clip = {
+            t: grouped(read_rows(out, t, name), "clip_id") for t in ("clips", "timings")
+        }
         self.quarantine = iter(read_rows(out, "quarantine", name))
         self.next = next(self.quarantine, None)
 
     def take(self, unit: Unit) -> dict[str, list[dict]]:
         """The unit's rows of every table."""
-        rows = {table: groups.get(unit.clip_id, []) if unit.clip_id else [] for table, groups in self.of_clip.items()}
+        rows = {
+            table: groups.get(unit.clip_id, []) if unit.clip_id else []
+            for table, groups in self.of_clip.items()
+        }
         rows["referents"] = self.referents.get(unit.clip_id, []) if unit.clip_id else []
         for table, groups in self.of_referent.items():
-            rows[table] = [row for r in rows["referents"] for row in groups.get(r["referent_id"], [])]
+            rows[table] = [
+                row for r in rows["referents"] for row in groups.get(r["referent_id"], [])
+            ]
         rows["quarantine"] = []
         while self.next is not None and self._belongs(self.next, unit, bool(rows["quarantine"])):
             rows["quarantine"].append(self.next)
@@ -152,7 +171,9 @@ def build(out: Path, stage: Path, groups: list[Group], tick: Callable[[int], obj
 
 def _all_taken(shard: _Shard | None, name: str) -> None:
     if shard is not None and shard.next is not None:
-        raise ValueError(f"{name}: quarantine has a row of {shard.next['clip_id']} which the plan does not explain")
+        raise ValueError(
+            f"{name}: quarantine has a row of {shard.next['clip_id']} which the plan does not explain"
+        )
 
 
 def _copy(source: Path, members: list[dict], tar: tarfile.TarFile) -> Iterator[dict]:
@@ -164,12 +185,18 @@ def _copy(source: Path, members: list[dict], tar: tarfile.TarFile) -> Iterator[d
             data = file.read(member["size"])
             label = f"{member['key']}.{member['name']}"
             if info.name != label or hashlib.sha256(data).hexdigest() != member["sha256"]:
-                raise ValueError(f"{source}: {label} is not what the manifest says: `sparrow repair` first")
+                raise ValueError(
+                    f"{source}: {label} is not what the manifest says: `sparrow repair` first"
+                )
             tar.addfile(info, io.BytesIO(data))
-            yield member | {"offset": tar.offset - tarfile.BLOCKSIZE * -(-len(data) // tarfile.BLOCKSIZE)}
+            yield member | {
+                "offset": tar.offset - tarfile.BLOCKSIZE * -(-len(data) // tarfile.BLOCKSIZE)
+            }
 
 
-def _write(stage: Path, path: Path, shard: Group, rows: dict[str, list[dict]], first: _Shard) -> None:
+def _write(
+    stage: Path, path: Path, shard: Group, rows: dict[str, list[dict]], first: _Shard
+) -> None:
     """Move the tar to its name and write the parts. What is the run's (config, code, preset) is as it was."""
     row = first.row
     relative = f"{row['source']}/{row['split']}/shards/{shard.name}.tar"
@@ -179,13 +206,21 @@ def _write(stage: Path, path: Path, shard: Group, rows: dict[str, list[dict]], f
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     os.replace(path, final)
-    parts = {table: stage / "manifests" / table / f"{shard.name}.parquet" for table in (*PARTS, "shards")}
+    parts = {
+        table: stage / "manifests" / table / f"{shard.name}.parquet" for table in (*PARTS, "shards")
+    }
     new = row | {
-        "path": relative, "index": shard.index, "bytes": final.stat().st_size, "sha256": sha256,
-        "n_clips": len(rows["clips"]), "n_referents": sum(unit.referents for unit in shard.units),
-        "n_samples": len(rows["referents"]), "n_quarantined": len(rows["quarantine"]), "n_qa": len(rows["qa"]),
+        "path": relative,
+        "index": shard.index,
+        "bytes": final.stat().st_size,
+        "sha256": sha256,
+        "n_clips": len(rows["clips"]),
+        "n_referents": sum(unit.referents for unit in shard.units),
+        "n_samples": len(rows["referents"]),
+        "n_quarantined": len(rows["quarantine"]),
+        "n_qa": len(rows["qa"]),
         "plan_hash": shard.plan_hash,
-    }  # fmt: skip
+    }
     for table, part in parts.items():
         part.parent.mkdir(parents=True, exist_ok=True)
         if table == "shards":  # written last: it vouches for the others
@@ -234,13 +269,24 @@ def finish(out: Path, name: str) -> bool:
         for part in manifests.glob(f"shards/{name}-[0-9]*.parquet"):
             part.unlink()
         sync(manifests / "shards")
-        _move(stage, out, (p for p in stage.rglob("*") if p.is_file() and p.parent.name != "shards" and p != begun))
+        _move(
+            stage,
+            out,
+            (
+                p
+                for p in stage.rglob("*")
+                if p.is_file() and p.parent.name != "shards" and p != begun
+            ),
+        )
         _move(stage, out, stage.glob("*/*/shards/*.tar"))
         os.replace(begun, moved)
         sync(stage)
     names = set(json.loads(moved.read_text()))
     _move(stage, out, sorted((stage / "manifests" / "shards").glob("*.parquet")))
-    for path in [*out.glob(f"*/*/shards/{name}-[0-9]*.tar"), *manifests.glob(f"*/{name}-[0-9]*.parquet")]:
+    for path in [
+        *out.glob(f"*/*/shards/{name}-[0-9]*.tar"),
+        *manifests.glob(f"*/{name}-[0-9]*.parquet"),
+    ]:
         if path.parent.name != "runs" and path.stem not in names:
             path.unlink()
     shutil.rmtree(stage)

@@ -33,7 +33,9 @@ COLOURS = {
 INK, PAPER, FAINT = "#1d2330", "#ffffff", "#6c7686"
 
 
-def contact_sheet(out: Path, path: Path, *, source: str | None = None, rows: int = 6, frames: int = 4) -> int:
+def contact_sheet(
+    out: Path, path: Path, *, source: str | None = None, rows: int = 6, frames: int = 4
+) -> int:
     """Write a PNG with up to `rows` clips (of one source, or spread over all) and return how many it shows.
 
     Clips are picked by quantiles of their IoU, so that the sheet has the worst as well as the best.
@@ -47,12 +49,20 @@ def contact_sheet(out: Path, path: Path, *, source: str | None = None, rows: int
         )
         if not found:
             return 0
-        picked = [(row["referent_id"], fetch(catalogue, out, row["referent_id"])) for row in _spread(found, rows)]
+        picked = [
+            (row["referent_id"], fetch(catalogue, out, row["referent_id"]))
+            for row in _spread(found, rows)
+        ]
     width = GAP + frames * (FRAME[0] + GAP) + 4 * (CROP + GAP) + GAP
     row_height = TEXT + FRAME[1] + 2 * GAP
     sheet = Image.new("RGB", (width, 52 + row_height * len(picked)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP + 2, 8), f"{source or 'all sources'}: {len(picked)} of {len(found)} samples", INK, _font(20))
+    draw.text(
+        (GAP + 2, 8),
+        f"{source or 'all sources'}: {len(picked)} of {len(found)} samples",
+        INK,
+        _font(20),
+    )
     _legend(draw, width)
     for i, (_, members) in enumerate(picked):
         _row(sheet, draw, 44 + i * row_height, members, frames)
@@ -70,7 +80,9 @@ def _spread(found: list[dict], n: int) -> list[dict]:
     picked = []
     for source, entries in by_source.items():
         take = min(share[source], len(entries))
-        places = np.linspace(0, len(entries) - 1, take) if take > 1 else [(len(entries) - 1) / 2]  # or the median
+        places = (
+            np.linspace(0, len(entries) - 1, take) if take > 1 else [(len(entries) - 1) / 2]
+        )  # or the median
         picked += [entries[int(place)] for place in places]
     return picked[: max(n, len(by_source))]
 
@@ -96,17 +108,23 @@ def fetch(catalogue: "DuckDBPyConnection", out: Path, referent_id: str) -> dict[
     return members
 
 
-def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[str, bytes], frames: int) -> None:
+def _row(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[str, bytes], frames: int
+) -> None:
     info = json.loads(members["json"])["referent"]
     track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
     iou = info.get("mean_iou")
     facts = [
-        f"{info['source']}/{info['split']}", f"{info['n_kept']}/{info['n_frames']} frames kept",
-        f"IoU of tracked with annotated boxes {iou:.2f}" if iou is not None else f"boxes: {info['box_rule']}",
-        f"{info['n_masks']} masks ({info['n_fallback_masks']} fallback)", f"detector: {info['detector']}",
+        f"{info['source']}/{info['split']}",
+        f"{info['n_kept']}/{info['n_frames']} frames kept",
+        f"IoU of tracked with annotated boxes {iou:.2f}"
+        if iou is not None
+        else f"boxes: {info['box_rule']}",
+        f"{info['n_masks']} masks ({info['n_fallback_masks']} fallback)",
+        f"detector: {info['detector']}",
         info["preset"],
-    ]  # fmt: skip
+    ]
     caption = info["caption"] if len(info["caption"]) <= 110 else info["caption"][:107] + "..."
     draw.text((GAP + 2, top), f"“{caption}”", INK, _font(16))
     draw.text((GAP + 2, top + 20), "   ·   ".join(facts), FAINT, _font(12))
@@ -115,7 +133,9 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[
     pictures = decode_shown(members, shown)
     y = top + TEXT
     for i, t in enumerate(shown):
-        tile = draw_tile(pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen)
+        tile = draw_tile(
+            pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen
+        )
         sheet.paste(tile, (GAP + i * (FRAME[0] + GAP), y))
     x = GAP + frames * (FRAME[0] + GAP)
     for rank in range(4):
@@ -154,7 +174,12 @@ def decode_shown(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDAr
 
 
 def draw_tile(
-    picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, origin: str, t: int, chosen: bool
+    picture: NDArray[np.uint8] | None,
+    row: NDArray,
+    mask: dict | None,
+    origin: str,
+    t: int,
+    chosen: bool,
 ) -> Image.Image:
     """One frame with its mask tinted, its outline, its box, and the frame number."""
     if picture is None:
@@ -171,7 +196,9 @@ def draw_tile(
         area = rle_decode(mask)[:height, :width].astype(np.uint8)  # type: ignore[arg-type]
         tint = cv2.resize(area, size, interpolation=cv2.INTER_AREA).astype(bool)
         small[tint] = (0.55 * small[tint] + 0.45 * rgb).astype(np.uint8)
-        outline, _ = cv2.findContours(tint.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        outline, _ = cv2.findContours(
+            tint.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
         cv2.drawContours(small, outline, -1, (255, 255, 255), 1)
     tile = Image.new("RGB", FRAME, "#10131a")
     left, upper = (FRAME[0] - size[0]) // 2, (FRAME[1] - size[1]) // 2

@@ -53,7 +53,9 @@ class Distribution:
     spread: dict[str, tuple[int, float, float, float]] = field(default_factory=dict)
 
 
-def measure(catalogue: "DuckDBPyConnection", *, source: str | None = None, most: int | None = None) -> None:
+def measure(
+    catalogue: "DuckDBPyConnection", *, source: str | None = None, most: int | None = None
+) -> None:
     """Make the temporary table `measured`, a row of numbers per referent (the view `measures`).
 
     most: area and motion of at most so many referents of each source, always the same ones. source: only this one.
@@ -81,9 +83,12 @@ def distributions(catalogue: "DuckDBPyConnection") -> list[Distribution]:
     columns = ", ".join(f"{one.column}::DOUBLE AS {one.column}" for one in MEASURED)
     long = f"UNPIVOT (SELECT source, {columns} FROM measured) ON * EXCLUDE (source) INTO NAME name VALUE v"
     catalogue.execute(f"CREATE OR REPLACE TEMP TABLE long AS {long}")
-    quantiles = rows_of(catalogue, """
+    quantiles = rows_of(
+        catalogue,
+        """
         SELECT name, coalesce(source, 'all') AS source, count(*) AS n, quantile_cont(v, [0.1, 0.5, 0.9, 0.99]) AS q
-        FROM long WHERE isfinite(v) GROUP BY GROUPING SETS ((name, source), (name)) ORDER BY source""")  # fmt: skip
+        FROM long WHERE isfinite(v) GROUP BY GROUPING SETS ((name, source), (name)) ORDER BY source""",
+    )
     made: dict[str, Distribution] = {}
     for one in MEASURED:
         rows = [row for row in quantiles if row["name"] == one.column]
@@ -92,16 +97,23 @@ def distributions(catalogue: "DuckDBPyConnection") -> list[Distribution]:
         end = one.end or nice(max(row["q"][3] for row in rows if row["source"] == "all"))
         if one.whole:
             end = float(BINS * -(-end // BINS)) if end > BINS else max(1.0, end)
-        made[one.column] = Distribution(one, end, [{} for _ in range(int(min(BINS, end) if one.whole else BINS))],
-                                        {row["source"]: (row["n"], *row["q"][:3]) for row in rows})  # fmt: skip
+        made[one.column] = Distribution(
+            one,
+            end,
+            [{} for _ in range(int(min(BINS, end) if one.whole else BINS))],
+            {row["source"]: (row["n"], *row["q"][:3]) for row in rows},
+        )
     scales = [{"name": name, "end": d.end, "bins": len(d.bins)} for name, d in made.items()]
     if not scales:
         return []
     values = ", ".join(["(?, ?, ?)"] * len(scales))
-    counted = rows_of(catalogue, f"""
+    counted = rows_of(
+        catalogue,
+        f"""
         SELECT name, source, least(floor(v * bins / last), bins - 1)::INT AS bin, count(*) AS n
         FROM long JOIN (VALUES {values}) AS scale(name, last, bins) USING (name) WHERE isfinite(v) GROUP BY ALL""",
-        [value for scale in scales for value in scale.values()])  # fmt: skip
+        [value for scale in scales for value in scale.values()],
+    )
     for row in counted:
         made[row["name"]].bins[max(0, row["bin"])][row["source"]] = row["n"]
     return list(made.values())

@@ -34,9 +34,15 @@ def add_lora(module: nn.Module, names: Sequence[str], options: LoraOptions) -> N
     """
     layers = dict(module.named_modules())
     if wrong := [name for name in names if not isinstance(layers.get(name), nn.Linear)]:
-        raise ValueError(f"LoRA needs linear layers, and these are none of {type(module).__name__}: {', '.join(wrong)}")
+        raise ValueError(
+            f"LoRA needs linear layers, and these are none of {type(module).__name__}: {', '.join(wrong)}"
+        )
     config = LoraConfig(
-        r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, bias="none", target_modules=list(names)
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        bias="none",
+        target_modules=list(names),
     )
     trained = [p for p in module.parameters() if p.requires_grad]
     inject_adapter_in_model(config, module, adapter_name=LORA)
@@ -48,10 +54,14 @@ def train_rows(llm: nn.Module, ids: Sequence[int]) -> None:
     layers = [llm.get_input_embeddings(), llm.get_output_embeddings()]  # type: ignore[operator]
     if llm.config.tie_word_embeddings:  # type: ignore[union-attr]
         layers = layers[:1]  # peft finds the other by itself
-    names = [name for name, module in llm.named_modules() if any(module is layer for layer in layers)]
+    names = [
+        name for name, module in llm.named_modules() if any(module is layer for layer in layers)
+    ]
     trained = [p for p in llm.parameters() if p.requires_grad]
     config = TrainableTokensConfig(token_indices=list(ids), target_modules=names)
-    with warnings.catch_warnings():  # peft warns of merging tied tables, which `merge` below does right
+    with (
+        warnings.catch_warnings()
+    ):  # peft warns of merging tied tables, which `merge` below does right
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         inject_adapter_in_model(config, llm, adapter_name=ROWS)
     _restore(llm, trained)
@@ -67,7 +77,11 @@ def _restore(module: nn.Module, trained: list[nn.Parameter]) -> None:
 def merge(module: nn.Module) -> None:
     """Write LoRA and new rows into the weights and take the wrappers away, in place: the module as if it had always
     been so."""
-    wrapped = [(name, m) for name, m in module.named_modules() if isinstance(m, LoraLayer | TrainableTokensLayer)]
+    wrapped = [
+        (name, m)
+        for name, m in module.named_modules()
+        if isinstance(m, LoraLayer | TrainableTokensLayer)
+    ]
     for name, layer in wrapped:
         layer.merge()
         parent, _, last = name.rpartition(".")

@@ -20,7 +20,9 @@ class BoxAdapter(nn.Module):
     def __init__(self, llm_dim: int, prompt_dim: int = 256, norm: bool = True):
         super().__init__()
         self.norm = nn.RMSNorm(llm_dim, eps=1e-6) if norm else nn.Identity()
-        self.mlp = nn.Sequential(nn.Linear(llm_dim, llm_dim), nn.ReLU(), nn.Linear(llm_dim, prompt_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(llm_dim, llm_dim), nn.ReLU(), nn.Linear(llm_dim, prompt_dim)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -30,5 +32,7 @@ class BoxAdapter(nn.Module):
         """States [N, D] of the positions that predict [BOX] -> [N, prompt_dim]. ValueError for another width."""
         width = self.mlp[0].in_features
         if hidden_nd.ndim != 2 or hidden_nd.shape[1] != width:
-            raise ValueError(f"BoxAdapter: hidden states must be [N, {width}], got {list(hidden_nd.shape)}")
+            raise ValueError(
+                f"BoxAdapter: hidden states must be [N, {width}], got {list(hidden_nd.shape)}"
+            )
         return self.mlp(self.norm(hidden_nd.to(self.dtype)))

@@ -51,7 +51,9 @@ class ProposalConfig(Config):
     @model_validator(mode="after")
     def _side(self) -> "ProposalConfig":
         if self.input != "shared" and (self.input < 64 or self.input % 32):
-            raise ValueError(f'proposals.input {self.input} must be "shared" or a multiple of 32 from 64 on')
+            raise ValueError(
+                f'proposals.input {self.input} must be "shared" or a multiple of 32 from 64 on'
+            )
         return self
 
 
@@ -91,7 +93,9 @@ class StageConfig(Config):
     @model_validator(mode="after")
     def _sane(self) -> "StageConfig":
         if "llm" in self.full:
-            raise ValueError("stage.full: the language model trains through LoRA only; put llm in stage.lora")
+            raise ValueError(
+                "stage.full: the language model trains through LoRA only; put llm in stage.lora"
+            )
         if wrong := {"rows", "filter", "box_adapter", "tsf"} & set(self.lora):
             raise ValueError(f"stage.lora: {', '.join(sorted(wrong))} train in full or not at all")
         return self
@@ -111,7 +115,9 @@ class SparrowConfig(Config):
     proposer: ProposerConfig = ProposerConfig(heads=("objectness",))
     proposals: ProposalConfig = ProposalConfig()
     box: BoxConfig = BoxConfig()
-    filter: FiltrationConfig | ReleaseFilterConfig = Field(default=FiltrationConfig(), discriminator="kind")
+    filter: FiltrationConfig | ReleaseFilterConfig = Field(
+        default=FiltrationConfig(), discriminator="kind"
+    )
     decode: DecodeConfig = DecodeConfig()
     lora: LoraOptions = LoraOptions()
     loss: LossConfig = LossConfig()
@@ -140,7 +146,9 @@ class SparrowConfig(Config):
             node = values
             for step in path:
                 if not isinstance(node.get(step), dict):
-                    raise ValueError(f"{name}: there is no section {step!r}; sections are {', '.join(values)}")
+                    raise ValueError(
+                        f"{name}: there is no section {step!r}; sections are {', '.join(values)}"
+                    )
                 node = node[step]
             if last not in node:
                 raise ValueError(f"{name}: no such field; known there: {', '.join(node)}")
@@ -160,7 +168,9 @@ def release() -> SparrowConfig:
         decode=DecodeConfig(mode="frame", box_pad=False),
         loss=LossConfig(filter=FilterLossConfig.release(), pad_objects=4),
         stage1=StageConfig(lora=("llm", "projectors", "seg_head"), losses=("language", "masks")),
-        stage2=StageConfig(full=("filter",), lora=("llm", "seg_head"), losses=("language", "masks", "proposals")),
+        stage2=StageConfig(
+            full=("filter",), lora=("llm", "seg_head"), losses=("language", "masks", "proposals")
+        ),
     )
 
 
@@ -190,13 +200,17 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "Table 5A": {token: {"filter.supervision_token": token} for token in ("seg", "box")},
     "Table 5B": {where: {"filter.where": where} for where in ("mllm", "head")},
     "Table 5C": {prompts: {"decode.prompts": prompts} for prompts in ("seg", "box", "box+seg")},
-    "Table 9": {path: {"tsf.path": path} for path in ("none", "temporal", "concat", "sum", "spatial")},
+    "Table 9": {
+        path: {"tsf.path": path} for path in ("none", "temporal", "concat", "sum", "spatial")
+    },
     "Table 10": {
         f"{kind} {level}": {"corruption.kind": kind, "corruption.level": level}
         for kind, levels in _LEVELS.items()
         for level in levels
     },
-    "Table 11": {kind: {"proposer.kind": kind} for kind in ("coords", "mlp", "fcos", "detr", "deformable")},
+    "Table 11": {
+        kind: {"proposer.kind": kind} for kind in ("coords", "mlp", "fcos", "detr", "deformable")
+    },
 }
 """The paper's ablations, table by table, as overrides of preset `paper` (`SparrowConfig.with_`)."""
 

@@ -30,7 +30,10 @@ class Corruption(Config):
 
 
 def corrupt(
-    boxes_t4: NDArray[np.floating], options: Corruption, others: tuple[NDArray[np.floating], ...] = (), key: int = 0
+    boxes_t4: NDArray[np.floating],
+    options: Corruption,
+    others: tuple[NDArray[np.floating], ...] = (),
+    key: int = 0,
 ) -> NDArray[np.floating]:
     """The trajectory with noise. others: trajectories of other targets of the same video, for "id_switch".
 
@@ -52,14 +55,18 @@ def corrupt(
         boxes[rng.choice(present, count, replace=False)] = np.nan
     else:
         if not others:
-            raise ValueError("id_switch needs another trajectory of the same video, and there is none")
+            raise ValueError(
+                "id_switch needs another trajectory of the same video, and there is none"
+            )
         for rows in _segments(len(present), count, options.segments, rng):
             other = others[rng.integers(len(others))]
             boxes[present[rows]] = other[present[rows]]
     return boxes.astype(boxes_t4.dtype)
 
 
-def _segments(length: int, count: int, parts: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+def _segments(
+    length: int, count: int, parts: int, rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
     """`parts` disjoint runs of together exactly `count` of `length` rows, uniformly placed."""
     if count == 0:
         return []

@@ -79,7 +79,13 @@ class Description:
                 ("gmacs_per_frame", self.gflops(sparrow=sparrow) / self.frames / 2),
             )
         }
-        paper = dict(zip(("params", "gflops", "params_sparrow", "gflops_sparrow"), TABLE_15[self.host], strict=True))
+        paper = dict(
+            zip(
+                ("params", "gflops", "params_sparrow", "gflops_sparrow"),
+                TABLE_15[self.host],
+                strict=True,
+            )
+        )
         return asdict(self) | {"table_15": table | {"paper": paper}}
 
 
@@ -94,12 +100,16 @@ def describe(name: str, config: SparrowConfig | None = None, frames: int = 16) -
         for key, value in host.everything(np.zeros((frames, 480, 854, 3), np.uint8)).items()
     }
     flops = host.visual_flops(pixels)
-    seen = _count(host, lambda: host.visual_tokens(pixels)) if flops is None else {"llm": flops / 1e9}
+    seen = (
+        _count(host, lambda: host.visual_tokens(pixels)) if flops is None else {"llm": flops / 1e9}
+    )
     picture = torch.empty(1, 3, host.spec.sam_size, host.spec.sam_size, device="meta")
     features = sam.features(picture)
     encoder = _count(sam, lambda: sam.features(picture))[""]
     prompt = host.prompt(torch.empty(1, host.spec.llm_dim, device="meta"), None)
-    decoding = _count(sam, lambda: _exhaust(host.propagate(lambda _: features, frames, {0: ([0], prompt)})))
+    decoding = _count(
+        sam, lambda: _exhaust(host.propagate(lambda _: features, frames, {0: ([0], prompt)}))
+    )
 
     found = Description(name, config.preset, frames)
     add = found.components.append
@@ -109,14 +119,30 @@ def describe(name: str, config: SparrowConfig | None = None, frames: int = 16) -
         what = "not counted (Appendix F.2)" if child == "llm" else f"a clip of {frames} frames"
         add(Component(child, parameters, 0.0 if child == "llm" else seen.get(child, 0.0), what))
     if vision := seen.get("llm", 0.0):
-        add(Component("llm.visual", 0, vision, f"a clip of {frames} frames (parameters are in llm)"))
+        add(
+            Component("llm.visual", 0, vision, f"a clip of {frames} frames (parameters are in llm)")
+        )
     parts = {part: _parameters(module) for part, module in sam.named_children()}
-    add(Component("sam.image_encoder", parts["image_encoder"], frames * encoder, f"{frames} frames, once each"))
-    for part in ("memory_attention", "memory_encoder", "sam_mask_decoder"):
-        add(Component(f"sam.{part}", parts[part], decoding.get(part, 0.0), f"{frames} frames, one object"))
     add(
         Component(
-            "sam (rest)", base["sam"] - sum(c.parameters for c in found.components if c.name[:4] == "sam."), 0.0, ""
+            "sam.image_encoder",
+            parts["image_encoder"],
+            frames * encoder,
+            f"{frames} frames, once each",
+        )
+    )
+    for part in ("memory_attention", "memory_encoder", "sam_mask_decoder"):
+        add(
+            Component(
+                f"sam.{part}", parts[part], decoding.get(part, 0.0), f"{frames} frames, one object"
+            )
+        )
+    add(
+        Component(
+            "sam (rest)",
+            base["sam"] - sum(c.parameters for c in found.components if c.name[:4] == "sam."),
+            0.0,
+            "",
         )
     )
     loose = _parameters(host) - found.parameters(sparrow=False)
@@ -128,8 +154,14 @@ def describe(name: str, config: SparrowConfig | None = None, frames: int = 16) -
 
 def _sparrow(host: Host, config: SparrowConfig) -> list[Component]:
     sparrow = Sparrow(host, config).to("meta")
-    rows = 2 if host.llm.get_input_embeddings().weight is not host.llm.get_output_embeddings().weight else 1
-    features = host.sam.features(torch.empty(1, 3, host.spec.sam_size, host.spec.sam_size, device="meta"))
+    rows = (
+        2
+        if host.llm.get_input_embeddings().weight is not host.llm.get_output_embeddings().weight
+        else 1
+    )
+    features = host.sam.features(
+        torch.empty(1, 3, host.spec.sam_size, host.spec.sam_size, device="meta")
+    )
     extra: list[Component] = []
     parts: list[tuple[str, nn.Module, Callable[[], object], str]] = []
     said = torch.empty(1, host.spec.llm_dim, device="meta")
@@ -144,18 +176,24 @@ def _sparrow(host: Host, config: SparrowConfig) -> list[Component]:
             maps = host.sam.features(picture).fpn
         parts.append(("proposer", proposer, lambda: proposer(maps), "one prompted frame"))
     if sparrow.box_adapter is not None:
-        parts.append(("box_adapter", sparrow.box_adapter, lambda: sparrow.box_vectors(state), "one [BOX]"))
+        parts.append(
+            ("box_adapter", sparrow.box_adapter, lambda: sparrow.box_vectors(state), "one [BOX]")
+        )
     if (head := sparrow.filter) is not None:
         keep = min(config.proposals.keep, config.proposer.queries)
         boxes, scores = torch.empty(keep, 4, device="meta"), torch.empty(keep, device="meta")
         inputs = torch.empty(1, 256, device="meta"), sparrow.pyramid(features), boxes, scores
         embeddings = torch.empty(keep, 256, device="meta")
         parts.append(("filter", head, lambda: head(*inputs, embeddings), f"{keep} proposals"))
-    found = extra + [Component(n, _parameters(m), _count(m, run)[""], what) for n, m, run, what in parts]
+    found = extra + [
+        Component(n, _parameters(m), _count(m, run)[""], what) for n, m, run, what in parts
+    ]
     if sparrow.tsf.bridge is not None:
         found.append(Component("tsf", _parameters(sparrow.tsf), 0.0, "training only"))
     if config.box.enabled:
-        found.append(Component("[BOX] rows", rows * host.spec.llm_dim, 0.0, "one row per embedding table"))
+        found.append(
+            Component("[BOX] rows", rows * host.spec.llm_dim, 0.0, "one row per embedding table")
+        )
     return found
 
 
@@ -200,7 +238,9 @@ def _count(module: nn.Module, run: Callable[[], object]) -> dict[str, float]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: flops / 1e9 for name, flops in found.items()} | {"": counter.get_total_flops() / 1e9}
+    return {name: flops / 1e9 for name, flops in found.items()} | {
+        "": counter.get_total_flops() / 1e9
+    }
 
 
 def _exhaust(steps: Iterator[tuple[int, list[int], Decoded]]) -> None:

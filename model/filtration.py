@@ -75,7 +75,9 @@ class FilterOutput(ModelOutput):
             raise ValueError(
                 f"{self.index.shape[1]} of {self.logits.shape[1]} proposals are refined: use training mode"
             )
-        return torch.zeros_like(self.boxes).scatter(1, self.index[..., None].expand_as(self.boxes), self.boxes)
+        return torch.zeros_like(self.boxes).scatter(
+            1, self.index[..., None].expand_as(self.boxes), self.boxes
+        )
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,26 @@ class FiltrationHead(nn.Module):
     """Which maps of `model.sam.Features` it pools."""
 
     def __init__(
-        self, config: FiltrationConfig | None = None, channels: Sequence[int] = (256, 256, 256), dim: int = 256
+        self,
+        config: FiltrationConfig | None = None,
+        channels: Sequence[int] = (256, 256, 256),
+        dim: int = 256,
     ):
         super().__init__()
         self.config = config = config or FiltrationConfig()
         if config.levels > len(channels):
-            raise ValueError(f"filter.levels={config.levels}, but only {len(channels)} feature maps: {list(channels)}")
+            raise ValueError(
+                f"filter.levels={config.levels}, but only {len(channels)} feature maps: {list(channels)}"
+            )
         self.channels, self.dim = tuple(channels), dim
         self.context = (
             RegionContext(self.channels[-config.levels :], dim, config.roi_size)
             if config.where == "head"
             else ProposalContext(dim)
         )
-        self.fuse = nn.Sequential(nn.Linear(3 * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+        self.fuse = nn.Sequential(
+            nn.Linear(3 * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
+        )
         self.score = nn.Linear(dim, 1)
         self.refine = box_mlp(dim, dim) if config.refine else None
 
@@ -145,7 +154,9 @@ class FiltrationHead(nn.Module):
             s_np = s_np + log_o_p
             confidence_np = s_np.sigmoid()
         else:
-            confidence_np = (config.weight * F.logsigmoid(s_np) + (1 - config.weight) * log_o_p).exp()
+            confidence_np = (
+                config.weight * F.logsigmoid(s_np) + (1 - config.weight) * log_o_p
+            ).exp()
 
         index_nk = top(s_np, None if self.training else config.top_k)
         boxes_nk4, deltas_nk4 = boxes_p4[index_nk], None
@@ -179,9 +190,13 @@ class RegionContext(nn.Module):
         """-> z [N, P, dim], the descriptor of each proposal for each token, and p [P, dim]."""
         regions = [r.to(h_nd.dtype) for r in pool_regions(maps, boxes_p4, self.roi_size)]
         r_pud = torch.cat([phi(r) for phi, r in zip(self.tokens, regions, strict=True)], 1)  # Eq. 6
-        p_pd = torch.stack([phi(r.mean(1)) for phi, r in zip(self.pooled, regions, strict=True)]).mean(0)
+        p_pd = torch.stack(
+            [phi(r.mean(1)) for phi, r in zip(self.pooled, regions, strict=True)]
+        ).mean(0)
         q_pnd = self.query(h_nd).expand(len(r_pud), -1, -1)
-        z_pnd = F.scaled_dot_product_attention(q_pnd, self.key(r_pud), self.value(r_pud))  # Eq. 7, summed over u
+        z_pnd = F.scaled_dot_product_attention(
+            q_pnd, self.key(r_pud), self.value(r_pud)
+        )  # Eq. 7, summed over u
         return z_pnd.transpose(0, 1), p_pd
 
 
@@ -197,7 +212,9 @@ class ProposalContext(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """-> the embedding [N, P, dim] of each proposal, the same for each token, and its box [P, dim]."""
         if embeddings_pd is None:
-            raise ValueError("filter.where='mllm' chooses by the proposals' embeddings: give embeddings_pd")
+            raise ValueError(
+                "filter.where='mllm' chooses by the proposals' embeddings: give embeddings_pd"
+            )
         z_pd = self.embedding(embeddings_pd.to(h_nd.dtype))
         p_pd = self.box(box_convert(boxes_p4, "xyxy", "cxcywh").to(h_nd.dtype))
         return z_pd.expand(len(h_nd), -1, -1), p_pd
@@ -216,8 +233,12 @@ def pool_regions(maps: Sequence[Tensor], boxes_p4: Tensor, size: int) -> list[Te
     regions = []
     for feature_map in maps:
         height, width = feature_map.shape[-2:]
-        boxes = boxes_p4.float() * boxes_p4.new_tensor([width, height, width, height], dtype=torch.float32)
-        regions.append(roi_align(feature_map.float(), [boxes], size, aligned=True).flatten(2).transpose(1, 2))
+        boxes = boxes_p4.float() * boxes_p4.new_tensor(
+            [width, height, width, height], dtype=torch.float32
+        )
+        regions.append(
+            roi_align(feature_map.float(), [boxes], size, aligned=True).flatten(2).transpose(1, 2)
+        )
     return regions
 
 
@@ -226,7 +247,9 @@ def apply_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
     cx, cy, w, h = box_convert(boxes, "xyxy", "cxcywh").unbind(-1)
     dx, dy, dw, dh = deltas.unbind(-1)
     w2, h2 = w * dw.clamp(max=_MAX_LOG_SCALE).exp(), h * dh.clamp(max=_MAX_LOG_SCALE).exp()
-    return box_convert(torch.stack([cx + dx * w, cy + dy * h, w2, h2], -1), "cxcywh", "xyxy").clamp(0, 1)
+    return box_convert(torch.stack([cx + dx * w, cy + dy * h, w2, h2], -1), "cxcywh", "xyxy").clamp(
+        0, 1
+    )
 
 
 def top(scores_np: Tensor, k: int | None) -> Tensor:
@@ -238,7 +261,9 @@ def select(output: FilterOutput, threshold: float, iou: float | None = None) -> 
     """Per token the offered boxes with confidence >= threshold, best first, without those that overlap a better one
     by more than `iou`. If none is confident enough, the best one, marked as a fallback."""
     chosen = []
-    for boxes_k4, index_k, confidence_p in zip(output.boxes, output.index, output.confidence, strict=True):
+    for boxes_k4, index_k, confidence_p in zip(
+        output.boxes, output.index, output.confidence, strict=True
+    ):
         confidence_k = confidence_p[index_k]
         order = confidence_k.argsort(descending=True, stable=True)
         passed = order[confidence_k[order] >= threshold]
@@ -251,9 +276,14 @@ def select(output: FilterOutput, threshold: float, iou: float | None = None) -> 
 
 
 def check(
-    channels: Sequence[int], dim: int, h_nd: Tensor, maps: Sequence[Tensor], boxes_p4: Tensor, objectness_p: Tensor,
+    channels: Sequence[int],
+    dim: int,
+    h_nd: Tensor,
+    maps: Sequence[Tensor],
+    boxes_p4: Tensor,
+    objectness_p: Tensor,
     embeddings_pd: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """ValueError, with the shape that is wrong, unless the inputs of a filter fit it and each other."""
     count = len(boxes_p4)
     shapes: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
@@ -267,4 +297,6 @@ def check(
             raise ValueError(f"filter: {name} must be {list(wanted)}, got {list(tensor.shape)}")
     if [m.shape[:2] for m in maps if m.ndim == 4] != [(1, c) for c in channels]:
         wanted_maps = ", ".join(f"[1, {c}, H, W]" for c in channels)
-        raise ValueError(f"filter: maps must be {wanted_maps} (one frame), got {[list(m.shape) for m in maps]}")
+        raise ValueError(
+            f"filter: maps must be {wanted_maps} (one frame), got {[list(m.shape) for m in maps]}"
+        )

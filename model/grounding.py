@@ -72,8 +72,14 @@ class Stream:
     """The frames of a grounding, each once, from the first prompted one to the end and then backwards from there to
     frame 0; none if nothing was found. Iterate once. `texts` are there at once, `targets` grow on the way."""
 
-    def __init__(self, sparrow: "Sparrow", frames: Frames | Video, answers: dict[str, Answers], prompts: Prompts,
-                 forced: bool):  # fmt: skip
+    def __init__(
+        self,
+        sparrow: "Sparrow",
+        frames: Frames | Video,
+        answers: dict[str, Answers],
+        prompts: Prompts,
+        forced: bool,
+    ):
         self.sparrow, self.frames, self.forced = sparrow, frames, forced
         self.texts = {phrase: one.text for phrase, one in answers.items()}
         self._prompts = prompts
@@ -85,7 +91,10 @@ class Stream:
     def __iter__(self) -> Iterator[FrameMasks]:
         steps = self._steps()
         while True:
-            with torch.no_grad(), _precision(self.sparrow.host):  # not in force while the caller has the frame
+            with (
+                torch.no_grad(),
+                _precision(self.sparrow.host),
+            ):  # not in force while the caller has the frame
                 step = next(steps, None)
             if step is None:
                 return
@@ -97,7 +106,9 @@ class Stream:
             masks = to_frame(decoded.logits_n1hw, height, width).cpu()
             for name, mask in zip(names, masks, strict=True):
                 self._prompts.follow(t, name, mask)
-            yield FrameMasks(t, list(names), masks.numpy(), decoded.object_score_n.float().cpu().numpy())
+            yield FrameMasks(
+                t, list(names), masks.numpy(), decoded.object_score_n.float().cpu().numpy()
+            )
 
     def _decoded(self) -> Iterator[tuple[int, list[int], Decoded]]:
         host, prompts = self.sparrow.host, self._prompts
@@ -109,7 +120,13 @@ class Stream:
         names, prompt = prompts[prompts.first]
         for t in range(len(self.frames)):  # every frame by itself, from the latest prompt
             names, prompt = prompts.get(t, (names, prompt))
-            yield t, names, host.sam.decode(prompts.features(t).rows([0] * len(names)), prompt, multimask=False)
+            yield (
+                t,
+                names,
+                host.sam.decode(
+                    prompts.features(t).rows([0] * len(names)), prompt, multimask=False
+                ),
+            )
 
 
 def stream(
@@ -138,7 +155,9 @@ def stream(
     if list(prompt_frames) != sorted(set(prompt_frames)) or not prompt_frames:
         raise ValueError(f"prompt_frames must ascend without repeats, not {list(prompt_frames)}")
     if not 0 <= prompt_frames[0] <= prompt_frames[-1] < len(video):
-        raise ValueError(f"prompt_frames {list(prompt_frames)} lie outside the video's {len(video)} frames")
+        raise ValueError(
+            f"prompt_frames {list(prompt_frames)} lie outside the video's {len(video)} frames"
+        )
     if answer not in ("generate", "force"):
         raise ValueError(f'answer is "generate" or "force", not {answer!r}')
     phrases = [phrases] if isinstance(phrases, str) else list(dict.fromkeys(phrases))
@@ -150,7 +169,9 @@ def stream(
                     video,
                     host.question(phrase) if questions is None else questions[phrase],
                     prompt_frames,
-                    answer=host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None,
+                    answer=host.answer.format(seg=sparrow.grounding_tokens())
+                    if answer == "force"
+                    else None,
                     tsf_nd=_tsf_tokens(sparrow, phrase, crops),
                     max_new_tokens=max_new_tokens,
                 )
@@ -174,9 +195,15 @@ def ground(
 ) -> Grounding:
     """As `stream`, with all masks in arrays: T x H x W bytes an instance."""
     steps = stream(
-        sparrow, frames, phrases,
-        prompt_frames=prompt_frames, answer=answer, crops=crops, max_new_tokens=max_new_tokens, questions=questions,
-    )  # fmt: skip
+        sparrow,
+        frames,
+        phrases,
+        prompt_frames=prompt_frames,
+        answer=answer,
+        crops=crops,
+        max_new_tokens=max_new_tokens,
+        questions=questions,
+    )
     shape = steps.frames.shape[:3]
     masks: list[NDArray[np.bool_]] = []
     scores: list[NDArray[np.float32]] = []
@@ -196,14 +223,24 @@ def ground(
 def _tsf_tokens(sparrow: "Sparrow", phrase: str, crops: Crops | None) -> Tensor | None:
     if not sparrow.config.tsf.wanted(training=False):
         if crops and any(len(pictures) for pictures in crops.values()):
-            raise ValueError("crops were given, but tsf.infer is off: this model is asked without TSF")
+            raise ValueError(
+                "crops were given, but tsf.infer is off: this model is asked without TSF"
+            )
         return None
     if crops is None or phrase not in crops:
-        raise ValueError(f"tsf.infer is on: give crops of {phrase!r} ({sparrow.config.tsf.k} pictures of the target)")
-    return sparrow.tsf_tokens(sparrow.host.crop_features(crops[phrase])) if len(crops[phrase]) else None
+        raise ValueError(
+            f"tsf.infer is on: give crops of {phrase!r} ({sparrow.config.tsf.k} pictures of the target)"
+        )
+    return (
+        sparrow.tsf_tokens(sparrow.host.crop_features(crops[phrase]))
+        if len(crops[phrase])
+        else None
+    )
 
 
 def _precision(host: Host) -> AbstractContextManager:
     """A language model in half precision has its mask model, whose position codes are float32, under autocast."""
     dtype = host.llm.dtype
-    return torch.autocast(host.llm.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+    return torch.autocast(
+        host.llm.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)
+    )

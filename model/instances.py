@@ -61,9 +61,13 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
     by asking for them, in ascending order."""
 
     def __init__(
-        self, sparrow: "Sparrow", frames: Any, answers: dict[str, Answers], prompt_frames: Sequence[int],
+        self,
+        sparrow: "Sparrow",
+        frames: Any,
+        answers: dict[str, Answers],
+        prompt_frames: Sequence[int],
         kept: Callable[[int], Features] | None = None,
-    ):  # fmt: skip
+    ):
         self.sparrow, self.frames, self.answers, self._kept = sparrow, frames, answers, kept
         self.boxed = () if sparrow.config.decode.prompts == "seg" else tuple(prompt_frames)
         self.targets: list[Target] = []
@@ -72,7 +76,10 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
         self._seen: dict[int, Features] = {}
         self._last: dict[int, Tensor] = {}
         """Target -> its latest box [4], xyxy in [0, 1]; NaN while its mask is empty."""
-        self.first = min((t for one in answers.values() if (t := self._first_said(one)) is not None), default=None)
+        self.first = min(
+            (t for one in answers.values() if (t := self._first_said(one)) is not None),
+            default=None,
+        )
 
     def _first_said(self, answers: Answers) -> int | None:
         while (state := answers.state) is not None:
@@ -85,7 +92,11 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
         """Whether anything is prompted by this answer: it has a [SEG], or where only boxes count, a [BOX] too."""
         if self.sparrow.config.decode.prompts != "box":
             return len(state.seg_nd) > 0
-        return len(state.seg_nd) > 0 and state.frame in self.boxed and self.sparrow.box_vectors(state) is not None
+        return (
+            len(state.seg_nd) > 0
+            and state.frame in self.boxed
+            and self.sparrow.box_vectors(state) is not None
+        )
 
     def __iter__(self) -> Iterator[int]:
         return iter(() if self.first is None else (self.first,))
@@ -95,10 +106,16 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
 
     def __getitem__(self, t: int) -> tuple[list[int], Prompt]:
         if t not in self._made:
-            said = {phrase: state for phrase, one in self.answers.items() if (state := one.at(t)) is not None}
+            said = {
+                phrase: state
+                for phrase, one in self.answers.items()
+                if (state := one.at(t)) is not None
+            }
             if not any(map(self._says, said.values())):
                 raise KeyError(t)
-            self._made = {i: made for i, made in self._made.items() if i == self.first} | {t: self._prompt(t, said)}
+            self._made = {i: made for i, made in self._made.items() if i == self.first} | {
+                t: self._prompt(t, said)
+            }
         return self._made[t]
 
     def features(self, t: int) -> Features:
@@ -120,13 +137,21 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
         seg: list[Tensor] = []
         boxes: list[Tensor] = []
         for phrase, state in said.items():
-            found = self.sparrow.locate(state, self.features(t), self.frames[t]) if t in self.boxed else None
+            found = (
+                self.sparrow.locate(state, self.features(t), self.frames[t])
+                if t in self.boxed
+                else None
+            )
             for referent, seg_d in enumerate(state.seg_nd):
                 chosen = None if found is None else found[referent]
                 ids = self._targets(t, phrase, referent, chosen)
                 names += ids
                 seg += [seg_d] * len(ids)
-                boxes += [torch.full((4,), torch.nan)] * len(ids) if chosen is None else list(chosen.boxes_m4.cpu())
+                boxes += (
+                    [torch.full((4,), torch.nan)] * len(ids)
+                    if chosen is None
+                    else list(chosen.boxes_m4.cpu())
+                )
         host, decode = self.sparrow.host, self.sparrow.config.decode
         boxes_n4 = torch.stack(boxes).to(seg[0].device)
         prompt = host.prompt(
@@ -134,18 +159,26 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
             None if boxes_n4.isnan().all() else boxes_n4,
             training=decode.mode == "frame",  # frame by frame is how masks are made in training
         )
-        return names, prompt if decode.box_pad or prompt.boxes_n4 is None else replace(prompt, pads=0)
+        return names, prompt if decode.box_pad or prompt.boxes_n4 is None else replace(
+            prompt, pads=0
+        )
 
     def _targets(self, t: int, phrase: str, referent: int, chosen: Selected | None) -> list[int]:
         """The targets that new boxes belong to: those that are followed, paired by overlap, and new ones for the
         rest. A pair need not overlap, for what has drifted away is what a new prompt corrects (the paper gives no
         rule). Without boxes: all that are followed, or a first one."""
-        known = [i for i, one in enumerate(self.targets) if (one.phrase, one.referent) == (phrase, referent)]
+        known = [
+            i
+            for i, one in enumerate(self.targets)
+            if (one.phrase, one.referent) == (phrase, referent)
+        ]
         if chosen is None:
             return known or [self._new(phrase, referent)]
         ids: list[int | None] = [None] * len(chosen.boxes_m4)
         if known and ids:
-            overlap = box_iou(chosen.boxes_m4.cpu().float(), torch.stack([self._last[i] for i in known])).nan_to_num()
+            overlap = box_iou(
+                chosen.boxes_m4.cpu().float(), torch.stack([self._last[i] for i in known])
+            ).nan_to_num()
             for new, old in zip(*linear_sum_assignment(-overlap.numpy()), strict=True):
                 ids[new] = known[old]
         final = [self._new(phrase, referent) if i is None else i for i in ids]
@@ -167,5 +200,7 @@ def box_of(mask_hw: Tensor) -> Tensor:
     if not mask_hw.any():
         return torch.full((4,), torch.nan)
     height, width = mask_hw.shape
-    box = masks_to_boxes(mask_hw[None])[0] + torch.tensor([0, 0, 1, 1])  # indices of the last pixels -> far edges
+    box = masks_to_boxes(mask_hw[None])[0] + torch.tensor(
+        [0, 0, 1, 1]
+    )  # indices of the last pixels -> far edges
     return box / torch.tensor([width, height, width, height])

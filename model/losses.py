@@ -68,7 +68,9 @@ def proposer_loss(
         raise ValueError(f'no head "{head}" in this output, it has {sorted(logits_by_head)}')
     if len(targets) != len(boxes_blq4) or any(t.ndim != 2 or t.shape[1] != 4 for t in targets):
         shapes = [list(t.shape) for t in targets]
-        raise ValueError(f"targets have shapes {shapes}, expected {len(boxes_blq4)} frames of [n, 4]")
+        raise ValueError(
+            f"targets have shapes {shapes}, expected {len(boxes_blq4)} frames of [n, 4]"
+        )
     goals = [box_convert(boxes.float(), "xyxy", "cxcywh") for boxes in targets]
     count = max(1, sum(map(len, goals)))
     logits_blq = logits_by_head[head]
@@ -76,17 +78,23 @@ def proposer_loss(
     last = boxes_blq4.shape[1] - 1
     for layer in (last, *range(last)):
         found = _set_loss(logits_blq[:, layer], boxes_blq4[:, layer], goals, count, config)
-        terms |= {name if layer == last else f"{name}_{layer}": value for name, value in found.items()}
+        terms |= {
+            name if layer == last else f"{name}_{layer}": value for name, value in found.items()
+        }
     if output.encoder_objectness_logit is not None and output.encoder_box_logits is not None:
         dense = output.encoder_box_logits.sigmoid()
         found = _set_loss(output.encoder_objectness_logit, dense, goals, count, config)
         terms |= {f"{name}_enc": value for name, value in found.items()}
     weights = {"ce": config.objectness_weight, "bbox": config.l1_weight, "giou": config.giou_weight}
-    total = torch.stack([weights[name.split("_")[1]] * value for name, value in terms.items()]).sum()
+    total = torch.stack(
+        [weights[name.split("_")[1]] * value for name, value in terms.items()]
+    ).sum()
     return {"total": total, **terms}
 
 
-def match(logits_bq: Tensor, boxes_bq4: Tensor, goals: Sequence[Tensor], config: ProposerLossConfig) -> list[Tensor]:
+def match(
+    logits_bq: Tensor, boxes_bq4: Tensor, goals: Sequence[Tensor], config: ProposerLossConfig
+) -> list[Tensor]:
     """Hungarian matching -> per frame [2, m]: proposals and their targets, m the smaller of both numbers.
 
     boxes_bq4 and goals ([n, 4] per frame): cxcywh. A cost that is not a number is the highest.
@@ -95,10 +103,16 @@ def match(logits_bq: Tensor, boxes_bq4: Tensor, goals: Sequence[Tensor], config:
     with torch.no_grad():
         for logits, boxes, goal in zip(logits_bq, boxes_bq4, goals, strict=True):
             object_cost = _focal(logits, 1.0, config) - _focal(logits, 0.0, config)
-            giou = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(goal, "cxcywh", "xyxy"))
+            giou = generalized_box_iou(
+                box_convert(boxes, "cxcywh", "xyxy"), box_convert(goal, "cxcywh", "xyxy")
+            )
             cost = config.cost_l1 * torch.cdist(boxes, goal, p=1) - config.cost_giou * giou
-            costs.append((cost + config.cost_objectness * object_cost[:, None]).nan_to_num(1e9, 1e9, -1e9))
-        at_once = torch.cat([cost.flatten() for cost in costs]).cpu()  # one wait for the device, not one per frame
+            costs.append(
+                (cost + config.cost_objectness * object_cost[:, None]).nan_to_num(1e9, 1e9, -1e9)
+            )
+        at_once = torch.cat(
+            [cost.flatten() for cost in costs]
+        ).cpu()  # one wait for the device, not one per frame
     solved = []
     for cost, values in zip(costs, at_once.split([cost.numel() for cost in costs]), strict=True):
         pair = linear_sum_assignment(values.view(cost.shape).numpy())
@@ -112,7 +126,11 @@ def _focal(logits: Tensor, label: float, config: ProposerLossConfig) -> Tensor:
 
 
 def _set_loss(
-    logits_bq: Tensor, boxes_bq4: Tensor, goals: Sequence[Tensor], count: int, config: ProposerLossConfig
+    logits_bq: Tensor,
+    boxes_bq4: Tensor,
+    goals: Sequence[Tensor],
+    count: int,
+    config: ProposerLossConfig,
 ) -> dict[str, Tensor]:
     logits_bq, boxes_bq4 = logits_bq.float(), boxes_bq4.float()
     pairs = match(logits_bq, boxes_bq4, goals, config)
@@ -122,17 +140,27 @@ def _set_loss(
     found = torch.cat([boxes[pair[0]] for boxes, pair in zip(boxes_bq4, pairs, strict=True)])
     wanted = torch.cat([goal[pair[1]] for goal, pair in zip(goals, pairs, strict=True)])
     if config.objectness == "focal":
-        ce = sigmoid_focal_loss(logits_bq, labels, alpha=config.alpha, gamma=config.gamma, reduction="sum")
+        ce = sigmoid_focal_loss(
+            logits_bq, labels, alpha=config.alpha, gamma=config.gamma, reduction="sum"
+        )
     else:
         ce = F.binary_cross_entropy_with_logits(logits_bq, labels, reduction="sum")
-    giou = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
-    return {"loss_ce": ce / count, "loss_bbox": (found - wanted).abs().sum() / count, "loss_giou": giou.sum() / count}
+    giou = generalized_box_iou_loss(
+        box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
+    )
+    return {
+        "loss_ce": ce / count,
+        "loss_bbox": (found - wanted).abs().sum() / count,
+        "loss_giou": giou.sum() / count,
+    }
 
 
 # --- masks (Eq. 11) ------------------------------------------------------------------------------------------------
 
 
-def mask_losses(logits: Tensor, targets: Tensor, num_masks: int | None = None) -> tuple[Tensor, Tensor]:
+def mask_losses(
+    logits: Tensor, targets: Tensor, num_masks: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(BCE, Dice) of masks, each a mean over masks (model spec, section 3.3).
 
     logits, targets: [..., H, W], leading axes are masks. Targets are 0, 1, or IGNORE: such pixels add nothing, though
@@ -140,13 +168,17 @@ def mask_losses(logits: Tensor, targets: Tensor, num_masks: int | None = None) -
     default the masks with any pixel that counts. The release counts its padding too.
     """
     if logits.shape != targets.shape or logits.ndim < 2:
-        raise ValueError(f"logits {list(logits.shape)} and targets {list(targets.shape)} must be the same [..., H, W]")
+        raise ValueError(
+            f"logits {list(logits.shape)} and targets {list(targets.shape)} must be the same [..., H, W]"
+        )
     counts = (targets != IGNORE).reshape(-1, targets.shape[-2] * targets.shape[-1])
     goal = targets.float().reshape(counts.shape).masked_fill(~counts, 0)
     logits = logits.float().reshape(counts.shape)
     if num_masks is None:
         num_masks = max(1, int(counts.any(1).sum()))
-    bce = F.binary_cross_entropy_with_logits(logits, goal, weight=counts.float(), reduction="none").mean(1)
+    bce = F.binary_cross_entropy_with_logits(
+        logits, goal, weight=counts.float(), reduction="none"
+    ).mean(1)
     share = logits.sigmoid() * counts
     scale, eps = 1000, 1e-6
     overlap = 2 * (share / scale * goal).sum(1)
@@ -181,14 +213,21 @@ class FilterLossConfig(Config):
         return cls(positive=0.3, negative=0.3, l1_weight=weight / 4, giou_weight=weight)
 
 
-def proposal_labels(boxes_p4: Tensor, targets_s4: Tensor, config: FilterLossConfig | None = None) -> Tensor:
+def proposal_labels(
+    boxes_p4: Tensor, targets_s4: Tensor, config: FilterLossConfig | None = None
+) -> Tensor:
     """Proposals [P, 4] and each token's target [S, 4], xyxy -> [S, P] float32: 1 positive, 0 negative, or IGNORE.
 
     Positive: IoU >= config.positive; of the others, negative: IoU <= config.negative. A target of four NaN is an absent
     object: all proposals are negative.
     """
     config = config or FilterLossConfig()
-    if boxes_p4.ndim != 2 or targets_s4.ndim != 2 or boxes_p4.shape[1] != 4 or targets_s4.shape[1] != 4:
+    if (
+        boxes_p4.ndim != 2
+        or targets_s4.ndim != 2
+        or boxes_p4.shape[1] != 4
+        or targets_s4.shape[1] != 4
+    ):
         shapes = f"{list(boxes_p4.shape)} and {list(targets_s4.shape)}"
         raise ValueError(f"boxes and targets have shapes {shapes}, expected [P, 4] and [S, 4]")
     iou_sp = box_iou(targets_s4.float(), boxes_p4.float()).nan_to_num(0)
@@ -216,13 +255,19 @@ def filter_loss(
     config = config or FilterLossConfig()
     labels = proposal_labels(boxes_p4, targets_s4, config)
     if logits_sp.shape != labels.shape:
-        raise ValueError(f"logits have shape {list(logits_sp.shape)}, expected {list(labels.shape)}")
+        raise ValueError(
+            f"logits have shape {list(logits_sp.shape)}, expected {list(labels.shape)}"
+        )
     if refined_sp4 is not None and refined_sp4.shape != (*labels.shape, 4):
-        raise ValueError(f"refined boxes have shape {list(refined_sp4.shape)}, expected {[*labels.shape, 4]}")
+        raise ValueError(
+            f"refined boxes have shape {list(refined_sp4.shape)}, expected {[*labels.shape, 4]}"
+        )
     if valid_p is not None:
         labels = labels.masked_fill(~valid_p, IGNORE)
     counted = labels != IGNORE
-    ce = F.binary_cross_entropy_with_logits(logits_sp.float()[counted], labels[counted], reduction="sum")
+    ce = F.binary_cross_entropy_with_logits(
+        logits_sp.float()[counted], labels[counted], reduction="sum"
+    )
     terms = {"loss_ce": ce / counted.sum().clamp(min=1)}
     if refined_sp4 is not None:
         positive = labels == 1
@@ -232,8 +277,15 @@ def filter_loss(
         weight = 1 / (positive.sum(1)[tokens] * positive.any(1).sum())
         terms["loss_bbox"] = ((found - wanted).abs().sum(1) * weight).sum()
         terms["loss_giou"] = (generalized_box_iou_loss(found, wanted) * weight).sum()
-    weights = {"loss_ce": config.score_weight, "loss_bbox": config.l1_weight, "loss_giou": config.giou_weight}
-    return {"total": torch.stack([weights[name] * value for name, value in terms.items()]).sum(), **terms}
+    weights = {
+        "loss_ce": config.score_weight,
+        "loss_bbox": config.l1_weight,
+        "loss_giou": config.giou_weight,
+    }
+    return {
+        "total": torch.stack([weights[name] * value for name, value in terms.items()]).sum(),
+        **terms,
+    }
 
 
 # --- recall (Table 12) ---------------------------------------------------------------------------------------------

@@ -50,7 +50,9 @@ def make_model(
             _fill(sparrow, Path(path), tell)
         return sparrow.to(where), f"tiny {host}, {NONSENSE}"
     if not checkpoints:
-        raise ValueError("--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which")
+        raise ValueError(
+            "--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which"
+        )
     half = torch.bfloat16 if where.type == "cuda" else torch.float32
     built, config = build(host, "full", "meta"), configure(preset, **changes)
     if fresh:
@@ -58,7 +60,9 @@ def make_model(
     else:
         from accelerate import init_empty_weights
 
-        with init_empty_weights(include_buffers=False):  # what no file fills must be seen, not made up
+        with init_empty_weights(
+            include_buffers=False
+        ):  # what no file fills must be seen, not made up
             sparrow = Sparrow(built, config)
     for path in checkpoints:
         _fill(sparrow, Path(path), tell, dtype=half, device=where)

@@ -16,7 +16,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
-from model.filtration import FilterOutput, Masks, Selected, box_mlp, check, pool_regions, select, top
+from model.filtration import (
+    FilterOutput,
+    Masks,
+    Selected,
+    box_mlp,
+    check,
+    pool_regions,
+    select,
+    top,
+)
 from schemas.config import Config
 
 
@@ -71,7 +80,11 @@ class ProposalSelector(nn.Module):
         attention_np = logits_np.softmax(1)
         refined_nd = h_nd + self.fuse_proj(attention_np.to(embeddings_pd.dtype) @ embeddings_pd)
         grid = (len(q_nd), len(k_pd), -1)
-        corners = self.box_head(torch.cat([q_nd[:, None].expand(grid), k_pd.expand(grid)], -1)).float().sigmoid()
+        corners = (
+            self.box_head(torch.cat([q_nd[:, None].expand(grid), k_pd.expand(grid)], -1))
+            .float()
+            .sigmoid()
+        )
         first, second = corners.split(2, -1)
         boxes_np4 = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], -1)
         return logits_np, attention_np, refined_nd, boxes_np4
@@ -92,8 +105,12 @@ class RoiHelper(nn.Module):
     def forward(self, h_nd: Tensor, maps: Sequence[Tensor], boxes_p4: Tensor) -> Tensor:
         """Vectors [N, dim], maps [1, C_l, H_l, W_l], boxes xyxy in shares of the frame -> logits [N, P]."""
         regions = [r.to(h_nd.dtype) for r in pool_regions(maps, boxes_p4, 7)]
-        r_pud = torch.cat([proj(r) for proj, r in zip(self.level_token_proj, regions, strict=True)], 1)
-        p_pd = torch.stack([proj(r.mean(1)) for proj, r in zip(self.level_pool_proj, regions, strict=True)]).mean(0)
+        r_pud = torch.cat(
+            [proj(r) for proj, r in zip(self.level_token_proj, regions, strict=True)], 1
+        )
+        p_pd = torch.stack(
+            [proj(r.mean(1)) for proj, r in zip(self.level_pool_proj, regions, strict=True)]
+        ).mean(0)
         q_pnd = self.query_proj(h_nd).expand(len(r_pud), -1, -1)
         z_npd = F.scaled_dot_product_attention(q_pnd, r_pud, r_pud).transpose(0, 1)
         h_npd = self.seg_proj(h_nd)[:, None].expand_as(z_npd)
@@ -107,7 +124,10 @@ class ReleaseFilter(nn.Module):
     """Which maps of `model.sam.Features` it pools; the release adds "no memory" to the coarsest beforehand."""
 
     def __init__(
-        self, config: ReleaseFilterConfig | None = None, channels: Sequence[int] = (32, 64, 256), dim: int = 256
+        self,
+        config: ReleaseFilterConfig | None = None,
+        channels: Sequence[int] = (32, 64, 256),
+        dim: int = 256,
     ):
         super().__init__()
         self.config = config or ReleaseFilterConfig()
@@ -134,7 +154,9 @@ class ReleaseFilter(nn.Module):
             raise ValueError("ReleaseFilter compares the proposals' embeddings: give embeddings_pd")
         dtype = self.proposal_selector.seg_proj.weight.dtype
         h_nd, embeddings_pd = h_nd.to(dtype), embeddings_pd.to(dtype)
-        logits_np, attention_np, refined_nd, predicted_np4 = self.proposal_selector(h_nd, embeddings_pd, objectness_p)
+        logits_np, attention_np, refined_nd, predicted_np4 = self.proposal_selector(
+            h_nd, embeddings_pd, objectness_p
+        )
         gamma = self.roi_fusion_gamma.float().clamp(0, 1)
         logits_np = logits_np + gamma * self.roi_helper(h_nd, maps, boxes_p4)
         index_nk = top(logits_np, None if self.training else self.config.top_k)
@@ -158,7 +180,9 @@ class ReleaseFilter(nn.Module):
         if self.config.prior_keep is None:
             return chosen
         if masks is None:
-            raise ValueError("the box-prior filter looks at masks: give `masks`, or set filter.prior_keep=None")
+            raise ValueError(
+                "the box-prior filter looks at masks: give `masks`, or set filter.prior_keep=None"
+            )
         return [self._most_plausible(one, masks) for one in chosen]
 
     def _most_plausible(self, one: Selected, masks: Masks) -> Selected:
@@ -189,7 +213,9 @@ def box_prior_scores(boxes_m4: Tensor, masks_mhw: Tensor) -> Tensor:
     tight_m4 = tight_m4 / tight_m4.new_tensor([width, height, width, height])
 
     shared_m = (
-        (torch.minimum(boxes_m4, tight_m4)[:, 2:] - torch.maximum(boxes_m4, tight_m4)[:, :2]).clamp_min(0).prod(1)
+        (torch.minimum(boxes_m4, tight_m4)[:, 2:] - torch.maximum(boxes_m4, tight_m4)[:, :2])
+        .clamp_min(0)
+        .prod(1)
     )
     size_m, tight_size_m = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes_m4, tight_m4))
     iou_m = shared_m / (size_m + tight_size_m - shared_m).clamp_min(1e-6)

@@ -60,7 +60,9 @@ class Prompt:
         return len(self.boxes_n4 if self.vectors_nk256 is None else self.vectors_nk256)  # type: ignore[arg-type]
 
     def rows(self, index: list[int]) -> "Prompt":
-        vectors, boxes = (None if x is None else x[index] for x in (self.vectors_nk256, self.boxes_n4))
+        vectors, boxes = (
+            None if x is None else x[index] for x in (self.vectors_nk256, self.boxes_n4)
+        )
         return Prompt(vectors, boxes, self.pads)
 
 
@@ -111,7 +113,11 @@ class Sam2(SAM2Base):
         """The only pass of the image encoder that a frame gets: decoder, proposer and filtration head share it."""
         out = self.image_encoder(frames_f3ss)
         fpn, pos = list(out["backbone_fpn"]), list(out["vision_pos_enc"])
-        maps = [self.sam_mask_decoder.conv_s0(fpn[0]), self.sam_mask_decoder.conv_s1(fpn[1]), fpn[2]]
+        maps = [
+            self.sam_mask_decoder.conv_s0(fpn[0]),
+            self.sam_mask_decoder.conv_s1(fpn[1]),
+            fpn[2],
+        ]
         return Features(fpn, maps, pos)
 
     def sparse(self, prompt: Prompt) -> Tensor:
@@ -133,7 +139,12 @@ class Sam2(SAM2Base):
         return features.maps[2] + self.no_mem_embed.reshape(1, -1, 1, 1)
 
     def decode(
-        self, features: Features, prompt: Prompt, *, multimask: bool, embedding: Tensor | None = None
+        self,
+        features: Features,
+        prompt: Prompt,
+        *,
+        multimask: bool,
+        embedding: Tensor | None = None,
     ) -> Decoded:
         """Masks of one frame without any past; row i of `features` is the frame of prompt i.
 
@@ -141,7 +152,9 @@ class Sam2(SAM2Base):
         The object score gates nothing here (as in the hosts' training).
         """
         if len(features) != len(prompt):
-            raise ValueError(f"{len(prompt)} prompts need as many rows of features, not {len(features)}")
+            raise ValueError(
+                f"{len(prompt)} prompts need as many rows of features, not {len(features)}"
+            )
         if embedding is None:
             embedding = self.without_memory(features)
         dense = self.sam_prompt_encoder.no_mask_embed.weight[:, :, None, None].expand_as(embedding)
@@ -202,22 +215,39 @@ class Sam2(SAM2Base):
     ) -> Decoded:
         n = len(group.objects)
         flat, pos = (
-            [m.expand(n, -1, -1, -1).flatten(2).permute(2, 0, 1) for m in maps] for maps in (frame.maps, frame.pos)
+            [m.expand(n, -1, -1, -1).flatten(2).permute(2, 0, 1) for m in maps]
+            for maps in (frame.maps, frame.pos)
         )
         sizes = [tuple(m.shape[-2:]) for m in frame.maps]
         points = None
         if prompt is not None:
             tokens = self.sparse(prompt)
-            points = {"point_coords": tokens, "point_labels": tokens[..., 0], "multimask": multimask}
+            points = {
+                "point_coords": tokens,
+                "point_labels": tokens[..., 0],
+                "multimask": multimask,
+            }
         current, heads, _, _ = self._track_step(
-            t, prompt is not None, flat, pos, sizes, points, None, group.outputs, num_frames, reverse, None
+            t,
+            prompt is not None,
+            flat,
+            pos,
+            sizes,
+            points,
+            None,
+            group.outputs,
+            num_frames,
+            reverse,
+            None,
         )
         _, _, ious, low, high, current["obj_ptr"], score = heads
         self._encode_memory_in_output(flat, sizes, points, True, high, score, current)
         if self.memory_dtype is not None:
             current["maskmem_features"] = current["maskmem_features"].to(self.memory_dtype)
         kept = {name: current[name] for name in ("maskmem_features", "maskmem_pos_enc", "obj_ptr")}
-        group.outputs["cond_frame_outputs" if prompt is not None else "non_cond_frame_outputs"][t] = kept
+        group.outputs["cond_frame_outputs" if prompt is not None else "non_cond_frame_outputs"][
+            t
+        ] = kept
         self._forget(group.outputs["non_cond_frame_outputs"], t)
         return Decoded(low, ious.max(1).values, score[:, 0], ious)
 
@@ -231,7 +261,9 @@ class Sam2(SAM2Base):
         super()._build_sam_heads()
         side = self.sam_image_embedding_size
         picture = (self.image_size, self.image_size)
-        self.sam_prompt_encoder = _PromptEncoder(self.sam_prompt_embed_dim, (side, side), picture, 16)
+        self.sam_prompt_encoder = _PromptEncoder(
+            self.sam_prompt_embed_dim, (side, side), picture, 16
+        )
         self.sam_mask_decoder.register_forward_hook(_present_in_training)
 
     def _use_multimask(self, is_init_cond_frame: bool, point_inputs: Any) -> bool:
@@ -241,7 +273,9 @@ class Sam2(SAM2Base):
         return super()._use_multimask(is_init_cond_frame, point_inputs)
 
 
-def _present_in_training(decoder: nn.Module, _: Any, answer: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _present_in_training(
+    decoder: nn.Module, _: Any, answer: tuple[Tensor, ...]
+) -> tuple[Tensor, ...] | None:
     """Training masks are of objects that are there. SAM2 would set those it thinks absent to -1024 in memory mode,
     where no gradient comes back."""
     return (*answer[:3], answer[3].clamp_min(1.0)) if decoder.training else None
@@ -277,21 +311,38 @@ def _regroup(groups: list[_Group], prompted: list[int]) -> list[_Group]:
 def concatenate(parts: list[Decoded]) -> Decoded:
     if len(parts) == 1:
         return parts[0]
-    width = max(p.ious_nm.shape[1] for p in parts)  # prompted objects may have been offered fewer masks
-    ious = [torch.nn.functional.pad(p.ious_nm, (0, width - p.ious_nm.shape[1]), value=float("nan")) for p in parts]
-    fields = ([p.logits_n1hw for p in parts], [p.iou_n for p in parts], [p.object_score_n for p in parts], ious)
+    width = max(
+        p.ious_nm.shape[1] for p in parts
+    )  # prompted objects may have been offered fewer masks
+    ious = [
+        torch.nn.functional.pad(p.ious_nm, (0, width - p.ious_nm.shape[1]), value=float("nan"))
+        for p in parts
+    ]
+    fields = (
+        [p.logits_n1hw for p in parts],
+        [p.iou_n for p in parts],
+        [p.object_score_n for p in parts],
+        ious,
+    )
     return Decoded(*(torch.cat(f) for f in fields))
 
 
 def build_sam(architecture: str, *, postprocess: bool, image_size: int | None = None) -> Sam2:
     """An untrained `Sam2`: "2.0-l", "2.1-b+", "2.0-tiny" ...; see `trackers.sam2.build`."""
-    model: Any = network.build(architecture, "model.sam.Sam2", postprocess=postprocess, image_size=image_size)
+    model: Any = network.build(
+        architecture, "model.sam.Sam2", postprocess=postprocess, image_size=image_size
+    )
     return model
 
 
-def prepare(frames_thwc: NDArray[np.uint8], side: int, device: torch.device | str = "cpu") -> Tensor:
+def prepare(
+    frames_thwc: NDArray[np.uint8], side: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """[T, H, W, 3] RGB -> [T, 3, side, side] float32: stretched (aspect ratio given up), ImageNet statistics."""
-    images = torch.from_numpy(np.ascontiguousarray(frames_thwc)).to(device).permute(0, 3, 1, 2).float() / 255
+    images = (
+        torch.from_numpy(np.ascontiguousarray(frames_thwc)).to(device).permute(0, 3, 1, 2).float()
+        / 255
+    )
     images = interpolate(images, (side, side), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std
@@ -299,4 +350,9 @@ def prepare(frames_thwc: NDArray[np.uint8], side: int, device: torch.device | st
 
 def to_frame(logits_n1hw: Tensor, height: int, width: int) -> Tensor:
     """Mask logits -> boolean masks [N, height, width] of the frame (bilinear, above 0)."""
-    return interpolate(logits_n1hw.float(), (height, width), mode="bilinear", align_corners=False)[:, 0] > 0
+    return (
+        interpolate(logits_n1hw.float(), (height, width), mode="bilinear", align_corners=False)[
+            :, 0
+        ]
+        > 0
+    )

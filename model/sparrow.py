@@ -62,7 +62,9 @@ class Sparrow(nn.Module):
         spec, boxes = host.spec, config.box.enabled
         self.tsf = TSFInjector(config.tsf, spec.patch_dim, spec.llm_dim, spec.temporal_dim)
         self.proposer = build_proposer(config.proposer) if boxes else None
-        self.box_adapter = BoxAdapter(spec.llm_dim) if boxes and config.box.adapter == "own" else None
+        self.box_adapter = (
+            BoxAdapter(spec.llm_dim) if boxes and config.box.adapter == "own" else None
+        )
         self.filter = config.filter.build() if boxes else None
         self.lora_names: dict[Part, list[str]] = {}
         self.learn_tokens()
@@ -75,11 +77,15 @@ class Sparrow(nn.Module):
 
     # --- inference ---
 
-    def ground(self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any) -> Grounding:
+    def ground(
+        self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any
+    ) -> Grounding:
         """Masks of everything that `phrases` refer to: see `model.grounding.ground`."""
         return ground(self, frames, phrases, **options)
 
-    def stream(self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any) -> Stream:
+    def stream(
+        self, frames: Frames | Video | str | Path, phrases: str | Sequence[str], **options: Any
+    ) -> Stream:
         """The same frame by frame, for videos of any length: see `model.grounding.stream`."""
         return stream(self, frames, phrases, **options)
 
@@ -94,7 +100,9 @@ class Sparrow(nn.Module):
         """`Host.crop_features` of the representatives -> tokens for the prompt's TSF slots [n, D] (Eq. 5)."""
         return self.tsf(crops, self.host.project_spatial, self.host.project_temporal)
 
-    def locate(self, state: PromptState, features: Features, frame: Frames) -> list[Selected] | None:
+    def locate(
+        self, state: PromptState, features: Features, frame: Frames
+    ) -> list[Selected] | None:
         """What each [BOX] of an answer means on a frame (Eq. 6-10); None if this model or answer has no [BOX].
 
         features: of that one frame; frame: [H, W, 3].
@@ -113,7 +121,11 @@ class Sparrow(nn.Module):
         chosen = state.box_nd if self.config.filter.supervision_token == "box" else state.seg_nd
         if chosen is None:
             return None
-        return self.host.seg_prompt(chosen)[:, 0] if self.box_adapter is None else self.box_adapter(chosen)
+        return (
+            self.host.seg_prompt(chosen)[:, 0]
+            if self.box_adapter is None
+            else self.box_adapter(chosen)
+        )
 
     def propose(self, features: Features, frame: Frames | None, text: str = "") -> Proposals:
         """Class-agnostic proposals of one frame: see `propose_each`."""
@@ -132,10 +144,14 @@ class Sparrow(nn.Module):
         if options.input != "shared":
             if any(frame is None for frame in frames):
                 raise ValueError(f"proposals.input={options.input} needs the frame itself")
-            small = torch.cat([prepare(f[None], options.input, maps[0].device) for f in frames if f is not None])
+            small = torch.cat(
+                [prepare(f[None], options.input, maps[0].device) for f in frames if f is not None]
+            )
             maps = self.host.sam.features(small.to(maps[0].dtype)).fpn
         assert self.proposer is not None
-        return propose(self.proposer(maps), options.keep, options.nms, options.threshold, options.clip)
+        return propose(
+            self.proposer(maps), options.keep, options.nms, options.threshold, options.clip
+        )
 
     def pyramid(self, features: Features) -> list[Tensor]:
         """The maps that the filter pools: the feature pyramid (paper), or what the mask decoder reads (release)."""
@@ -147,7 +163,12 @@ class Sparrow(nn.Module):
     def _masks_of(self, features: Features) -> Callable[[Tensor], Tensor]:
         def masks(boxes_m4: Tensor) -> Tensor:
             rows = features.rows([0] * len(boxes_m4))
-            return self.host.sam.decode(rows, Prompt(None, boxes_m4, pads=1), multimask=False).logits_n1hw[:, 0] > 0
+            return (
+                self.host.sam.decode(
+                    rows, Prompt(None, boxes_m4, pads=1), multimask=False
+                ).logits_n1hw[:, 0]
+                > 0
+            )
 
         return masks
 
@@ -162,7 +183,11 @@ class Sparrow(nn.Module):
             raise ValueError("this model has its adapters already")
         stages = (self.config.stage1, self.config.stage2)
         self.lora_names = {part: self._linears(part) for stage in stages for part in stage.lora}
-        add_lora(self.host, [name for names in self.lora_names.values() for name in names], self.config.lora)
+        add_lora(
+            self.host,
+            [name for names in self.lora_names.values() for name in names],
+            self.config.lora,
+        )
         if self.config.box.enabled and any("rows" in stage.full for stage in stages):
             train_rows(self.host.llm, [self.host.token_id(BOX_TOKEN)])
         self.requires_grad_(False)
@@ -177,13 +202,19 @@ class Sparrow(nn.Module):
             elif name.endswith(f"trainable_tokens_delta.{ROWS}"):
                 chosen = "rows" in stage.full
             else:
-                chosen = any(name.startswith(tuple(f"{m}." for m in self._modules_of(part))) for part in stage.full)
+                chosen = any(
+                    name.startswith(tuple(f"{m}." for m in self._modules_of(part)))
+                    for part in stage.full
+                )
             parameter.requires_grad_(chosen)
             names += [name] if chosen else []
         return names
 
     def _modules_of(self, part: Part) -> list[str]:
-        modules = {"projectors": [f"host.{name}" for name in self.host.spec.projectors], "seg_head": ["host.seg_head"]}
+        modules = {
+            "projectors": [f"host.{name}" for name in self.host.spec.projectors],
+            "seg_head": ["host.seg_head"],
+        }
         return modules.get(part, [] if part == "rows" else [part])
 
     def _linears(self, part: Part) -> list[str]:
@@ -197,7 +228,9 @@ class Sparrow(nn.Module):
         return [
             name
             for name, module in layers.items()
-            if isinstance(module, nn.Linear) and name.startswith(tuple(prefixes)) and name.endswith(suffixes)
+            if isinstance(module, nn.Linear)
+            and name.startswith(tuple(prefixes))
+            and name.endswith(suffixes)
         ]
 
     def forward(self, samples: list[Sample], stage: StageConfig) -> dict[str, Tensor]:
@@ -213,16 +246,23 @@ class Sparrow(nn.Module):
         if "language" in stage.losses:
             add({"ce": self._language_loss(logits, packed.labels_bl)})
         states = self._states(packed, hidden)
-        shown = [sample.sam_frames_f3ss[: None if "masks" in stage.losses else 1] for sample in samples]
+        shown = [
+            sample.sam_frames_f3ss[: None if "masks" in stage.losses else 1] for sample in samples
+        ]
         with torch.no_grad():  # the image encoder is frozen in both stages
             features = self.host.sam.features(torch.cat(shown))
         begins = [sum(map(len, shown[:i])) for i in range(len(shown))]
         if "masks" in stage.losses:
-            for sample, logits_nfhw in zip(samples, self._seg_logits(samples, states, features, begins), strict=True):
+            for sample, logits_nfhw in zip(
+                samples, self._seg_logits(samples, states, features, begins), strict=True
+            ):
                 add(self._mask_losses(sample, logits_nfhw))
         if "proposals" in stage.losses and self.filter is not None:
-            found = self.propose_each(features.rows(begins), [sample.frame for sample in samples],
-                                      [sample.text for sample in samples])  # fmt: skip
+            found = self.propose_each(
+                features.rows(begins),
+                [sample.frame for sample in samples],
+                [sample.text for sample in samples],
+            )
             for sample, state, begin, proposals in zip(samples, states, begins, found, strict=True):
                 add(self.proposal_losses(sample, state, features.rows([begin]), proposals))
         means = {name: torch.stack(values).mean() for name, values in losses.items()}
@@ -240,7 +280,10 @@ class Sparrow(nn.Module):
         packed = self.host.pack(
             [sample.ids for sample in samples],
             [sample.inputs for sample in samples],
-            tsf=[None if sample.crops is None else self.tsf_tokens(sample.crops) for sample in samples],
+            tsf=[
+                None if sample.crops is None else self.tsf_tokens(sample.crops)
+                for sample in samples
+            ],
             answer_begins=[sample.answer_begins for sample in samples],
         )
         logits, hidden, _ = self.host.lm(packed)
@@ -254,18 +297,30 @@ class Sparrow(nn.Module):
     def _language_loss(self, logits_blv: Tensor, labels_bl: Tensor) -> Tensor:
         labels = labels_bl[:, 1:]
         if self.host.spec.loss_on_tokens_only:
-            ids = [self.host.seg_id] + ([self.host.token_id(BOX_TOKEN)] if self.config.box.enabled else [])
-            labels = labels.where(torch.isin(labels, torch.tensor(ids, device=labels.device)), IGNORE)
-        return F.cross_entropy(logits_blv[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+            ids = [self.host.seg_id] + (
+                [self.host.token_id(BOX_TOKEN)] if self.config.box.enabled else []
+            )
+            labels = labels.where(
+                torch.isin(labels, torch.tensor(ids, device=labels.device)), IGNORE
+            )
+        return F.cross_entropy(
+            logits_blv[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE
+        )
 
     def _answer_state(self, ids_l: Tensor, states_ld: Tensor, labels_l: Tensor) -> PromptState:
         """[SEG] and [BOX] states of one sample of a batch."""
         said = (labels_l != IGNORE).nonzero()
         length = int(said[-1]) + 1
-        return self.host.prompt_state(0, ids_l[:length], states_ld[: length - 1], int(said[0]), "", forced=True)
+        return self.host.prompt_state(
+            0, ids_l[:length], states_ld[: length - 1], int(said[0]), "", forced=True
+        )
 
     def _seg_logits(
-        self, samples: list[Sample], states: list[PromptState], features: Features, begins: list[int]
+        self,
+        samples: list[Sample],
+        states: list[PromptState],
+        features: Features,
+        begins: list[int],
     ) -> list[Tensor]:
         """[SEG] alone on every frame, as the hosts train: filtration has not been trained yet, and boxes would hide
         what the vector says. -> Mask logits [N, F, h, w] of each sample; `features` are all samples' frames, those of
@@ -277,39 +332,65 @@ class Sparrow(nn.Module):
             count, frames = len(sample.masks_nfhw), len(sample.sam_frames_f3ss)
             wanted = count * frames if per_frame else count
             if len(state.seg_nd) != wanted:
-                raise ValueError(f"the answer has {len(state.seg_nd)} {spec.seg_token}, the masks need {wanted}")
+                raise ValueError(
+                    f"the answer has {len(state.seg_nd)} {spec.seg_token}, the masks need {wanted}"
+                )
             seg = state.seg_nd
-            every.append(seg.reshape(frames, count, -1).transpose(0, 1) if per_frame else seg[:, None])
+            every.append(
+                seg.reshape(frames, count, -1).transpose(0, 1) if per_frame else seg[:, None]
+            )
             shapes.append((count, frames))
         if spec.train_memory:
             lengths = {frames for _, frames in shapes}
             if not per_frame and len(lengths) == 1:
                 return self._followed(every, features, begins, *lengths)
             parts = zip(every, begins, shapes, strict=True)
-            return [self._followed([seg], features, [begin], frames)[0] for seg, begin, (_, frames) in parts]
-        vectors = [seg.expand(*shape, -1).flatten(0, 1) for seg, shape in zip(every, shapes, strict=True)]
-        rows = [list(range(b, b + frames)) * count for b, (count, frames) in zip(begins, shapes, strict=True)]
+            return [
+                self._followed([seg], features, [begin], frames)[0]
+                for seg, begin, (_, frames) in parts
+            ]
+        vectors = [
+            seg.expand(*shape, -1).flatten(0, 1) for seg, shape in zip(every, shapes, strict=True)
+        ]
+        rows = [
+            list(range(b, b + frames)) * count
+            for b, (count, frames) in zip(begins, shapes, strict=True)
+        ]
         prompt = self.host.prompt(torch.cat(vectors), None, training=True)
-        decoded = self.host.sam.decode(features.rows([i for one in rows for i in one]), prompt, multimask=False)
+        decoded = self.host.sam.decode(
+            features.rows([i for one in rows for i in one]), prompt, multimask=False
+        )
         parts = decoded.logits_n1hw[:, 0].split([len(one) for one in rows])
         return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _followed(self, seg_nfd: list[Tensor], features: Features, begins: list[int], frames: int) -> list[Tensor]:
+    def _followed(
+        self, seg_nfd: list[Tensor], features: Features, begins: list[int], frames: int
+    ) -> list[Tensor]:
         """Mask logits [N, F, h, w] of each sample through the mask model's memory; samples of one length together."""
         counts, every = [len(seg) for seg in seg_nfd], torch.cat(seg_nfd)
-        rows = [begin for begin, n in zip(begins, counts, strict=True) for _ in range(n)] if len(begins) > 1 else begins
+        rows = (
+            [begin for begin, n in zip(begins, counts, strict=True) for _ in range(n)]
+            if len(begins) > 1
+            else begins
+        )
         prompts = {
             t: (list(range(len(every))), self.host.prompt(every[:, t], None, training=True))
             for t in range(every.shape[1])
         }
-        steps = self.host.propagate(lambda t: features.rows([row + t for row in rows]), frames, prompts)
+        steps = self.host.propagate(
+            lambda t: features.rows([row + t for row in rows]), frames, prompts
+        )
         logits = torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
         return list(logits.split(counts))
 
     def _mask_losses(self, sample: Sample, logits_nfhw: Tensor) -> dict[str, Tensor]:
         count, frames, *size = sample.masks_nfhw.shape
         logits = F.interpolate(logits_nfhw.float(), size, mode="bilinear", align_corners=False)
-        padded = max(count, self.config.loss.pad_objects) * frames if self.config.loss.pad_objects else None
+        padded = (
+            max(count, self.config.loss.pad_objects) * frames
+            if self.config.loss.pad_objects
+            else None
+        )
         bce, dice = mask_losses(logits, sample.masks_nfhw, padded)
         return {"bce": bce, "dice": dice}
 
@@ -320,13 +401,17 @@ class Sparrow(nn.Module):
         frames' masks; who wants that puts it into `Sample.boxes_n4`.)"""
         h_nd, options = self.box_vectors(state), self.config.loss.filter
         if h_nd is None or self.filter is None:
-            raise ValueError(f"the answer has no {BOX_TOKEN}: stage 2 needs {self.grounding_tokens()} for every object")
+            raise ValueError(
+                f"the answer has no {BOX_TOKEN}: stage 2 needs {self.grounding_tokens()} for every object"
+            )
         was = self.filter.training
         self.filter.train()  # box losses need every proposal refined, wherever it ranks
         output = self.filter(h_nd[: len(sample.boxes_n4)], self.pyramid(features), *proposals[:3])
         self.filter.train(was)
         refined = output.by_proposal() if options.l1_weight or options.giou_weight else None
-        found = filter_loss(output.logits, proposals.boxes_xyxy, sample.boxes_n4, refined, config=options)
+        found = filter_loss(
+            output.logits, proposals.boxes_xyxy, sample.boxes_n4, refined, config=options
+        )
         return {"proposals": found["total"]}
 
     def train(self, mode: bool = True) -> "Sparrow":

@@ -62,7 +62,9 @@ class TSFInjector(nn.Module):
     1,443,200 parameters at 1024 -> 1408. Nothing else here is learned.
     """
 
-    def __init__(self, config: TSFConfig, spatial_dim: int, llm_dim: int, temporal_dim: int | None = None):
+    def __init__(
+        self, config: TSFConfig, spatial_dim: int, llm_dim: int, temporal_dim: int | None = None
+    ):
         super().__init__()
         self.config, self.spatial_dim, self.llm_dim = config, spatial_dim, llm_dim
         self.bridge = None
@@ -75,7 +77,10 @@ class TSFInjector(nn.Module):
             self.bridge = nn.Linear(spatial_dim, temporal_dim)
 
     def forward(
-        self, features: Tensor, project_spatial: Projector, project_temporal: Projector | None = None
+        self,
+        features: Tensor,
+        project_spatial: Projector,
+        project_temporal: Projector | None = None,
     ) -> Tensor:
         """Features of one target's crops -> its tokens [config.tokens, D], in the order of the crops.
 
@@ -93,11 +98,15 @@ class TSFInjector(nn.Module):
             paths.append(project_spatial(patches).mean(1))
         if self.bridge is not None:
             if project_temporal is None:
-                raise ValueError(f"tsf.path={self.config.path!r}: give project_temporal, the host's temporal projector")
+                raise ValueError(
+                    f"tsf.path={self.config.path!r}: give project_temporal, the host's temporal projector"
+                )
             bridged = self.bridge(patches.to(self.bridge.weight.dtype)).to(patches.dtype)
             paths.append(project_temporal(bridged).mean(1))
         if wrong := [list(p.shape) for p in paths if p.shape != (len(patches), self.llm_dim)]:
-            raise ValueError(f"TSF: projectors must give {[len(patches), self.llm_dim]} per crop, got {wrong}")
+            raise ValueError(
+                f"TSF: projectors must give {[len(patches), self.llm_dim]} per crop, got {wrong}"
+            )
         if self.config.selection == "online":
             chosen = self._choose(torch.cat(paths, 1))
             paths = [p[chosen] for p in paths]
@@ -115,7 +124,9 @@ class TSFInjector(nn.Module):
             )
         if self.config.pool == "after":
             if features.ndim == 2:
-                raise ValueError("TSF: [N, C] features have lost their patches: set tsf.pool='before', or give patches")
+                raise ValueError(
+                    "TSF: [N, C] features have lost their patches: set tsf.pool='before', or give patches"
+                )
             return features
         return features.mean(1, keepdim=True) if features.ndim == 3 else features[:, None]
 
@@ -135,7 +146,9 @@ def crop_boxes(frames: Sequence[NDArray[np.uint8]], boxes_n4: ArrayLike) -> list
     """
     boxes = np.asarray(boxes_n4, np.float64)
     if boxes.shape != (len(frames), 4):
-        raise ValueError(f"crop_boxes: {len(frames)} frames need boxes [{len(frames)}, 4], got {list(boxes.shape)}")
+        raise ValueError(
+            f"crop_boxes: {len(frames)} frames need boxes [{len(frames)}, 4], got {list(boxes.shape)}"
+        )
     if wrong := [list(f.shape) for f in frames if f.ndim != 3 or f.shape[2] != 3]:
         raise ValueError(f"crop_boxes: frames must be [H, W, 3], got {wrong}")
     pixels = [box * (2 * [f.shape[1], f.shape[0]]) for f, box in zip(frames, boxes, strict=True)]

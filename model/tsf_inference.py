@@ -48,7 +48,9 @@ class Extractor:
     """
 
     def __init__(self, preset: Preset, *, boxes: bool = False):
-        changes: dict[str, Any] = {"segment": GrabCutConfig()}  # there are no masks to make: no SAM2 is needed here
+        changes: dict[str, Any] = {
+            "segment": GrabCutConfig()
+        }  # there are no masks to make: no SAM2 is needed here
         if boxes:
             changes["detect"] = AnnotationDetectorConfig()
         self.config = PRESETS[preset].model_copy(update=changes)
@@ -71,13 +73,17 @@ class Extractor:
         """Whether a target is found from words; otherwise its box has to be given."""
         return self.config.detect.kind != "annotation"
 
-    def __call__(self, frames: Any, phrase: str, frame: int = 0, box: Boxes | None = None) -> Representatives:
+    def __call__(
+        self, frames: Any, phrase: str, frame: int = 0, box: Boxes | None = None
+    ) -> Representatives:
         """frames: [T, H, W, 3] uint8 RGB, an array or a `Video`, which is read as the tracker goes on. box: xyxy of the
         target on `frame`, in pixels; without it the phrase is looked for there, and then elsewhere.
 
         Quarantined, as in curation, if there is no target to follow. ValueError without box and detector.
         """
-        detection = self._given(frames, frame, box) if box is not None else self.find(frames, phrase, frame)
+        detection = (
+            self._given(frames, frame, box) if box is not None else self.find(frames, phrase, frame)
+        )
         rules = Rules(start="detector" if detection.text_used else "annotation", min_iou=None)
         nothing = Annotation(absent(len(frames)), np.zeros(len(frames), bool))
         with self.clock("track", len(frames) - 1):
@@ -89,10 +95,16 @@ class Extractor:
             features = self.stages.encoder.encode(crops)
         with self.clock("select", 1):
             picks = select_representatives(
-                features, track.boxes[chosen], frames.shape[1:3], k=select.k, spatial_weight=select.spatial_weight
+                features,
+                track.boxes[chosen],
+                frames.shape[1:3],
+                k=select.k,
+                spatial_weight=select.spatial_weight,
             ).tolist()
         picks += picks[-1:] * (select.k - len(picks))
-        return Representatives(detection, track, [int(chosen[i]) for i in picks], [crops[i] for i in picks], crops)
+        return Representatives(
+            detection, track, [int(chosen[i]) for i in picks], [crops[i] for i in picks], crops
+        )
 
     def find(self, frames: Any, phrase: str, frame: int = 0) -> Detection:
         """The phrase on `frame`, or where it is surest of `LOOKS` others. Quarantined(no_detection) if it is nowhere;
@@ -107,7 +119,9 @@ class Extractor:
                 found = self.look(frames, phrase, wanted)
             if found is not None:
                 return found
-        raise Quarantined(Reason.NO_DETECTION, f"{phrase!r} was found in no frame of {LOOKS}", stage="detect")
+        raise Quarantined(
+            Reason.NO_DETECTION, f"{phrase!r} was found in no frame of {LOOKS}", stage="detect"
+        )
 
     def look(self, frames: Any, phrase: str, wanted: list[int]) -> Detection | None:
         """The best box of the phrase on the wanted frames, searched in one batch."""

@@ -53,7 +53,10 @@ def paper_total(targets: int, frames: int) -> float:
 def costs(extractor: Extractor, tokens: Sequence[Cost] = ()) -> list[Cost]:
     """Of everything that an extractor has done, and of `token_costs`."""
     rows = extractor.clock.rows
-    return [*(_cost(stage, rows[stage][1], rows[stage][0]) for stage in PAPER if stage in rows), *tokens]
+    return [
+        *(_cost(stage, rows[stage][1], rows[stage][0]) for stage in PAPER if stage in rows),
+        *tokens,
+    ]
 
 
 def _cost(stage: str, count: int, seconds: float) -> Cost:
@@ -63,7 +66,11 @@ def _cost(stage: str, count: int, seconds: float) -> Cost:
 
 @torch.no_grad()
 def token_costs(
-    sparrow: "Sparrow", frames: Any, phrase: str, crops: Sequence[NDArray[np.uint8]], targets: int = 1
+    sparrow: "Sparrow",
+    frames: Any,
+    phrase: str,
+    crops: Sequence[NDArray[np.uint8]],
+    targets: int = 1,
 ) -> list[Cost]:
     """Features and projection of one target's crops, and what the prompt's TSF slots add to the language model's pass
     over it, as the difference of two medians of three (noise can exceed it). Counted for so many `targets`."""
@@ -107,12 +114,16 @@ def table(found: Sequence[Cost], targets: int, frames: int, label: str) -> str:
     ]
     for one in found:
         each = f"{one.per_unit:9.2f}" if one.seconds > 0 or not one.count else "  < noise"
-        lines.append(f"  {one.name:<40}{one.count:>7}  {each}  {one.seconds:8.3f}  {one.paper} / {one.unit}")
+        lines.append(
+            f"  {one.name:<40}{one.count:>7}  {each}  {one.seconds:8.3f}  {one.paper} / {one.unit}"
+        )
     total = sum(one.seconds for one in found)
     per_frame = 1e3 * total / max(1, targets * frames)
     lines.append(
         f"  {'total':<40}{'':>7}  {'':>9}  {total:8.3f}  {paper_total(targets, frames):.3f} s by the paper's model; "
         f"{per_frame:.2f} ms / frame and target, paper 20"
     )
-    lines.append("  the paper encodes a crop of every frame; as in curation, here at most 16 of a target")
+    lines.append(
+        "  the paper encodes a crop of every frame; as in curation, here at most 16 of a target"
+    )
     return "\n".join(lines)

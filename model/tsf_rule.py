@@ -41,28 +41,40 @@ class Decision:
 
 
 def decide(
-    extractor: Extractor, frames: Any, phrase: str, frame: int = 0, box: Boxes | None = None,
+    extractor: Extractor,
+    frames: Any,
+    phrase: str,
+    frame: int = 0,
+    box: Boxes | None = None,
     config: RuleConfig | None = None,
-) -> Decision:  # fmt: skip
+) -> Decision:
     """Whether Table 8 enables TSF for this phrase. frames, frame, box: as of `Extractor.__call__`.
 
     With a given box only its size and motion on its frame are known, and the answer says so.
     """
     config = config or RuleConfig()
     if box is not None:
-        found: list[Detection | None] = [Detection(frame, np.asarray(box, np.float32), "annotation", False)]
+        found: list[Detection | None] = [
+            Detection(frame, np.asarray(box, np.float32), "annotation", False)
+        ]
     else:
         wanted = evenly_spaced(len(frames), config.looks).tolist()
         with extractor.clock("rule", len(wanted)):
             found = [extractor.look(frames, phrase, [t]) for t in wanted]
     seen = [one for one in found if one is not None]
     if not seen:
-        return Decision(False, (f"{phrase!r} is in none of {len(found)} frames: there is nothing to track",))
+        return Decision(
+            False, (f"{phrase!r} is in none of {len(found)} frames: there is nothing to track",)
+        )
     return _rule(found, seen, _motion(frames, seen), frames.shape[1] * frames.shape[2], config)
 
 
 def _rule(
-    found: list[Detection | None], seen: list[Detection], motion: float | None, pixels: int, config: RuleConfig
+    found: list[Detection | None],
+    seen: list[Detection],
+    motion: float | None,
+    pixels: int,
+    config: RuleConfig,
 ) -> Decision:
     there = np.flatnonzero([one is not None for one in found])
     gaps = int(there[-1] - there[0] + 1 - len(there))
@@ -77,17 +89,20 @@ def _rule(
         else f"found in {len(seen)} of {len(found)} frames looked at"
     )
     (on if share < config.small else off).append(
-        f"{share:.2%} of the frame" + (" (small target: enable if dropout is likely)" if share < config.small else "")
+        f"{share:.2%} of the frame"
+        + (" (small target: enable if dropout is likely)" if share < config.small else "")
     )
     if motion is not None:
         fast = motion > config.speed
         (on if fast else off).append(
-            f"moves {motion:.1%} of its size per frame" + (" (fast motion: enable if accuracy is critical)" * fast)
+            f"moves {motion:.1%} of its size per frame"
+            + (" (fast motion: enable if accuracy is critical)" * fast)
         )
     if margin is not None:
         alike = margin < config.alike
         (on if alike else off).append(
-            f"the next like it scores {margin:.2f} less" + (" (similar distractors: enable)" * alike)
+            f"the next like it scores {margin:.2f} less"
+            + (" (similar distractors: enable)" * alike)
         )
     else:
         off.append("a given box: neither occlusion nor distractors were looked for")
@@ -103,10 +118,18 @@ def _motion(frames: Any, seen: list[Detection]) -> float | None:
     return float(np.median(found)) if found else None
 
 
-def _flow(frame: NDArray[np.uint8], following: NDArray[np.uint8], box: Boxes, width: int = 256) -> float:
+def _flow(
+    frame: NDArray[np.uint8], following: NDArray[np.uint8], box: Boxes, width: int = 256
+) -> float:
     scale = min(1.0, width / frame.shape[1])
     small = [
-        cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        cv2.resize(
+            cv2.cvtColor(f, cv2.COLOR_RGB2GRAY),
+            None,
+            fx=scale,
+            fy=scale,
+            interpolation=cv2.INTER_AREA,
+        )
         for f in (frame, following)
     ]
     flow = np.zeros((*small[0].shape, 2), np.float32)

@@ -77,7 +77,9 @@ class Video:
         return map(self._reader, self._index)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
-        return np.asarray(np.stack(list(self)) if len(self) else np.empty(self.shape, np.uint8), dtype)
+        return np.asarray(
+            np.stack(list(self)) if len(self) else np.empty(self.shape, np.uint8), dtype
+        )
 
 
 class _Kept:
@@ -85,7 +87,12 @@ class _Kept:
     reading backwards, or both ways in turns, decodes nothing for every frame."""
 
     def __init__(self, reader: Reader):
-        self.length, self.height, self.width, self.fps = reader.length, reader.height, reader.width, reader.fps
+        self.length, self.height, self.width, self.fps = (
+            reader.length,
+            reader.height,
+            reader.width,
+            reader.fps,
+        )
         self._reader, self._lock, self._last = reader, Lock(), -1
         self._latest: dict[int, Picture] = {}
         self._before: dict[int, Picture] = {}
@@ -114,7 +121,9 @@ class _Folder:
         sizes = [(self._header(file), file) for file in self._files]
         for size, file in sizes:  # of the headers alone
             if size != sizes[0][0]:
-                raise ValueError(f"{path}: pictures of different sizes: {file.name} is {size}, not {sizes[0][0]}")
+                raise ValueError(
+                    f"{path}: pictures of different sizes: {file.name} is {size}, not {sizes[0][0]}"
+                )
         (self.width, self.height), self.length = sizes[0][0], len(self._files)
         _check_size(path, self.height, self.width)
 
@@ -145,15 +154,25 @@ class _File:
             stream = self._container.streams.video[0]
             _check_size(path, stream.height, stream.width)
             packets = [p for p in self._container.demux(stream) if p.size and not p.is_discard]
-            timed = all(p.pts is not None for p in packets) and len({p.pts for p in packets}) == len(packets)
+            timed = all(p.pts is not None for p in packets) and len(
+                {p.pts for p in packets}
+            ) == len(packets)
             self._times = sorted(p.pts for p in packets if p.pts is not None) if timed else []
-            self._keys = sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None) if timed else []
+            self._keys = (
+                sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
+                if timed
+                else []
+            )
             self._open()
-            self.length = len(packets) if timed else sum(1 for _ in self._decoded)  # old containers: by decoding all
+            self.length = (
+                len(packets) if timed else sum(1 for _ in self._decoded)
+            )  # old containers: by decoding all
             self._open()
             first = self._picture(next(self._decoded))
         except (self._errors(), IndexError, StopIteration) as error:
-            raise ValueError(f"{path}: cannot be read as a video: {error or 'no picture in it'}") from error
+            raise ValueError(
+                f"{path}: cannot be read as a video: {error or 'no picture in it'}"
+            ) from error
         self.height, self.width = first.shape[:2]
         rate = self._container.streams.video[0].average_rate
         self.fps = float(rate) if rate else FOLDER_FPS
@@ -182,7 +201,9 @@ class _File:
                     return self._picture(frame)
         except self._errors() as error:
             raise ValueError(f"{self.path}: frame {t} cannot be decoded: {error}") from error
-        raise ValueError(f"{self.path}: has only {self._next} frames that can be decoded, not {self.length}")
+        raise ValueError(
+            f"{self.path}: has only {self._next} frames that can be decoded, not {self.length}"
+        )
 
     def _go(self, t: int) -> None:
         """Stand at or before frame t, no further back than its key frame unless already between the two."""
@@ -205,7 +226,9 @@ class _File:
         return self._next if pts is None else bisect_left(self._times, pts)
 
     def _picture(self, frame: Any) -> Picture:
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+        return np.ascontiguousarray(
+            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        )
 
 
 def _check_size(path: Path, height: int, width: int) -> None:

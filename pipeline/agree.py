@@ -55,11 +55,15 @@ def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
     if rules.min_iou is not None:
         low_iou = ~given & (np.nan_to_num(overlap, nan=1.0) < rules.min_iou)
     speaks = annotation.known & ~no_box & ~given
-    unsupported = ~(given | no_box | annotation.known) & _at_nearest(low_iou | annotated_absent, speaks)
+    unsupported = ~(given | no_box | annotation.known) & _at_nearest(
+        low_iou | annotated_absent, speaks
+    )
     kept = ~(no_box | annotated_absent | low_iou | unsupported)
     thinned = kept & ~_thin(kept, annotation.visible, rules.max_kept_frames)
 
-    reasons = np.select([no_box, annotated_absent, low_iou, unsupported, thinned], DROPPED[1:], default="")
+    reasons = np.select(
+        [no_box, annotated_absent, low_iou, unsupported, thinned], DROPPED[1:], default=""
+    )
     return Agreement(overlap, kept & ~thinned, reasons.tolist())
 
 
@@ -72,7 +76,9 @@ def _at_nearest(flag: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np
     return flag[places[distance.argmin(1)]]
 
 
-def _thin(kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | None) -> NDArray[np.bool_]:
+def _thin(
+    kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | None
+) -> NDArray[np.bool_]:
     """At most `most` of the kept frames."""
     if most is None or kept.sum() <= most:
         return kept
@@ -82,7 +88,9 @@ def _thin(kept: NDArray[np.bool_], annotated: NDArray[np.bool_], most: int | Non
     return thin
 
 
-def fill_gaps(track: Track, annotation: Annotation, frames: NDArray[np.uint8], tracker: Tracker, max_gap: int) -> Track:
+def fill_gaps(
+    track: Track, annotation: Annotation, frames: NDArray[np.uint8], tracker: Tracker, max_gap: int
+) -> Track:
     """Bridge short gaps of a track that is the dataset's own (MeViS) by tracking from the frame before each gap.
 
     A gap is a run of at most `max_gap` frames without a box that the dataset does not know, between two frames with
@@ -108,4 +116,6 @@ def fill_gaps(track: Track, annotation: Annotation, frames: NDArray[np.uint8], t
 
 def _same_length(track: Track, annotation: Annotation) -> None:
     if len(track.boxes) != len(annotation.known):
-        raise ValueError(f"track has {len(track.boxes)} frames, its annotation {len(annotation.known)}")
+        raise ValueError(
+            f"track has {len(track.boxes)} frames, its annotation {len(annotation.known)}"
+        )

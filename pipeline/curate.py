@@ -26,10 +26,29 @@ from pipeline.select import candidates, crop, select_representatives
 from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode, media_files
 from schemas.geometry import Boxes, rle_area, rle_box
-from schemas.records import Annotation, Clip, Detection, Planned, Quarantined, Reason, Referent, Sample, Segment, Track
+from schemas.records import (
+    Annotation,
+    Clip,
+    Detection,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Sample,
+    Segment,
+    Track,
+)
 from trackers.batching import memory_events
 
-DATA_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, cv2.error)
+DATA_ERRORS = (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    cv2.error,
+)
 """What strange data can raise inside a stage. Errors of the machine (OSError, interrupts) are not among them."""
 
 GIVEN = AnnotationDetector()
@@ -72,22 +91,37 @@ def curate_clip(planned: Planned, job: Job, source: Source, stages: Stages) -> C
     with memory_events() as events:
         _curate(planned, job, source, stages, result, clock)
     result.timings = [
-        {"clip_id": clip.clip_id, "stage": stage, "seconds": seconds, "frames": frames, "bytes": size, "note": ""}
+        {
+            "clip_id": clip.clip_id,
+            "stage": stage,
+            "seconds": seconds,
+            "frames": frames,
+            "bytes": size,
+            "note": "",
+        }
         for stage, (seconds, frames, size) in clock.rows.items()
     ] + [
         {
-            "clip_id": clip.clip_id, "stage": "out of memory", "seconds": 0.0, "frames": 0, "bytes": 0,
+            "clip_id": clip.clip_id,
+            "stage": "out of memory",
+            "seconds": 0.0,
+            "frames": 0,
+            "bytes": 0,
             "note": f"{event.model} went on with a batch of {event.batch}",
         }
         for event in events
-    ]  # fmt: skip
+    ]
     return result
 
 
-def _curate(planned: Planned, job: Job, source: Source, stages: Stages, result: ClipResult, clock: "Clock") -> None:
+def _curate(
+    planned: Planned, job: Job, source: Source, stages: Stages, result: ClipResult, clock: "Clock"
+) -> None:
     clip = planned.clip
     try:
-        if len(clip) == 0:  # the source could not know the span without a file that is missing: it will say which
+        if (
+            len(clip) == 0
+        ):  # the source could not know the span without a file that is missing: it will say which
             source.annotate(job.root, clip, planned.referents[0])
             raise Quarantined(Reason.ANNOTATION_INVALID, f"{clip.clip_id}: the clip has no frames")
         with stages.loading, clock("decode", len(clip)):
@@ -105,14 +139,24 @@ def _curate(planned: Planned, job: Job, source: Source, stages: Stages, result: 
                 result.samples.append(sample)
     except Quarantined as problem:
         result.samples.clear()
-        result.quarantine = [quarantine_row(job, problem, clip.clip_id, r.referent_id) for r in planned.referents]
+        result.quarantine = [
+            quarantine_row(job, problem, clip.clip_id, r.referent_id) for r in planned.referents
+        ]
     except DATA_ERRORS as error:
         result.samples.clear()
-        result.quarantine = [quarantine_row(job, error, clip.clip_id, r.referent_id) for r in planned.referents]
+        result.quarantine = [
+            quarantine_row(job, error, clip.clip_id, r.referent_id) for r in planned.referents
+        ]
 
 
 def curate_referent(
-    clip: Clip, referent: Referent, decoded: Decoded, job: Job, source: Source, stages: Stages, clock: Clock
+    clip: Clip,
+    referent: Referent,
+    decoded: Decoded,
+    job: Job,
+    source: Source,
+    stages: Stages,
+    clock: Clock,
 ) -> Sample:
     """The paper's pipeline for one referring expression. Raises Quarantined with the stage that gave up."""
     config, rules, frames = job.config, source.config.rules, decoded.frames
@@ -129,7 +173,9 @@ def curate_referent(
     with clock("segment", int(agreement.kept.sum())):
         made_masks = make_masks(frames, track, agreement, annotation, rules, stages)
         segments = [s if s is not None and not s.dropped else None for s in made_masks]
-    mean_iou = tracked_iou(track, agreement)  # of the tracker, before its boxes give way to those around masks
+    mean_iou = tracked_iou(
+        track, agreement
+    )  # of the tracker, before its boxes give way to those around masks
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
     chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
@@ -138,9 +184,12 @@ def curate_referent(
         features = stages.encoder.encode(crops)
     with clock("select", len(chosen)):
         picks = select_representatives(
-            features, track.boxes[chosen], frames.shape[1:3],
-            k=config.select.k, spatial_weight=config.select.spatial_weight,
-        )  # fmt: skip
+            features,
+            track.boxes[chosen],
+            frames.shape[1:3],
+            k=config.select.k,
+            spatial_weight=config.select.spatial_weight,
+        )
     questions = config.questions.model_copy(update={"per_referent": job.questions_per_referent()})
     qas = ask(referent.referent_id, referent.caption, questions)
 
@@ -155,7 +204,9 @@ def curate_referent(
     )
     with clock("sample", len(frames)):
         dropped = sum(s is not None and bool(s.dropped) for s in made_masks)
-        made = Curated(annotation, detection, track, agreement, mean_iou, segments, dropped, tsf, qas)
+        made = Curated(
+            annotation, detection, track, agreement, mean_iou, segments, dropped, tsf, qas
+        )
         return make_sample(clip, referent, made, rules, job, stages)
 
 
@@ -180,10 +231,15 @@ def make_track(
             return stages.detector.find(frame, caption)
 
         [track] = stages.tracker.track(
-            frames, detection.box[None], detection.frame,
-            redetect=redetect if detection.text_used else None, descriptions=bag(caption),
-        )  # fmt: skip
-        track.origin[detection.frame] = "annotation" if detection.detector == "annotation" else "detected"
+            frames,
+            detection.box[None],
+            detection.frame,
+            redetect=redetect if detection.text_used else None,
+            descriptions=bag(caption),
+        )
+        track.origin[detection.frame] = (
+            "annotation" if detection.detector == "annotation" else "detected"
+        )
         return track
     origin = "mask" if rules.boxes == "masks" else "annotation"
     visible = annotation.visible
@@ -192,7 +248,11 @@ def make_track(
         np.full(len(frames), np.nan, np.float32),
         [origin if v else "none" for v in visible],
     )
-    return fill_gaps(given, annotation, frames, stages.tracker, rules.fill_gaps) if rules.fill_gaps else given
+    return (
+        fill_gaps(given, annotation, frames, stages.tracker, rules.fill_gaps)
+        if rules.fill_gaps
+        else given
+    )
 
 
 def tracked_iou(track: Track, agreement: Agreement) -> float | None:
@@ -203,7 +263,12 @@ def tracked_iou(track: Track, agreement: Agreement) -> float | None:
 
 
 def make_masks(
-    frames: NDArray[np.uint8], track: Track, agreement: Agreement, annotation: Annotation, rules: Rules, stages: Stages
+    frames: NDArray[np.uint8],
+    track: Track,
+    agreement: Agreement,
+    annotation: Annotation,
+    rules: Rules,
+    stages: Stages,
 ) -> list[Segment | None]:
     """A mask for each kept frame: the dataset's, or one made from the track's box."""
     if rules.masks == "none":
@@ -226,7 +291,11 @@ def boxes_from_masks(track: Track, segments: list[Segment | None]) -> Track:
     """The track with each box replaced by the one around its mask. A fallback mask says nothing new: its box stays."""
     boxes, origin = track.boxes.copy(), list(track.origin)
     for t, segment in enumerate(segments):
-        if segment is not None and not segment.origin.endswith("-fallback") and rle_area(segment.mask):
+        if (
+            segment is not None
+            and not segment.origin.endswith("-fallback")
+            and rle_area(segment.mask)
+        ):
             boxes[t], origin[t] = rle_box(segment.mask), "mask"
     return Track(boxes, track.score, origin)
 
@@ -266,7 +335,9 @@ def _rescale(annotation: Annotation, decoded: Decoded) -> Annotation:
     factors = np.tile(decoded.scale, 2)
     masks = annotation.masks
     if masks is not None and any(m is not None for m in masks):
-        raise Quarantined(Reason.FRAME_MISMATCH, "images of a clip with masks differ in size", stage="decode")
+        raise Quarantined(
+            Reason.FRAME_MISMATCH, "images of a clip with masks differ in size", stage="decode"
+        )
     boxes = (annotation.boxes * factors).astype(np.float32)
     return Annotation(boxes, annotation.known, masks, annotation.raw_boxes, annotation.raw_format)
 

@@ -38,7 +38,9 @@ def read_exclude(file: Path) -> Exclude | None:
     return Exclude(name=file.name, keys=tuple(sorted(keys))) if keys else None
 
 
-def leaving_out(exclude: Exclude | None) -> Callable[[Planned | Rejected], list[Planned | Rejected]]:
+def leaving_out(
+    exclude: Exclude | None,
+) -> Callable[[Planned | Rejected], list[Planned | Rejected]]:
     """A function: what a plan has -> a row for each referent that is listed, by its own id or its clip's, and the clip
     with those that are left, if any."""
     keys = frozenset(exclude.keys if exclude else ())
@@ -52,7 +54,16 @@ def leaving_out(exclude: Exclude | None) -> Callable[[Planned | Rejected], list[
             key = own if own in keys else clip.clip_id
             if key in keys:
                 message = f"excluded by {exclude.name}: {key}"
-                rows.append(Rejected(clip.source, clip.split, clip.clip_id, Reason.EXCLUDED, message, referent_id=own))
+                rows.append(
+                    Rejected(
+                        clip.source,
+                        clip.split,
+                        clip.clip_id,
+                        Reason.EXCLUDED,
+                        message,
+                        referent_id=own,
+                    )
+                )
             else:
                 left.append(referent)
         return [*rows, replace(item, referents=tuple(left))] if left else rows

@@ -52,13 +52,19 @@ class Fused:
         SPARROW_WORKERS=8, which a run sets for its workers, an eighth of it. Workers on other machines count too)
     """
 
-    def __init__(self, config: CurateConfig, *, decoders: int | None = None, host_bytes: int | None = None):
+    def __init__(
+        self, config: CurateConfig, *, decoders: int | None = None, host_bytes: int | None = None
+    ):
         cores = len(os.sched_getaffinity(0))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.config = config
-        self.budget = ByteBudget(host_bytes or memory // 2 // max(1, int(os.environ.get("SPARROW_WORKERS", 1))))
+        self.budget = ByteBudget(
+            host_bytes or memory // 2 // max(1, int(os.environ.get("SPARROW_WORKERS", 1)))
+        )
         self._loading, self._loaded = threading.Lock(), False
-        self.stages: Stages = replace(build_stages(config), loading=threading.BoundedSemaphore(decoders or cores))
+        self.stages: Stages = replace(
+            build_stages(config), loading=threading.BoundedSemaphore(decoders or cores)
+        )
 
     def load(self) -> None:
         """Have the models ready. CheckpointError if a file does not fit: before any clip, not as the fault of each."""

@@ -186,9 +186,14 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
     try:
         parts = leaving_out(job.exclude)
         for n, whole in enumerate(_capped(job)):
-            if isinstance(whole, Planned):  # shards close as if nothing were excluded: the others stay as they are
+            if isinstance(
+                whole, Planned
+            ):  # shards close as if nothing were excluded: the others stay as they are
                 size = estimate_bytes(whole.clip, len(whole.referents), job.config)
-                if held and (held + len(whole.referents) > limit.max_referents or held_bytes + size > limit.max_bytes):
+                if held and (
+                    held + len(whole.referents) > limit.max_referents
+                    or held_bytes + size > limit.max_bytes
+                ):
                     shard, held, held_bytes = shard + 1, 0, 0
                 held, held_bytes = held + len(whole.referents), held_bytes + size
             for item in parts(whole):
@@ -208,7 +213,10 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
             if tick and n % 64 == 0:
                 tick(n)
         totals["shards"] = shard + 1 if totals["clips"] or totals["rejected"] else 0
-        totals["videos"], totals["qa"] = len(videos), totals["referents"] * job.questions_per_referent()
+        totals["videos"], totals["qa"] = (
+            len(videos),
+            totals["referents"] * job.questions_per_referent(),
+        )
         counts = Counts(**totals)
         if writer:
             writer.write_table(table(rows))
@@ -249,7 +257,9 @@ def read_plan_header(path: Path) -> tuple[Job, str, Counts]:
     return Job.model_validate_json(metadata[b"job"]), metadata[b"identity"].decode(), counts
 
 
-def read_plan(job: Job, stages_digest: str, *, only: Container[str] | None = None) -> Iterator[ShardPlan]:
+def read_plan(
+    job: Job, stages_digest: str, *, only: Container[str] | None = None
+) -> Iterator[ShardPlan]:
     """The shards of a saved plan, one at a time, in order. only: names; of others no rows are read or parsed."""
     base = _base(job, stages_digest)
     for index, records in read_records(job.plan_path, _wanted(job, only)):
@@ -271,7 +281,13 @@ def _name(job: Job, index: int) -> str:
 
 def _base(job: Job, stages_digest: str) -> list:
     """All that decides a shard's bytes beside its rows."""
-    return [SCHEMA_VERSION, stages_digest, job.config.digest(), job.take.qa, job.load().config.digest()]
+    return [
+        SCHEMA_VERSION,
+        stages_digest,
+        job.config.digest(),
+        job.take.qa,
+        job.load().config.digest(),
+    ]
 
 
 def _wanted(job: Job, only: Container[str] | None) -> Callable[[int], bool] | None:
@@ -280,6 +296,12 @@ def _wanted(job: Job, only: Container[str] | None) -> Callable[[int], bool] | No
 
 def left_out(job: Job) -> set[str]:
     """The ids, of referents and of their clips, that the saved plan left out because of the exclude list."""
-    rejected = pq.read_table(job.plan_path, columns=["record"], filters=[("kind", "==", "rejected")])
-    rows = [row for row in map(json.loads, rejected["record"].to_pylist()) if row["reason"] == Reason.EXCLUDED]
+    rejected = pq.read_table(
+        job.plan_path, columns=["record"], filters=[("kind", "==", "rejected")]
+    )
+    rows = [
+        row
+        for row in map(json.loads, rejected["record"].to_pylist())
+        if row["reason"] == Reason.EXCLUDED
+    ]
     return {row["item"] for row in rows} | {row["referent_id"] for row in rows}

@@ -22,16 +22,24 @@ Records = list[tuple[str, str]]
 
 def table(rows: list[tuple[int, str, str]]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.Table.from_arrays(
+        [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+    )
 
 
-def read_records(path: Path, wanted: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Records]]:
+def read_records(
+    path: Path, wanted: Callable[[int], bool] | None = None
+) -> Iterator[tuple[int, Records]]:
     """Number and records of each shard of a plan file, in order. wanted: of the others nothing is read, but for those
     that share a row group with one that is."""
     with pq.ParquetFile(path) as file:
         groups = [n for n in range(file.num_row_groups) if wanted is None or _any(file, n, wanted)]
         batches = file.iter_batches(1024, row_groups=groups) if groups else iter(())
-        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        rows = (
+            row
+            for batch in batches
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
         for shard, group in groupby(rows, key=itemgetter(0)):
             if wanted is None or wanted(shard):
                 yield shard, [(kind, record) for _, kind, record in group]
@@ -40,14 +48,18 @@ def read_records(path: Path, wanted: Callable[[int], bool] | None = None) -> Ite
 def _any(file: pq.ParquetFile, n: int, wanted: Callable[[int], bool]) -> bool:
     """Whether a row group has rows of a wanted shard, by the lowest and the highest number that it says it has."""
     known = file.metadata.row_group(n).column(0).statistics
-    return known is None or not known.has_min_max or any(map(wanted, range(known.min, known.max + 1)))
+    return (
+        known is None or not known.has_min_max or any(map(wanted, range(known.min, known.max + 1)))
+    )
 
 
 def to_record(item: Planned | Rejected) -> tuple[str, str]:
     """Kind and record. The hash of a shard counts these bytes."""
     if isinstance(item, Planned):
         clip = _fields(item.clip) | {"media": _fields(item.clip.media)}
-        return "clip", canonical_json({"clip": clip, "referents": [_fields(r) for r in item.referents]})
+        return "clip", canonical_json(
+            {"clip": clip, "referents": [_fields(r) for r in item.referents]}
+        )
     fields = _fields(item)
     if item.referent_id is None:
         del fields["referent_id"]
@@ -66,5 +78,10 @@ def from_record(kind: str, record: str) -> Planned | Rejected:
     clip = fields["clip"]
     media = clip.pop("media")
     names = media.pop("names")
-    referents = tuple(Referent(**{**r, "object_ids": tuple(r["object_ids"])}) for r in fields["referents"])
-    return Planned(Clip(media=Media(names=tuple(names) if names is not None else None, **media), **clip), referents)
+    referents = tuple(
+        Referent(**{**r, "object_ids": tuple(r["object_ids"])}) for r in fields["referents"]
+    )
+    return Planned(
+        Clip(media=Media(names=tuple(names) if names is not None else None, **media), **clip),
+        referents,
+    )

@@ -47,7 +47,9 @@ class ShardConfig(Config):
     max_bytes: int = 384 << 20
 
 
-DetectConfig = Annotated[AnnotationDetectorConfig | GroundingDINOConfig, Field(discriminator="kind")]
+DetectConfig = Annotated[
+    AnnotationDetectorConfig | GroundingDINOConfig, Field(discriminator="kind")
+]
 TrackConfig = Annotated[CSRTConfig | CLDTrackerStageConfig, Field(discriminator="kind")]
 SegmentConfig = Annotated[GrabCutConfig | SAM2Config, Field(discriminator="kind")]
 EncodeConfig = Annotated[HandcraftedConfig | CLIPConfig, Field(discriminator="kind")]
@@ -106,10 +108,15 @@ class CurateConfig(Config):
     @property
     def needs_torch(self) -> bool:
         """Whether a step is done by a network."""
-        return any(type(part).__name__ in NETWORKS for part in (self.detect, self.track, self.segment, self.encode))
+        return any(
+            type(part).__name__ in NETWORKS
+            for part in (self.detect, self.track, self.segment, self.encode)
+        )
 
 
-PRESETS: dict[str, CurateConfig] = {name: CurateConfig.model_validate({"preset": name}) for name in MODELS}
+PRESETS: dict[str, CurateConfig] = {
+    name: CurateConfig.model_validate({"preset": name}) for name in MODELS
+}
 
 STAGES = {
     "AnnotationDetectorConfig": "pipeline.detect.annotation:AnnotationDetector",
@@ -165,7 +172,9 @@ def build_stages(config: CurateConfig) -> Stages:
     """The stages that a config names. Cheap: models load when they are first needed. CheckpointError lists every weight
     file that is not there."""
     parts = (config.detect, config.track, config.segment, config.encode)
-    files = [part.weights for part in parts if hasattr(part, "weights") and not is_seeded(part.weights)]
+    files = [
+        part.weights for part in parts if hasattr(part, "weights") and not is_seeded(part.weights)
+    ]
     if files and config.detect.kind == "groundingdino":
         files.append(config.detect.text_encoder)
     if files:
@@ -215,6 +224,8 @@ def override(tree: dict, assignments: list[str]) -> dict:
             place = place.get(name) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place or not text:
             known = ", ".join(place) if isinstance(place, dict) else ", ".join(tree)
-            raise ValueError(f"{assignment!r}: no such field; here are {known} (sparrow plan --show-config)")
+            raise ValueError(
+                f"{assignment!r}: no such field; here are {known} (sparrow plan --show-config)"
+            )
         place[last] = from_text(text)
     return tree

@@ -73,7 +73,9 @@ def ask(referent_id: str, caption: str, config: QuestionConfig) -> list[QA]:
                 question, answer = REGION[template], caption
             else:
                 template = _draw(draw, ordinal, len(REQUESTS))
-                question = REQUESTS[template].format(" ".join(caption.lower().replace(".", "").split()))
+                question = REQUESTS[template].format(
+                    " ".join(caption.lower().replace(".", "").split())
+                )
                 answer = REPLIES[_draw(f"{draw}/reply", ordinal, len(REPLIES))]
             pairs.append(QA(f"{referent_id}-q{len(pairs)}", family, template, question, answer))
     return pairs
@@ -82,5 +84,7 @@ def ask(referent_id: str, caption: str, config: QuestionConfig) -> list[QA]:
 def _draw(text: str, ordinal: int, pool: int) -> int:
     """The ordinal-th of a shuffled pool, reshuffled each time it is used up."""
     turn, place = divmod(ordinal, pool)
-    shuffled = sorted(range(pool), key=lambda i: hashlib.sha256(f"{text}/{turn}/{i}".encode()).digest())
+    shuffled = sorted(
+        range(pool), key=lambda i: hashlib.sha256(f"{text}/{turn}/{i}".encode()).digest()
+    )
     return shuffled[place]

@@ -38,11 +38,19 @@ CODE_VERSION = "0.3.0"
 
 TRACK_DTYPE = np.dtype(
     [
-        ("frame", "<i4"), ("source_frame", "<i8"),
-        ("x1", "<f4"), ("y1", "<f4"), ("x2", "<f4"), ("y2", "<f4"),
-        ("score", "<f4"), ("iou", "<f4"), ("origin", "u1"), ("known", "?"), ("kept", "?"),
+        ("frame", "<i4"),
+        ("source_frame", "<i8"),
+        ("x1", "<f4"),
+        ("y1", "<f4"),
+        ("x2", "<f4"),
+        ("y2", "<f4"),
+        ("score", "<f4"),
+        ("iou", "<f4"),
+        ("origin", "u1"),
+        ("known", "?"),
+        ("kept", "?"),
     ]
-)  # fmt: skip
+)
 """Rows of the `.track.npy` member: one per frame of the clip; `origin` indexes `schemas.records.ORIGINS`."""
 
 
@@ -104,59 +112,107 @@ def npy(array: NDArray) -> bytes:
     return buffer.getvalue()
 
 
-def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job: Job, stages: Stages) -> Sample:
+def make_sample(
+    clip: Clip, referent: Referent, made: Curated, rules: Rules, job: Job, stages: Stages
+) -> Sample:
     """The members and table rows of one referent."""
-    annotation, detection, track, agreement = made.annotation, made.detection, made.track, made.agreement
+    annotation, detection, track, agreement = (
+        made.annotation,
+        made.detection,
+        made.track,
+        made.agreement,
+    )
     tsf, qas, raw = made.tsf, made.qas, made.annotation.raw_boxes
     ids = {"referent_id": referent.referent_id, "clip_id": clip.clip_id}
     place = {"source": clip.source, "split": clip.split}
     source_frames = list(clip.source_frames)
     masks = {t: s for t, s in enumerate(made.segments) if s is not None}
     referent_row = {
-        **ids, **place, "video_id": clip.video_id,
-        "caption": referent.caption, "raw_caption": referent.raw_caption or referent.caption,
-        "category": referent.category, "object_ids": list(referent.object_ids),
+        **ids,
+        **place,
+        "video_id": clip.video_id,
+        "caption": referent.caption,
+        "raw_caption": referent.raw_caption or referent.caption,
+        "category": referent.category,
+        "object_ids": list(referent.object_ids),
         "n_objects": max(1, len(referent.object_ids)),
-        "n_frames": len(clip), "n_known": int(annotation.known.sum()), "n_visible": int(annotation.visible.sum()),
-        "n_boxes": int(track.visible.sum()), "n_kept": int(agreement.kept.sum()),
-        "n_masks": len(masks), "n_qa": len(qas),
-        "key_frame": detection.frame, "detector": detection.detector, "detector_score": detection.score,
+        "n_frames": len(clip),
+        "n_known": int(annotation.known.sum()),
+        "n_visible": int(annotation.visible.sum()),
+        "n_boxes": int(track.visible.sum()),
+        "n_kept": int(agreement.kept.sum()),
+        "n_masks": len(masks),
+        "n_qa": len(qas),
+        "key_frame": detection.frame,
+        "detector": detection.detector,
+        "detector_score": detection.score,
         "detector_margin": detection.margin,
-        "text_used": detection.text_used, "tracker": stages.tracker.name, "segmenter": stages.segmenter.name,
-        "encoder": stages.encoder.name, "box_rule": rules.boxes, "mask_rule": rules.masks,
+        "text_used": detection.text_used,
+        "tracker": stages.tracker.name,
+        "segmenter": stages.segmenter.name,
+        "encoder": stages.encoder.name,
+        "box_rule": rules.boxes,
+        "mask_rule": rules.masks,
         "mean_iou": made.mean_iou,
         "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in masks.values()),
-        "n_dropped_masks": made.dropped_masks, "preset": job.config.preset,
-    }  # fmt: skip
+        "n_dropped_masks": made.dropped_masks,
+        "preset": job.config.preset,
+    }
     track_rows = [
         {
-            **ids, "frame": t, "source_frame": source_frames[t], **_box(track.boxes[t]),
-            "origin": track.origin[t], "score": float(track.score[t]), "known": bool(annotation.known[t]),
+            **ids,
+            "frame": t,
+            "source_frame": source_frames[t],
+            **_box(track.boxes[t]),
+            "origin": track.origin[t],
+            "score": float(track.score[t]),
+            "known": bool(annotation.known[t]),
             **_box(annotation.boxes[t], "ann_"),
             **{f"raw_{i}": None if raw is None else float(raw[t, i]) for i in range(4)},
-            "raw_format": annotation.raw_format, "iou": float(agreement.iou[t]),
-            "kept": bool(agreement.kept[t]), "dropped": agreement.dropped[t],
+            "raw_format": annotation.raw_format,
+            "iou": float(agreement.iou[t]),
+            "kept": bool(agreement.kept[t]),
+            "dropped": agreement.dropped[t],
         }
         for t in range(len(clip))
-    ]  # fmt: skip
+    ]
     mask_rows = [
         {
-            **ids, "frame": t, "source_frame": source_frames[t], "origin": s.origin, "score": s.score,
-            "box_iou": s.box_iou, "area": rle_area(s.mask),
-            "height": s.mask["size"][0], "width": s.mask["size"][1], "counts": s.mask["counts"],
+            **ids,
+            "frame": t,
+            "source_frame": source_frames[t],
+            "origin": s.origin,
+            "score": s.score,
+            "box_iou": s.box_iou,
+            "area": rle_area(s.mask),
+            "height": s.mask["size"][0],
+            "width": s.mask["size"][1],
+            "counts": s.mask["counts"],
         }
         for t, s in masks.items()
-    ]  # fmt: skip
+    ]
     tsf_rows = [
         {
-            **ids, "rank": rank, "frame": t, "source_frame": source_frames[t], **_box(track.boxes[t]),
-            "crop_height": tsf.crops[rank].shape[0], "crop_width": tsf.crops[rank].shape[1],
-            "repeated": tsf.repeated[rank], "n_candidates": tsf.n_candidates, "encoder": stages.encoder.name,
+            **ids,
+            "rank": rank,
+            "frame": t,
+            "source_frame": source_frames[t],
+            **_box(track.boxes[t]),
+            "crop_height": tsf.crops[rank].shape[0],
+            "crop_width": tsf.crops[rank].shape[1],
+            "repeated": tsf.repeated[rank],
+            "n_candidates": tsf.n_candidates,
+            "encoder": stages.encoder.name,
         }
         for rank, t in enumerate(tsf.frames)
-    ]  # fmt: skip
+    ]
     feature_rows = [
-        {"referent_id": referent.referent_id, "rank": rank, "encoder": stages.encoder.name, "feature": feature.tolist()}
+        {
+            "referent_id": referent.referent_id,
+            "rank": rank,
+            "encoder": stages.encoder.name,
+            "feature": feature.tolist(),
+        }
         for rank, feature in enumerate(tsf.features)
     ]
     qa_rows = [
@@ -173,7 +229,9 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
     ]
     description = {
         "schema_version": SCHEMA_VERSION,
-        "referent": {k: v for k, v in referent_row.items() if not isinstance(v, float) or np.isfinite(v)},
+        "referent": {
+            k: v for k, v in referent_row.items() if not isinstance(v, float) or np.isfinite(v)
+        },
         "clip": {
             "start": clip.start,
             "stop": clip.stop,
@@ -181,7 +239,10 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
             "media_path": clip.media.path,
             "licence": clip.licence,
         },
-        "tsf": [{k: r[k] for k in ("rank", "frame", "x1", "y1", "x2", "y2", "repeated")} for r in tsf_rows],
+        "tsf": [
+            {k: r[k] for k in ("rank", "frame", "x1", "y1", "x2", "y2", "repeated")}
+            for r in tsf_rows
+        ],
         "qa": [{k: r[k] for k in ("qa_id", "family", "question", "answer")} for r in qa_rows],
         "provenance": {
             "preset": job.config.preset,
@@ -199,15 +260,21 @@ def make_sample(clip: Clip, referent: Referent, made: Curated, rules: Rules, job
         "masks.json": canonical_json({str(t): s.mask for t, s in masks.items()}).encode(),
     }
     rows: dict[str, list[dict]] = {
-        "referents": [referent_row], "tracks": track_rows, "masks": mask_rows, "tsf": tsf_rows,
-        "tsf_features": feature_rows, "qa": qa_rows,
-    }  # fmt: skip
+        "referents": [referent_row],
+        "tracks": track_rows,
+        "masks": mask_rows,
+        "tsf": tsf_rows,
+        "tsf_features": feature_rows,
+        "qa": qa_rows,
+    }
     return Sample(referent.referent_id, members, rows)
 
 
 def _box(box: NDArray[np.float32], prefix: str = "") -> dict[str, float | None]:
     values = [float(v) for v in box] if is_box(box) else [None] * 4
-    return dict(zip((f"{prefix}x1", f"{prefix}y1", f"{prefix}x2", f"{prefix}y2"), values, strict=True))
+    return dict(
+        zip((f"{prefix}x1", f"{prefix}y1", f"{prefix}x2", f"{prefix}y2"), values, strict=True)
+    )
 
 
 def _track_array(rows: list[dict]) -> NDArray:
@@ -224,21 +291,40 @@ def _track_array(rows: list[dict]) -> NDArray:
 def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
     height, width = decoded.frames.shape[1:3]
     return {
-        "clip_id": clip.clip_id, "source": clip.source, "split": clip.split, "video_id": clip.video_id,
-        "media_kind": clip.media.kind, "media_path": clip.media.path, "start": clip.start, "stop": clip.stop,
-        "step": clip.step, "n_frames": len(clip), "fps": decoded.fps or clip.fps, "height": height, "width": width,
-        "n_resized": int((decoded.scale != 1).any(1).sum()), "source_bytes": decoded.fingerprint.size,
-        "source_mtime_ns": decoded.fingerprint.mtime_ns, "source_sha256": decoded.fingerprint.sha256,
-        "decoder": decoded.decoder, "media": job.config.media.media, "media_gop": job.config.media.gop,
-        "licence": clip.licence, "preset": job.config.preset, "config_hash": job.config.digest(),
-        "code_version": CODE_VERSION, "weights_hash": stages.digest,
-    }  # fmt: skip
+        "clip_id": clip.clip_id,
+        "source": clip.source,
+        "split": clip.split,
+        "video_id": clip.video_id,
+        "media_kind": clip.media.kind,
+        "media_path": clip.media.path,
+        "start": clip.start,
+        "stop": clip.stop,
+        "step": clip.step,
+        "n_frames": len(clip),
+        "fps": decoded.fps or clip.fps,
+        "height": height,
+        "width": width,
+        "n_resized": int((decoded.scale != 1).any(1).sum()),
+        "source_bytes": decoded.fingerprint.size,
+        "source_mtime_ns": decoded.fingerprint.mtime_ns,
+        "source_sha256": decoded.fingerprint.sha256,
+        "decoder": decoded.decoder,
+        "media": job.config.media.media,
+        "media_gop": job.config.media.gop,
+        "licence": clip.licence,
+        "preset": job.config.preset,
+        "config_hash": job.config.digest(),
+        "code_version": CODE_VERSION,
+        "weights_hash": stages.digest,
+    }
 
 
 # --- what goes into quarantine --------------------------------------------------------------------------------------
 
 
-def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: str | None, attempt: int = 1) -> dict:
+def quarantine_row(
+    job: Job, error: BaseException, clip_id: str, referent_id: str | None, attempt: int = 1
+) -> dict:
     """The row of `manifests/quarantine` for an exception; `where` is the line of code of an unexpected one.
 
     Nothing of today is in it: when an item was first and last dropped is in `runs.dropped` (`manifests.quarantine`).
@@ -250,14 +336,21 @@ def quarantine_row(job: Job, error: BaseException, clip_id: str, referent_id: st
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     return {
-        "source": job.source, "split": job.split, "clip_id": clip_id, "referent_id": referent_id,
+        "source": job.source,
+        "split": job.split,
+        "clip_id": clip_id,
+        "referent_id": referent_id,
         "stage": known.stage if known else module.rsplit(".", 1)[-1] or "curate",
-        "reason": str(reason), "error_class": type(error).__name__,
-        "message": job.root.words(known.message if known else f"{type(error).__name__}: {error}")[:2000],
+        "reason": str(reason),
+        "error_class": type(error).__name__,
+        "message": job.root.words(known.message if known else f"{type(error).__name__}: {error}")[
+            :2000
+        ],
         "where": "" if known or trace is None else f"{module}:{trace.tb_lineno}",
         "traceback_hash": traceback_hash(error),
-        "attempt": attempt, "retryable": reason in RETRYABLE,
-    }  # fmt: skip
+        "attempt": attempt,
+        "retryable": reason in RETRYABLE,
+    }
 
 
 def traceback_hash(error: BaseException) -> str:
@@ -278,8 +371,16 @@ def traceback_hash(error: BaseException) -> str:
 def rejected_row(rejected: Rejected) -> dict:
     """The quarantine row of what the plan could not read."""
     return {
-        "source": rejected.source, "split": rejected.split, "clip_id": rejected.item,
-        "referent_id": rejected.referent_id, "stage": "plan",
-        "reason": str(rejected.reason), "error_class": "", "message": rejected.message,
-        "where": rejected.where, "traceback_hash": "", "attempt": 1, "retryable": rejected.reason in RETRYABLE,
-    }  # fmt: skip
+        "source": rejected.source,
+        "split": rejected.split,
+        "clip_id": rejected.item,
+        "referent_id": rejected.referent_id,
+        "stage": "plan",
+        "reason": str(rejected.reason),
+        "error_class": "",
+        "message": rejected.message,
+        "where": rejected.where,
+        "traceback_hash": "",
+        "attempt": 1,
+        "retryable": rejected.reason in RETRYABLE,
+    }

@@ -26,7 +26,9 @@ class Seen:
         if bucket is None:
             bucket = self._buckets[place] = bytearray()
         at = bucket.find(key)
-        while at != -1 and at % _KEY:  # of two neighbours, the end of one and the beginning of the other
+        while (
+            at != -1 and at % _KEY
+        ):  # of two neighbours, the end of one and the beginning of the other
             at = bucket.find(key, at + 1)
         if at != -1:
             return False

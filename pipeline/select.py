@@ -38,7 +38,9 @@ def evenly_spaced(n: int, count: int) -> NDArray[np.int64]:
 def candidates(kept: NDArray[np.bool_], max_candidates: int | Literal["all"]) -> NDArray[np.int64]:
     """Frames [C] out of the kept frames [T], at most `max_candidates`, evenly spaced over them."""
     frames = np.flatnonzero(kept).astype(np.int64)
-    return frames[evenly_spaced(frames.size, frames.size if max_candidates == "all" else max_candidates)]
+    return frames[
+        evenly_spaced(frames.size, frames.size if max_candidates == "all" else max_candidates)
+    ]
 
 
 def crop(frame: NDArray[np.uint8], box: ArrayLike, margin: float = 0.0) -> NDArray[np.uint8]:
@@ -79,25 +81,39 @@ def select_representatives(
     """
     x, boxes = np.asarray(features, np.float64), np.asarray(boxes_xyxy, np.float64)
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"select_representatives: features must be [N, D] with N, D > 0, got shape {x.shape}")
+        raise ValueError(
+            f"select_representatives: features must be [N, D] with N, D > 0, got shape {x.shape}"
+        )
     if boxes.shape != (len(x), 4):
-        raise ValueError(f"select_representatives: boxes must be [{len(x)}, 4] like the features, got {boxes.shape}")
+        raise ValueError(
+            f"select_representatives: boxes must be [{len(x)}, 4] like the features, got {boxes.shape}"
+        )
     if not np.isfinite(x).all():
         raise ValueError("select_representatives: features hold NaN or infinity")
     if not is_box(boxes).all():
-        raise ValueError(f"select_representatives: no box in samples {np.flatnonzero(~is_box(boxes)).tolist()}")
+        raise ValueError(
+            f"select_representatives: no box in samples {np.flatnonzero(~is_box(boxes)).tolist()}"
+        )
     if len(frame_size) != 2 or min(frame_size) <= 0:
-        raise ValueError(f"select_representatives: frame_size must be (height, width) > 0, got {frame_size}")
+        raise ValueError(
+            f"select_representatives: frame_size must be (height, width) > 0, got {frame_size}"
+        )
     if k < 1 or spatial_weight < 0:
-        raise ValueError(f"select_representatives: k must be >= 1 and spatial_weight >= 0, got {k}, {spatial_weight}")
+        raise ValueError(
+            f"select_representatives: k must be >= 1 and spatial_weight >= 0, got {k}, {spatial_weight}"
+        )
     if len(x) <= k:
         return np.arange(len(x), dtype=np.int64)
 
     height, width = frame_size
     centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     geometry = np.concatenate([centre, size], axis=1) / np.array([width, height, width, height])
-    x = x / max(np.abs(x).max(), np.finfo(np.float64).tiny)  # so that the squares of huge features stay finite
-    joint = np.concatenate([_unit_variance(x, 1e-6), spatial_weight * _unit_variance(geometry, 1e-3)], axis=1)
+    x = x / max(
+        np.abs(x).max(), np.finfo(np.float64).tiny
+    )  # so that the squares of huge features stay finite
+    joint = np.concatenate(
+        [_unit_variance(x, 1e-6), spatial_weight * _unit_variance(geometry, 1e-3)], axis=1
+    )
 
     from sklearn.cluster import KMeans  # a second to import, which planning and asking need not pay
     from threadpoolctl import threadpool_limits
@@ -113,7 +129,9 @@ def select_representatives(
         distance[chosen] = np.inf
         chosen.append(_first_nearest(distance))
     unused = np.setdiff1d(np.arange(len(x)), chosen)
-    return np.sort(np.concatenate([chosen, unused[evenly_spaced(unused.size, k - clusters)]])).astype(np.int64)
+    return np.sort(
+        np.concatenate([chosen, unused[evenly_spaced(unused.size, k - clusters)]])
+    ).astype(np.int64)
 
 
 def _unit_variance(block: NDArray[np.float64], floor: float) -> NDArray[np.float64]:

@@ -57,11 +57,22 @@ def staged_path(out: Path, shard: ShardPlan, clip_id: str) -> Path:
 def stage_clip(path: Path, result: ClipResult) -> int:
     """Write a finished clip; returns its size. A line with the sha256 of the rest, a line of JSON, the members."""
     samples = [
-        {"key": s.key, "rows": _packed(s.rows), "members": [[name, len(data)] for name, data in s.members.items()]}
+        {
+            "key": s.key,
+            "rows": _packed(s.rows),
+            "members": [[name, len(data)] for name, data in s.members.items()],
+        }
         for s in result.samples
     ]
-    header = {"samples": samples, "clip": result.clip_row, "quarantine": result.quarantine, "timings": result.timings}
-    body = b"".join([_json(header), b"\n", *(data for s in result.samples for data in s.members.values())])
+    header = {
+        "samples": samples,
+        "clip": result.clip_row,
+        "quarantine": result.quarantine,
+        "timings": result.timings,
+    }
+    body = b"".join(
+        [_json(header), b"\n", *(data for s in result.samples for data in s.members.values())]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -90,7 +101,9 @@ def _packed(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 def _unpacked(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
     for row in rows.get("tsf_features", []):
-        if isinstance(row["feature"], str):  # clips that were staged before features were packed have lists
+        if isinstance(
+            row["feature"], str
+        ):  # clips that were staged before features were packed have lists
             row["feature"] = np.frombuffer(base64.b64decode(row["feature"]), "<f2").tolist()
     return rows
 
@@ -217,23 +230,37 @@ def _pack(job: Job, shard: ShardPlan, stage: Path) -> tuple[dict[str, list[dict]
                     offset = tar.offset - tarfile.BLOCKSIZE * -(-len(data) // tarfile.BLOCKSIZE)
                     rows["members"].append(
                         {
-                            "key": sample.key, "referent_id": sample.key, "name": name,
-                            "offset": offset, "size": len(data), "sha256": digest,
+                            "key": sample.key,
+                            "referent_id": sample.key,
+                            "name": name,
+                            "offset": offset,
+                            "size": len(data),
+                            "sha256": digest,
                         }
-                    )  # fmt: skip
+                    )
     check_members(path, rows["members"])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     rows["shards"] = [
         {
-            "path": str(shard_path(Path(), job, shard.name)), "source": job.source, "split": job.split,
-            "index": shard.index, "bytes": path.stat().st_size, "sha256": sha256, "n_clips": n_clips,
-            "n_referents": sum(len(p.referents) for p in shard.clips), "n_samples": n_samples,
-            "n_quarantined": len(rows["quarantine"]), "n_qa": len(rows["qa"]), "plan_hash": shard.hash,
-            "config_hash": job.config.digest(), "code_version": CODE_VERSION, "preset": job.config.preset,
+            "path": str(shard_path(Path(), job, shard.name)),
+            "source": job.source,
+            "split": job.split,
+            "index": shard.index,
+            "bytes": path.stat().st_size,
+            "sha256": sha256,
+            "n_clips": n_clips,
+            "n_referents": sum(len(p.referents) for p in shard.clips),
+            "n_samples": n_samples,
+            "n_quarantined": len(rows["quarantine"]),
+            "n_qa": len(rows["qa"]),
+            "plan_hash": shard.hash,
+            "config_hash": job.config.digest(),
+            "code_version": CODE_VERSION,
+            "preset": job.config.preset,
             "schema_version": SCHEMA_VERSION,
         }
-    ]  # fmt: skip
+    ]
     return rows, path
 
 
@@ -244,7 +271,9 @@ def check_members(path: Path, members: list[dict]) -> None:
             file.seek(member["offset"])
             data = file.read(member["size"])
             if len(data) != member["size"] or hashlib.sha256(data).hexdigest() != member["sha256"]:
-                raise ValueError(f"{path}: member {member['key']}.{member['name']} does not read back as written")
+                raise ValueError(
+                    f"{path}: member {member['key']}.{member['name']} does not read back as written"
+                )
 
 
 # --- what is there --------------------------------------------------------------------------------------------------
@@ -279,7 +308,11 @@ def unchanged(job: Job, name: str) -> bool:
             found = os.lstat(f"{folders[parent]}/{file}")
         except (OSError, Quarantined):
             return False
-        if kind != "video" or not stat.S_ISREG(found.st_mode) or (found.st_size, found.st_mtime_ns) != (size, mtime):
+        if (
+            kind != "video"
+            or not stat.S_ISREG(found.st_mode)
+            or (found.st_size, found.st_mtime_ns) != (size, mtime)
+        ):
             return False
     return True
 
@@ -334,7 +367,10 @@ def sweep(out: Path, job: Job, keep: set[str], *, live: Collection[str] | None =
         if folder.name not in keep:
             shutil.rmtree(folder)
             removed.append(str(folder.relative_to(out)))
-    for path in [*job.plan_path.parent.glob(f"{job.name}.*.tmp"), *(out / "manifests/runs").glob(f"{job.name}-*.tmp")]:
+    for path in [
+        *job.plan_path.parent.glob(f"{job.name}.*.tmp"),
+        *(out / "manifests/runs").glob(f"{job.name}-*.tmp"),
+    ]:
         path.unlink()
         removed.append(str(path.relative_to(out)))
     return removed

@@ -25,7 +25,9 @@ from schemas.records import Clip, Quarantined, Reason
 
 Read = TypeVar("Read")
 
-cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
+cv2.setNumThreads(
+    1
+)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
 
 
 class DecodeConfig(Config):
@@ -73,7 +75,9 @@ def fingerprint(root: DataRoot, clip: Clip) -> Fingerprint:
         except OSError as error:
             raise Quarantined(Reason.MEDIA_MISSING, root.blame(relative, error)) from error
         if not stat.S_ISREG(found.st_mode):  # a pipe would keep a reader waiting for ever
-            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a regular file", stage="decode")
+            raise Quarantined(
+                Reason.MEDIA_UNREADABLE, f"{relative}: not a regular file", stage="decode"
+            )
         total, newest = total + found.st_size, max(newest, found.st_mtime_ns)
     return Fingerprint(total, newest)
 
@@ -85,7 +89,8 @@ def media_files(clip: Clip) -> list[str]:
     names = clip.media.names
     if names is not None and clip.source_frames and clip.source_frames[-1] >= len(names):
         raise Quarantined(
-            Reason.FRAME_MISMATCH, f"{clip.clip_id}: needs frame {clip.source_frames[-1]} of {len(names)} images"
+            Reason.FRAME_MISMATCH,
+            f"{clip.clip_id}: needs frame {clip.source_frames[-1]} of {len(names)} images",
         )
     return [clip.media.image(i) for i in clip.source_frames]
 
@@ -94,11 +99,15 @@ def _allocate(clip: Clip, picture: tuple[int, ...], config: DecodeConfig) -> NDA
     """Room for a clip of pictures of shape [H, W, 3]. Raises Quarantined(too_large) before anything is allocated."""
     height, width = picture[:2]
     if height * width > MAX_PIXELS:
-        raise Quarantined(Reason.TOO_LARGE, f"{clip.media.path}: {width}x{height} is over {MAX_PIXELS} pixels")
+        raise Quarantined(
+            Reason.TOO_LARGE, f"{clip.media.path}: {width}x{height} is over {MAX_PIXELS} pixels"
+        )
     shape = (len(clip), height, width, 3)
     size = int(np.prod(shape, dtype=np.int64))
     if size > config.max_bytes:
-        raise Quarantined(Reason.TOO_LARGE, f"{clip.clip_id}: {size >> 20} MiB decoded, max_bytes allows less")
+        raise Quarantined(
+            Reason.TOO_LARGE, f"{clip.clip_id}: {size >> 20} MiB decoded, max_bytes allows less"
+        )
     if size > config.spill_bytes:
         with tempfile.TemporaryFile() as scratch:
             return np.memmap(scratch, np.uint8, "w+", shape=shape)
@@ -121,9 +130,14 @@ def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
             frames, fps, decoder = *_with_pyav(str(path), clip, config), "pyav"
         except _DecoderGaveUp as second:
             # cut after the root is out: where messages end must not depend on where the data lies
-            tried = [f"{name}: {root.words(str(error))[:200]}" for name, error in (("decord", first), ("pyav", second))]
+            tried = [
+                f"{name}: {root.words(str(error))[:200]}"
+                for name, error in (("decord", first), ("pyav", second))
+            ]
             why = "; ".join(tried)
-            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{clip.media.path}: {why}", stage="decode") from second
+            raise Quarantined(
+                Reason.MEDIA_UNREADABLE, f"{clip.media.path}: {why}", stage="decode"
+            ) from second
     return Decoded(frames, np.ones((len(clip), 2), np.float32), decoder, fps, mark)
 
 
@@ -163,7 +177,9 @@ def _check_count(clip: Clip, found: int) -> None:
         )
 
 
-def _with_decord(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.uint8], float | None]:
+def _with_decord(
+    path: str, clip: Clip, config: DecodeConfig
+) -> tuple[NDArray[np.uint8], float | None]:
     import decord
 
     try:
@@ -178,7 +194,9 @@ def _with_decord(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[n
         raise _DecoderGaveUp(str(error).strip().splitlines()[0] or type(error).__name__) from error
 
 
-def _with_pyav(path: str, clip: Clip, config: DecodeConfig) -> tuple[NDArray[np.uint8], float | None]:
+def _with_pyav(
+    path: str, clip: Clip, config: DecodeConfig
+) -> tuple[NDArray[np.uint8], float | None]:
     import av
 
     wanted, frames, done = clip.source_frames, None, 0
@@ -218,10 +236,14 @@ def _decode_images(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
         height, width = frames.shape[1:3]
         if picture.shape[:2] != (height, width):
             scale[i] = width / picture.shape[1], height / picture.shape[0]
-            picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+            picture = np.asarray(
+                cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+            )
         frames[i] = picture
     if frames is None:
-        raise Quarantined(Reason.FRAME_MISMATCH, f"{clip.clip_id}: the clip has no frames", stage="decode")
+        raise Quarantined(
+            Reason.FRAME_MISMATCH, f"{clip.clip_id}: the clip has no frames", stage="decode"
+        )
     mark.sha256 = content.hexdigest()
     return Decoded(frames, scale, "opencv", clip.fps, mark)
 
@@ -230,15 +252,31 @@ def _decode_image(data: bytes, relative: str) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as header:  # the header alone: sizes are checked before pixels are allocated
+        with Image.open(
+            io.BytesIO(data)
+        ) as header:  # the header alone: sizes are checked before pixels are allocated
             width, height = header.size
         if height * width > MAX_PIXELS:
-            raise Quarantined(Reason.TOO_LARGE, f"{relative}: {width}x{height} is over {MAX_PIXELS} pixels")
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, cv2.error) as error:
-        raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: {error}", stage="decode") from error
+            raise Quarantined(
+                Reason.TOO_LARGE, f"{relative}: {width}x{height} is over {MAX_PIXELS} pixels"
+            )
+        picture = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        cv2.error,
+    ) as error:
+        raise Quarantined(
+            Reason.MEDIA_UNREADABLE, f"{relative}: {error}", stage="decode"
+        ) from error
     if picture is None:
-        raise Quarantined(Reason.MEDIA_UNREADABLE, f"{relative}: not a complete image", stage="decode")
+        raise Quarantined(
+            Reason.MEDIA_UNREADABLE, f"{relative}: not a complete image", stage="decode"
+        )
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -254,9 +292,14 @@ def encode_mp4(frames: NDArray[np.uint8], fps: float, *, gop: int = 12, crf: int
 
 
 def write_mp4(
-    target: IO[bytes], pictures: Iterable[NDArray[np.uint8]], size: tuple[int, ...], fps: float, *, gop: int = 12,
+    target: IO[bytes],
+    pictures: Iterable[NDArray[np.uint8]],
+    size: tuple[int, ...],
+    fps: float,
+    *,
+    gop: int = 12,
     crf: int = 20,
-) -> None:  # fmt: skip
+) -> None:
     """The same into an open file, from pictures [H, W, 3] of `size` (H, W) that come one by one."""
     import av
 
@@ -264,7 +307,11 @@ def write_mp4(
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = (
+            width + width % 2,
+            height + height % 2,
+            "yuv420p",
+        )
         stream.thread_count = 1
         stream.options = {
             "preset": "veryfast",
@@ -281,7 +328,11 @@ def write_mp4(
             "x264-params": "mbtree=0:b-pyramid=none",
         }
         for picture in pictures:
-            padded = np.pad(picture, pad, mode="edge") if pad[0][1] or pad[1][1] else np.ascontiguousarray(picture)
+            padded = (
+                np.pad(picture, pad, mode="edge")
+                if pad[0][1] or pad[1][1]
+                else np.ascontiguousarray(picture)
+            )
             yuv = np.asarray(
                 cv2.cvtColor(padded, cv2.COLOR_RGB2YUV_I420), np.uint8
             )  # twice as fast as FFmpeg's own conversion
@@ -293,7 +344,9 @@ def write_mp4(
 
 def encode_jpeg(picture: NDArray[np.uint8], quality: int = 92) -> bytes:
     """[H, W, 3] RGB -> JPEG."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
     if not done:
         raise ValueError(f"cannot encode a picture of shape {picture.shape} as JPEG")
     return data.tobytes()

@@ -65,61 +65,117 @@ class WeightFile:
 # file agree on it and on the size (SAM2.1-l, SAM2.1-b+).
 WEIGHTS: tuple[WeightFile, ...] = (
     WeightFile(
-        "groundingdino-swint", "groundingdino_swint_ogc.pth", "detect: the expression's box in the key frame",
-        "groundingdino_swint_ogc.pth", "https://github.com/IDEA-Research/GroundingDINO", "Apache-2.0", 693_997_677,
-        "pipeline.weights:load_groundingdino", {"architecture": "swint"}, needed=True,
+        "groundingdino-swint",
+        "groundingdino_swint_ogc.pth",
+        "detect: the expression's box in the key frame",
+        "groundingdino_swint_ogc.pth",
+        "https://github.com/IDEA-Research/GroundingDINO",
+        "Apache-2.0",
+        693_997_677,
+        "pipeline.weights:load_groundingdino",
+        {"architecture": "swint"},
+        needed=True,
         sha256="3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
     ),
     WeightFile(
-        "groundingdino-swinb", "groundingdino_swinb_cogcoor.pth", "detect: larger, also trained on RefCOCO",
-        "groundingdino_swinb_cogcoor.pth", "https://github.com/IDEA-Research/GroundingDINO", "Apache-2.0", 938_057_991,
-        "pipeline.weights:load_groundingdino", {"architecture": "swinb"},
+        "groundingdino-swinb",
+        "groundingdino_swinb_cogcoor.pth",
+        "detect: larger, also trained on RefCOCO",
+        "groundingdino_swinb_cogcoor.pth",
+        "https://github.com/IDEA-Research/GroundingDINO",
+        "Apache-2.0",
+        938_057_991,
+        "pipeline.weights:load_groundingdino",
+        {"architecture": "swinb"},
         sha256="46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7",
     ),
     WeightFile(
-        "bert-base-uncased", "bert-base-uncased", "detect: tokenizer and shape of GroundingDINO's text encoder",
-        "config.json, vocab.txt, tokenizer_config.json", "https://huggingface.co/google-bert/bert-base-uncased",
-        "Apache-2.0", 232_126, "pipeline.weights:load_text_encoder", needed=True,
+        "bert-base-uncased",
+        "bert-base-uncased",
+        "detect: tokenizer and shape of GroundingDINO's text encoder",
+        "config.json, vocab.txt, tokenizer_config.json",
+        "https://huggingface.co/google-bert/bert-base-uncased",
+        "Apache-2.0",
+        232_126,
+        "pipeline.weights:load_text_encoder",
+        needed=True,
         members=(("config.json", 570), ("vocab.txt", 231_508), ("tokenizer_config.json", 48)),
     ),
     WeightFile(
-        "cldtracker", "cldtracker.safetensors", "track: follows the box through the clip",
+        "cldtracker",
+        "cldtracker.safetensors",
+        "track: follows the box through the clip",
         "CLDTracker_ep0300.pth.tar (of vitb_384_mae_ce_32x4_ep300, behind the README's Models link)",
-        "https://github.com/HamadYA/CLDTracker", "see the repository: none stated", 0,
-        "pipeline.weights:load_tracker", {"origin": "cldtracker"}, needed=True, fetchable=False,
+        "https://github.com/HamadYA/CLDTracker",
+        "see the repository: none stated",
+        0,
+        "pipeline.weights:load_tracker",
+        {"origin": "cldtracker"},
+        needed=True,
+        fetchable=False,
         original="cldtracker.pth.tar",
     ),
     WeightFile(
-        "ostrack-384", "OSTrack_ep0300.pth.tar", "track: what CLDTracker is built on, without its fusion",
+        "ostrack-384",
+        "OSTrack_ep0300.pth.tar",
+        "track: what CLDTracker is built on, without its fusion",
         "OSTrack_ep0300.pth.tar (of vitb_384_mae_ce_32x4_ep300, behind the README's Models link)",
-        "https://github.com/botaoye/OSTrack", "MIT", 0,
-        "pipeline.weights:load_tracker", {"origin": "ostrack"},
+        "https://github.com/botaoye/OSTrack",
+        "MIT",
+        0,
+        "pipeline.weights:load_tracker",
+        {"origin": "ostrack"},
     ),
     WeightFile(
-        "sam2.1-l", "sam2.1_hiera_large.pt", "segment: masks from the tracked boxes",
-        "sam2.1_hiera_large.pt", "https://github.com/facebookresearch/sam2", "Apache-2.0", 898_083_611,
-        "pipeline.weights:load_sam2", {"architecture": "2.1-l"}, needed=True,
+        "sam2.1-l",
+        "sam2.1_hiera_large.pt",
+        "segment: masks from the tracked boxes",
+        "sam2.1_hiera_large.pt",
+        "https://github.com/facebookresearch/sam2",
+        "Apache-2.0",
+        898_083_611,
+        "pipeline.weights:load_sam2",
+        {"architecture": "2.1-l"},
+        needed=True,
         sha256="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
     ),
     WeightFile(
-        "sam2.1-b+", "sam2.1_hiera_base_plus.pt", "segment: smaller",
-        "sam2.1_hiera_base_plus.pt", "https://github.com/facebookresearch/sam2", "Apache-2.0", 323_606_802,
-        "pipeline.weights:load_sam2", {"architecture": "2.1-b+"},
+        "sam2.1-b+",
+        "sam2.1_hiera_base_plus.pt",
+        "segment: smaller",
+        "sam2.1_hiera_base_plus.pt",
+        "https://github.com/facebookresearch/sam2",
+        "Apache-2.0",
+        323_606_802,
+        "pipeline.weights:load_sam2",
+        {"architecture": "2.1-b+"},
         sha256="a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
     ),
     WeightFile(
-        "sam2.1-t", "sam2.1_hiera_tiny.pt", "segment: smallest",
-        "sam2.1_hiera_tiny.pt", "https://github.com/facebookresearch/sam2", "Apache-2.0", 156_008_466,
-        "pipeline.weights:load_sam2", {"architecture": "2.1-t"},
+        "sam2.1-t",
+        "sam2.1_hiera_tiny.pt",
+        "segment: smallest",
+        "sam2.1_hiera_tiny.pt",
+        "https://github.com/facebookresearch/sam2",
+        "Apache-2.0",
+        156_008_466,
+        "pipeline.weights:load_sam2",
+        {"architecture": "2.1-t"},
         sha256="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
     ),
     WeightFile(
-        "clip-l-14-336", "clip-vit-large-patch14-336.safetensors", "encode: features of the representative crops",
-        "open_clip_model.safetensors", "https://huggingface.co/timm/vit_large_patch14_clip_336.openai",
-        "MIT (OpenAI CLIP)", 1_710_000_000,
-        "pipeline.weights:load_clip", {"architecture": "ViT-L-14-336-quickgelu"}, needed=True,
+        "clip-l-14-336",
+        "clip-vit-large-patch14-336.safetensors",
+        "encode: features of the representative crops",
+        "open_clip_model.safetensors",
+        "https://huggingface.co/timm/vit_large_patch14_clip_336.openai",
+        "MIT (OpenAI CLIP)",
+        1_710_000_000,
+        "pipeline.weights:load_clip",
+        {"architecture": "ViT-L-14-336-quickgelu"},
+        needed=True,
     ),
-)  # fmt: skip
+)
 
 
 def choose(names: Iterable[str] = ()) -> list[WeightFile]:
@@ -129,7 +185,11 @@ def choose(names: Iterable[str] = ()) -> list[WeightFile]:
     for name in wanted:
         if name not in by_name:
             raise ValueError(f"no weights are called {name!r}: choose from {', '.join(by_name)}")
-    return [by_name[name] for name in wanted] if wanted else [entry for entry in WEIGHTS if entry.needed]
+    return (
+        [by_name[name] for name in wanted]
+        if wanted
+        else [entry for entry in WEIGHTS if entry.needed]
+    )
 
 
 def how_to_get(entry: WeightFile) -> str:
@@ -153,7 +213,9 @@ def preflight(names_or_paths: Iterable[str]) -> None:
     for word in dict.fromkeys(names_or_paths):
         entry = next((e for e in WEIGHTS if word in (e.name, e.path, e.original)), None)
         path = root / (entry.path if entry and word == entry.name else word)
-        if is_seeded(word) or (path.exists() if entry is None else all(file.is_file() for file in entry.parts(path))):
+        if is_seeded(word) or (
+            path.exists() if entry is None else all(file.is_file() for file in entry.parts(path))
+        ):
             continue
         if entry is None:
             todo = "put it there, or name another file with --set"
@@ -202,7 +264,9 @@ def check(entry: WeightFile, tick: Callable[[str], Any] = lambda note: None) -> 
     place = entry.found(root)
     result = Checked(entry.name, str(place or root / entry.path))
     if place is None:
-        result.problems.append(f"{result.path} is not there or not complete: get {how_to_get(entry)}")
+        result.problems.append(
+            f"{result.path} is not there or not complete: get {how_to_get(entry)}"
+        )
         return result
     try:
         for file in entry.parts(place):
@@ -222,7 +286,9 @@ def check(entry: WeightFile, tick: Callable[[str], Any] = lambda note: None) -> 
         cure = "make setup" if isinstance(error, ImportError) else f"get {how_to_get(entry)}"
         result.problems.append(f"{error}\n  What to do: {cure}")
     if place != root / entry.path:
-        result.problems.append(f"{place} is as published, but the stage opens {entry.path}: {_conversion(entry)}")
+        result.problems.append(
+            f"{place} is as published, but the stage opens {entry.path}: {_conversion(entry)}"
+        )
     gc.collect()
     return result
 
@@ -266,7 +332,9 @@ def load_groundingdino(path: Path, architecture: str) -> None:
     from pipeline.detect.grounding_dino import GroundingDINOConfig
     from pipeline.detect.groundingdino_model import make_model
 
-    config = GroundingDINOConfig.model_validate({"weights": str(path.absolute()), "architecture": architecture})
+    config = GroundingDINOConfig.model_validate(
+        {"weights": str(path.absolute()), "architecture": architecture}
+    )
     make_model(config, torch.device("cpu"))
 
 
@@ -299,7 +367,9 @@ def load_sam2(path: Path, architecture: str) -> None:
     from pipeline.segment.sam2 import SAM2Config
     from pipeline.segment.sam2_model import make_sam2
 
-    config = SAM2Config.model_validate({"weights": str(path.absolute()), "architecture": architecture})
+    config = SAM2Config.model_validate(
+        {"weights": str(path.absolute()), "architecture": architecture}
+    )
     make_sam2(config, torch.device("cpu"), video=False)
 
 
@@ -308,5 +378,7 @@ def load_clip(path: Path, architecture: str) -> None:
 
     from pipeline.encode.clip import CLIPConfig, make_tower
 
-    config = CLIPConfig.model_validate({"weights": str(path.absolute()), "architecture": architecture})
+    config = CLIPConfig.model_validate(
+        {"weights": str(path.absolute()), "architecture": architecture}
+    )
     make_tower(config, torch.device("cpu"))

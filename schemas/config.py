@@ -24,7 +24,9 @@ def digest(value: object) -> str:
 
 def canonical_json(value: object) -> str:
     """JSON with one spelling per value: sorted keys, no spaces, no NaN, UTF-8 kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def assignment(text: str) -> tuple[str, Any]:

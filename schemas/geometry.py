@@ -41,7 +41,9 @@ def from_xywh(boxes: ArrayLike, *, base: int = 0) -> Boxes:
     """`[..., (x, y, w, h)]`, first pixel numbered `base` (0; 1 in LaSOT and GOT-10k) -> xyxy half-open."""
     xywh = _boxes(boxes, "from_xywh")
     corner = xywh[..., :2] - base
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are no box give infinity or NaN
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # numbers that are no box give infinity or NaN
         return np.concatenate([corner, corner + xywh[..., 2:]], axis=-1).astype(np.float32)
 
 
@@ -57,7 +59,9 @@ def from_xyxy(boxes: ArrayLike, *, base: int = 0, inclusive: bool = False) -> Bo
 def to_xywh(boxes: ArrayLike, *, base: int = 0) -> Boxes:
     """Inverse of `from_xywh`."""
     xyxy = _boxes(boxes, "to_xywh")
-    return np.concatenate([xyxy[..., :2] + base, xyxy[..., 2:] - xyxy[..., :2]], axis=-1).astype(np.float32)
+    return np.concatenate([xyxy[..., :2] + base, xyxy[..., 2:] - xyxy[..., :2]], axis=-1).astype(
+        np.float32
+    )
 
 
 def to_xyxy(boxes: ArrayLike, *, base: int = 0, inclusive: bool = False) -> Boxes:
@@ -87,7 +91,9 @@ def is_box(boxes: ArrayLike) -> NDArray[np.bool_]:
 def clip_boxes(boxes: ArrayLike, height: int, width: int) -> Boxes:
     """Cut boxes to the frame. What lies wholly outside becomes an absent box; NaN stays NaN."""
     b = _boxes(boxes, "clip_boxes")
-    b = np.where(np.isfinite(b).all(-1, keepdims=True), b, np.nan)  # an infinite corner is not a border
+    b = np.where(
+        np.isfinite(b).all(-1, keepdims=True), b, np.nan
+    )  # an infinite corner is not a border
     cut = np.clip(b, 0, np.array([width, height, width, height], np.float64))
     return np.where(is_box(cut)[..., None], cut, np.nan).astype(np.float32)
 
@@ -127,16 +133,28 @@ def rle_check(rle: object, size: tuple[int, int] | None = None) -> RLE:
     decodes the mask: the runs are untrusted text, and the sizes would be allocated.
     """
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str | bytes):
-        raise ValueError(f"RLE: expected an object with `size` and text `counts`, got {str(rle)[:80]!r}")
+        raise ValueError(
+            f"RLE: expected an object with `size` and text `counts`, got {str(rle)[:80]!r}"
+        )
     dims = rle.get("size")
-    if not isinstance(dims, list | tuple) or len(dims) != 2 or not all(type(d) is int and d > 0 for d in dims):
-        raise ValueError(f"RLE: size must be [height, width], two positive integers, got {dims!r:.80}")
+    if (
+        not isinstance(dims, list | tuple)
+        or len(dims) != 2
+        or not all(type(d) is int and d > 0 for d in dims)
+    ):
+        raise ValueError(
+            f"RLE: size must be [height, width], two positive integers, got {dims!r:.80}"
+        )
     height, width = dims
     if height * width > MAX_PIXELS:
         raise ValueError(f"RLE: {height}x{width} is over the limit of {MAX_PIXELS} pixels")
     if size is not None and (height, width) != tuple(size):
         raise ValueError(f"RLE: size {height}x{width} differs from the frame's {size[0]}x{size[1]}")
-    counts = rle["counts"].encode("ascii", "replace") if isinstance(rle["counts"], str) else rle["counts"]
+    counts = (
+        rle["counts"].encode("ascii", "replace")
+        if isinstance(rle["counts"], str)
+        else rle["counts"]
+    )
     runs = _runs(counts)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"RLE: runs add up to {int(runs.sum())}, not to {height}x{width} pixels")

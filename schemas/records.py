@@ -40,7 +40,9 @@ class Reason(StrEnum):
     STAGE_ERROR = "stage_error"  # any other exception, with its class
 
 
-RETRYABLE = frozenset({Reason.MEDIA_MISSING, Reason.MEDIA_UNREADABLE, Reason.DEADLINE, Reason.WORKER_DIED})
+RETRYABLE = frozenset(
+    {Reason.MEDIA_MISSING, Reason.MEDIA_UNREADABLE, Reason.DEADLINE, Reason.WORKER_DIED}
+)
 """Reasons that a second run may cure: files come back, machines recover. The others need another config or new data."""
 
 
@@ -74,7 +76,11 @@ class Media:
 
     def image(self, source_frame: int) -> str:
         """Relative path of one image of a frame folder."""
-        name = self.names[source_frame] if self.names is not None else self.pattern % (self.first + source_frame)
+        name = (
+            self.names[source_frame]
+            if self.names is not None
+            else self.pattern % (self.first + source_frame)
+        )
         return f"{self.path}/{name}"
 
 
@@ -168,7 +174,11 @@ class Annotation:
 
     def __post_init__(self) -> None:
         n = len(self.known)
-        for name, value in (("boxes", self.boxes), ("raw_boxes", self.raw_boxes), ("masks", self.masks)):
+        for name, value in (
+            ("boxes", self.boxes),
+            ("raw_boxes", self.raw_boxes),
+            ("masks", self.masks),
+        ):
             if value is not None and len(value) != n:
                 raise ValueError(f"Annotation: {name} has {len(value)} frames, known has {n}")
 

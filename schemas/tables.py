@@ -154,7 +154,14 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "schema_version": _I,
         "parts_sha256": _S,
     },
-    "members": {"key": _S, "referent_id": _S, "name": _WORD, "offset": _L, "size": _L, "sha256": _S},
+    "members": {
+        "key": _S,
+        "referent_id": _S,
+        "name": _WORD,
+        "offset": _L,
+        "size": _L,
+        "sha256": _S,
+    },
     "quarantine": {
         **_PLACE,
         "clip_id": _S,
@@ -168,7 +175,14 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "attempt": _I,
         "retryable": _B,
     },
-    "timings": {"clip_id": _S, "stage": _WORD, "seconds": _F, "frames": _I, "bytes": _L, "note": _S},
+    "timings": {
+        "clip_id": _S,
+        "stage": _WORD,
+        "seconds": _F,
+        "frames": _I,
+        "bytes": _L,
+        "note": _S,
+    },
     "runs": {
         "run_id": _S,
         "source": _WORD,
@@ -219,7 +233,9 @@ def schema(table: str, *, dim: int | None = None) -> pa.Schema:
         columns = dict(_COLUMNS[table])
     if table != "runs":
         columns["shard"] = _WORD
-    return pa.schema(list(columns.items()), metadata={"schema_version": str(SCHEMA_VERSION), "table": table})
+    return pa.schema(
+        list(columns.items()), metadata={"schema_version": str(SCHEMA_VERSION), "table": table}
+    )
 
 
 def to_table(table: str, rows: list[dict], *, dim: int | None = None) -> pa.Table:
@@ -232,7 +248,8 @@ def to_table(table: str, rows: list[dict], *, dim: int | None = None) -> pa.Tabl
                 f"table {table}: missing columns {sorted(names - row.keys())}, unknown {sorted(row.keys() - names)}"
             )
     columns = {
-        name: [None if isinstance(v := row[name], _FLOATS) and v != v else v for row in rows] for name in form.names
+        name: [None if isinstance(v := row[name], _FLOATS) and v != v else v for row in rows]
+        for name in form.names
     }
     return pa.Table.from_pydict(columns, schema=form)
 
@@ -252,4 +269,6 @@ def digests(parts: Mapping[str, Path]) -> str:
     """What `shards.parts_sha256` holds of a shard's parts (table -> file): JSON, table -> sha256. Volatile and its own
     table are left out."""
     names = [table for table in TABLES if table not in (*VOLATILE, "shards")]
-    return json.dumps({table: hashlib.sha256(parts[table].read_bytes()).hexdigest() for table in names})
+    return json.dumps(
+        {table: hashlib.sha256(parts[table].read_bytes()).hexdigest() for table in names}
+    )

@@ -40,9 +40,15 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if n != 3:
             (root / "part_1" / name).write_bytes(encode_mp4(frames, 10.0))
         rows[name] = {
-            "bbox": boxes, "st_frame": 1, "st_time": 0.0, "ed_time": 2.0, "img_num": 20, "img_size": [96, 160, 3],
-            "English": f"The square number {n} moves to the right.", "Chinese": "",
-        }  # fmt: skip
+            "bbox": boxes,
+            "st_frame": 1,
+            "st_time": 0.0,
+            "ed_time": 2.0,
+            "img_num": 20,
+            "img_size": [96, 160, 3],
+            "English": f"The square number {n} moves to the right.",
+            "Chinese": "",
+        }
     rows["5_video.mp4"]["bbox"] = "not a list"
     (root / "anno_v2" / "train_v2.json").write_text(json.dumps(rows))
     return root

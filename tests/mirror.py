@@ -23,7 +23,9 @@ class Mirror:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                mirror.log.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
+                mirror.log.append(
+                    {"path": self.path, **{k.lower(): v for k, v in self.headers.items()}}
+                )
                 self.close_connection = True
                 mirror.answer(self)
 
@@ -32,7 +34,9 @@ class Mirror:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/files/"
-        threading.Thread(target=self.server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+        threading.Thread(
+            target=self.server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}
+        ).start()
 
 
 def say(request: BaseHTTPRequestHandler, code: int, body: bytes = b"", **headers: str) -> None:
@@ -45,7 +49,14 @@ def say(request: BaseHTTPRequestHandler, code: int, body: bytes = b"", **headers
     request.wfile.write(body)
 
 
-def serve(body: bytes = BODY, etag: str = '"one"', *, ranges: bool = True, send: int | None = None, sums: str = ""):
+def serve(
+    body: bytes = BODY,
+    etag: str = '"one"',
+    *,
+    ranges: bool = True,
+    send: int | None = None,
+    sums: str = "",
+):
     """An answer as good servers give it. send: break off after so many bytes; ranges: honour them."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:

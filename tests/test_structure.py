@@ -49,10 +49,14 @@ def test_nothing_unpickles():
 
 def test_help_loads_no_heavy_package():
     code = "import sys, flows.cli; print(*(m for m in ('torch','ray','prefect','cv2','duckdb','pyarrow','numpy') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == []
 
 
 def test_files_tell_one_story():
-    long = {str(p.relative_to(REPO)): n for p in FILES if (n := len(p.read_text().splitlines())) > 500}
+    long = {
+        str(p.relative_to(REPO)): n for p in FILES if (n := len(p.read_text().splitlines())) > 500
+    }
     assert long == {}

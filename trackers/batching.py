@@ -82,7 +82,9 @@ class Batcher(Generic[Item, Result]):
     items of a failed batch are tried again one by one.
     """
 
-    def __init__(self, run: Callable[[list[Item]], list[Result]], batch: int, name: str, wait: float = 0.005):
+    def __init__(
+        self, run: Callable[[list[Item]], list[Result]], batch: int, name: str, wait: float = 0.005
+    ):
         self.run, self.batch, self.name, self.wait = run, batch, name, wait
         self._queue: deque[Request[Item, Result]] = deque()
         self._changed = threading.Condition()
@@ -101,7 +103,9 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"the {self.name} thread has ended") from self._broken
             self._queue.extend(requests)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"batch-{self.name}", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, name=f"batch-{self.name}", daemon=True
+                )
                 self._thread.start()
             self._changed.notify()
         return [request.result() for request in requests]
@@ -122,7 +126,10 @@ class Batcher(Generic[Item, Result]):
             while not self._queue:
                 self._changed.wait()
             key, deadline = self._queue[0].key, time.monotonic() + self.wait
-            while sum(r.key == key for r in self._queue) < self.batch and (left := deadline - time.monotonic()) > 0:
+            while (
+                sum(r.key == key for r in self._queue) < self.batch
+                and (left := deadline - time.monotonic()) > 0
+            ):
                 self._changed.wait(left)
             taken = [r for r in self._queue if r.key == key][: self.batch]
             chosen = set(map(id, taken))
@@ -135,7 +142,9 @@ class Batcher(Generic[Item, Result]):
             try:
                 results = self.run([r.item for r in now])
                 if len(results) != len(now):
-                    raise RuntimeError(f"{self.name} answered {len(results)} of {len(now)} requests")
+                    raise RuntimeError(
+                        f"{self.name} answered {len(results)} of {len(now)} requests"
+                    )
             except Exception as error:  # noqa: BLE001  goes to the thread that asked
                 if out_of_memory(error) and self.batch > 1:
                     self.batch //= 2

@@ -39,26 +39,36 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file (sparrow weights list: where it comes from and where to put it)")
+        raise CheckpointError(
+            f"{path}: no such file (sparrow weights list: where it comes from and where to put it)"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         unknown = _unknown_classes(path)
-        stubs: list[Any] = [(type(f"Inert{i}", (Inert,), {}), name) for i, name in enumerate(unknown)]
+        stubs: list[Any] = [
+            (type(f"Inert{i}", (Inert,), {}), name) for i, name in enumerate(unknown)
+        ]
         with torch.serialization.safe_globals(stubs):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged or hostile file may raise anything; none of it is ours
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {_reason(error)}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
     """torch's reason without its advice, which is to run the file's code."""
     lines = str(error).rpartition("WeightsUnpickler error: ")[2].splitlines()
-    reasons = [line.strip() for line in lines if line.strip() and not line.startswith("Weights only load failed")]
+    reasons = [
+        line.strip()
+        for line in lines
+        if line.strip() and not line.startswith("Weights only load failed")
+    ]
     return reasons[0].partition(" Please use")[0][:300] if reasons else type(error).__name__
 
 
@@ -81,14 +91,18 @@ def read_state_dict(path: str | Path, *, mmap: bool = False) -> dict[str, Tensor
         raise CheckpointError(f"{path}: holds {type(found).__name__}, not named tensors")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors under {', '.join(map(str, list(found)[:8])) or 'any name'}")
+        raise CheckpointError(
+            f"{path}: holds no tensors under {', '.join(map(str, list(found)[:8])) or 'any name'}"
+        )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, *, ignore: tuple[str, ...] = ()) -> None:
+def load_strict(
+    module: nn.Module, state: Mapping[str, Tensor], what: str, *, ignore: tuple[str, ...] = ()
+) -> None:
     """Copy `state` into the module, or raise one CheckpointError with every missing, unknown and mis-shaped name.
 
     what: the file, for the message. ignore: names (or prefixes, if they end in a dot) that may be in the file or be
@@ -96,12 +110,22 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, *, ig
     """
 
     def ignored(name: str) -> bool:
-        return any(name == word or (word.endswith(".") and name.startswith(word)) for word in ignore)
+        return any(
+            name == word or (word.endswith(".") and name.startswith(word)) for word in ignore
+        )
 
     own = module.state_dict()
     rows: list[tuple] = []
-    rows += [("missing", name, tuple(own[name].shape), "") for name in own if name not in state and not ignored(name)]
-    rows += [("unknown", name, "", tuple(state[name].shape)) for name in state if name not in own and not ignored(name)]
+    rows += [
+        ("missing", name, tuple(own[name].shape), "")
+        for name in own
+        if name not in state and not ignored(name)
+    ]
+    rows += [
+        ("unknown", name, "", tuple(state[name].shape))
+        for name in state
+        if name not in own and not ignored(name)
+    ]
     rows += [
         ("mis-shaped", name, tuple(own[name].shape), tuple(state[name].shape))
         for name in own
@@ -114,8 +138,13 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, *, ig
 
 def mismatch_table(what: str, model: str, rows: list[tuple], most: int = 20) -> str:
     """One message about rows of ("missing" | "unknown" | "mis-shaped", name, shape wanted, shape found)."""
-    counts = {kind: sum(row[0] == kind for row in rows) for kind in ("missing", "unknown", "mis-shaped")}
+    counts = {
+        kind: sum(row[0] == kind for row in rows) for kind in ("missing", "unknown", "mis-shaped")
+    }
     head = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-    lines = [f"  {kind:10}  {name:60}  model {wanted!s:20}  file {found}" for kind, name, wanted, found in rows[:most]]
+    lines = [
+        f"  {kind:10}  {name:60}  model {wanted!s:20}  file {found}"
+        for kind, name, wanted, found in rows[:most]
+    ]
     more = [f"  and {len(rows) - most} more"] if len(rows) > most else []
     return "\n".join([f"{what} does not fit {model}: {head}", *lines, *more])

@@ -20,7 +20,9 @@ from schemas.geometry import Boxes, clip_boxes, is_box
 from schemas.records import Quarantined, Reason, Track
 from trackers.base import Redetect
 
-cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
+cv2.setNumThreads(
+    1
+)  # one clip per process; OpenCV's own threads gain nothing here and cost determinism
 
 _HOG = cv2.HOGDescriptor((32, 32), (16, 16), (8, 8), (8, 8), 9)
 _BY_CHANCE = 1.4  # likeness of background to a target, where the target fills its frame and none can be measured
@@ -75,7 +77,10 @@ class CSRTTracker:
         """
         if not 0 <= key_frame < len(frames):
             raise ValueError(f"key_frame {key_frame} is not one of {len(frames)} frames")
-        return [self._track_one(frames, key_frame, box) for box in np.asarray(boxes, np.float32).reshape(-1, 4)]
+        return [
+            self._track_one(frames, key_frame, box)
+            for box in np.asarray(boxes, np.float32).reshape(-1, 4)
+        ]
 
     def _track_one(self, frames: NDArray[np.uint8], key_frame: int, box: Boxes) -> Track:
         height, width = frames.shape[1:3]
@@ -87,7 +92,9 @@ class CSRTTracker:
                 stage="track",
             )
         shorter = float(min(inside[2:] - inside[:2]))
-        scale = min(1.0, max(self.config.side / max(height, width), self.config.min_target / shorter))
+        scale = min(
+            1.0, max(self.config.side / max(height, width), self.config.min_target / shorter)
+        )
         track = Track.empty(len(frames))
         key = _reduced(frames[key_frame], scale)
         for step, end in ((1, len(frames)), (-1, -1)):
@@ -95,16 +102,26 @@ class CSRTTracker:
             for t in range(key_frame + step, end, step):
                 found, likeness = follow(_reduced(frames[t], scale))
                 if found is not None:
-                    track.boxes[t], track.score[t], track.origin[t] = found / scale, likeness / 3, "tracked"
+                    track.boxes[t], track.score[t], track.origin[t] = (
+                        found / scale,
+                        likeness / 3,
+                        "tracked",
+                    )
         track.boxes = clip_boxes(track.boxes, height, width)
-        track.boxes[key_frame], track.score[key_frame], track.origin[key_frame] = box, 1.0, "detected"
+        track.boxes[key_frame], track.score[key_frame], track.origin[key_frame] = (
+            box,
+            1.0,
+            "detected",
+        )
         return track
 
 
 def _reduced(frame: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """RGB -> BGR, which CSRT's colour names expect, at `scale`."""
     if scale < 1:
-        frame = np.asarray(cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+        frame = np.asarray(
+            cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8
+        )
     return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), np.uint8)
 
 
@@ -130,9 +147,13 @@ class _Follow:
         A horse in front of its stable is more like its background than a coin on the moon: no one threshold fits both.
         """
         (height, width), (w, h) = key.shape[:2], self.size
-        corners = [(x, y) for y in np.linspace(0, height - h, 7) for x in np.linspace(0, width - w, 9)]
+        corners = [
+            (x, y) for y in np.linspace(0, height - h, 7) for x in np.linspace(0, width - w, 9)
+        ]
         others = np.array([(x, y, x + w, y + h) for x, y in corners])
-        overlap = np.clip(np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2]), 0, None).prod(1)
+        overlap = np.clip(
+            np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2]), 0, None
+        ).prod(1)
         others = others[overlap < 0.25 * w * h]
         if not len(others):
             return _BY_CHANCE
@@ -141,7 +162,10 @@ class _Follow:
     def _start(self, frame: NDArray[np.uint8], box: NDArray[np.float64]) -> None:
         """CSRT takes and returns whole pixels: what rounding took off the first box is given back to the others."""
         height, width = frame.shape[:2]
-        x1, y1 = (int(np.clip(round(v), 0, limit - 1)) for v, limit in zip(box[:2], (width, height), strict=True))
+        x1, y1 = (
+            int(np.clip(round(v), 0, limit - 1))
+            for v, limit in zip(box[:2], (width, height), strict=True)
+        )
         w, h = (max(1, round(v)) for v in box[2:] - box[:2])
         w, h = min(w, width - x1), min(h, height - y1)
         self.off = (box[:2] + box[2:]) / 2 - (x1 + w / 2, y1 + h / 2)
@@ -208,7 +232,11 @@ class _Look:
         small = np.ascontiguousarray(cv2.resize(crop, (32, 32), interpolation=cv2.INTER_AREA))
         grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         colour = cv2.calcHist(
-            [cv2.cvtColor(small, cv2.COLOR_BGR2HSV)], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256]
+            [cv2.cvtColor(small, cv2.COLOR_BGR2HSV)],
+            [0, 1, 2],
+            None,
+            [16, 4, 4],
+            [0, 180, 0, 256, 0, 256],
         )
         self.parts = [
             _unit(np.asarray(grey, np.float32).ravel() - np.float32(grey.mean())),
@@ -218,7 +246,9 @@ class _Look:
 
     def likeness(self, other: "_Look") -> float:
         """Sum of the three cosines (the first is normalised cross-correlation), negative ones as 0."""
-        return float(sum(max(0.0, float(a @ b)) for a, b in zip(self.parts, other.parts, strict=True)))
+        return float(
+            sum(max(0.0, float(a @ b)) for a, b in zip(self.parts, other.parts, strict=True))
+        )
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,9 +28,13 @@ def device() -> "torch.device":
     try:
         found = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"SPARROW_DEVICE={name!r} is not a device: use cuda, cuda:N or cpu") from error
+        raise ValueError(
+            f"SPARROW_DEVICE={name!r} is not a device: use cuda, cuda:N or cpu"
+        ) from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"SPARROW_DEVICE={name!r}, but torch {torch.__version__} sees no CUDA device: use cpu")
+        raise ValueError(
+            f"SPARROW_DEVICE={name!r}, but torch {torch.__version__} sees no CUDA device: use cpu"
+        )
     return found
 
 
@@ -83,7 +87,9 @@ def identity(weights: str, purpose: str) -> str:
         return "seeded"
     path = locate(weights, purpose)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".txt", ".json"))
+        files = sorted(
+            p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".txt", ".json")
+        )
         return "-".join(sha256(p)[:6] for p in files)[:40]
     return sha256(path)[:12]
 

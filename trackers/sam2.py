@@ -14,7 +14,12 @@ from torch import nn
 _TINY: dict = {
     "image_size": 256,
     "image_encoder": {
-        "trunk": {"embed_dim": 32, "stages": [1, 2, 3, 2], "global_att_blocks": [5], "window_spec": [8, 4, 8, 4]},
+        "trunk": {
+            "embed_dim": 32,
+            "stages": [1, 2, 3, 2],
+            "global_att_blocks": [5],
+            "window_spec": [8, 4, 8, 4],
+        },
         "neck": {"backbone_channel_list": [256, 128, 64, 32]},
     },
     "memory_attention": {
@@ -39,7 +44,9 @@ def read_config(architecture: str) -> dict:
 
     version, _, size = ("2.1-tiny" if architecture == "tiny" else architecture).partition("-")
     folder = "sam2" if version == "2.0" else f"sam2.{version.partition('.')[2]}"
-    path = f"{sam2.__path__[0]}/configs/{folder}/{folder}_hiera_{'t' if size == 'tiny' else size}.yaml"
+    path = (
+        f"{sam2.__path__[0]}/configs/{folder}/{folder}_hiera_{'t' if size == 'tiny' else size}.yaml"
+    )
     config: Any = OmegaConf.to_container(OmegaConf.load(path))  # PyYAML would read 1e-6 as text
     return _merged(config["model"], _TINY) if size == "tiny" else config["model"]
 
@@ -61,7 +68,11 @@ def build(
     made from its binary mask. The builder's third switch, filling holes of up to 8 pixels, stays off: it needs a
     compiled CUDA extension and is skipped without one, so masks would depend on how the package was installed.
     """
-    config = copy.deepcopy(read_config(architecture)) | options | {"_target_": target, "compile_image_encoder": False}
+    config = (
+        copy.deepcopy(read_config(architecture))
+        | options
+        | {"_target_": target, "compile_image_encoder": False}
+    )
     if image_size is not None:
         config["image_size"] = image_size
         for attention in ("self_attention", "cross_attention"):
@@ -87,4 +98,6 @@ def _instantiate(node: Any) -> Any:
 
 
 def _merged(config: dict, changes: dict) -> dict:
-    return config | {k: _merged(config[k], v) if isinstance(v, dict) else v for k, v in changes.items()}
+    return config | {
+        k: _merged(config[k], v) if isinstance(v, dict) else v for k, v in changes.items()
+    }

@@ -62,7 +62,9 @@ def normal(name: str, shape: tuple[int, ...], salt: str = "s0:") -> NDArray[np.f
     return rng.standard_normal(math.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def seeded(name: str, shape: tuple[int, ...], salt: str = "s0:", *, extra: bool = True) -> NDArray[np.float32]:
+def seeded(
+    name: str, shape: tuple[int, ...], salt: str = "s0:", *, extra: bool = True
+) -> NDArray[np.float32]:
     """The seeded float32 values of the tensor called `name`.
 
     extra: apply the rules for text detectors, mask models and hosts too (the golden vectors' second set). CLDTracker

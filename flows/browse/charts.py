@@ -27,7 +27,10 @@ def length_histogram(lengths: list[dict]) -> list[dict]:
     for row in lengths:
         counts[(row["n_frames"] - 1) // width] += row["n"]
     limits = [(i * width + 1, (i + 1) * width) for i in range(max(counts) + 1)]
-    words = [f"{low} to {high} frames" if low < high else f"{low} frame{'s' * (low > 1)}" for low, high in limits]
+    words = [
+        f"{low} to {high} frames" if low < high else f"{low} frame{'s' * (low > 1)}"
+        for low, high in limits
+    ]
     links = [f"min_frames={low}&max_frames={high}" for low, high in limits]
     return bars([(words[i], counts[i], links[i]) for i in range(len(limits))])
 
@@ -37,10 +40,17 @@ def bars(counts: list[tuple[str, int, str]]) -> list[dict]:
     most = max(n for _, n, _ in counts) or 1
     step = 100 / len(counts)
     return [
-        {"label": label, "n": n, "link": link, "x": round(i * step, 3), "width": round(step * 0.9, 3),
-         "y": round(100 - 100 * n / most, 3), "height": round(100 * n / most, 3)}
+        {
+            "label": label,
+            "n": n,
+            "link": link,
+            "x": round(i * step, 3),
+            "width": round(step * 0.9, 3),
+            "y": round(100 - 100 * n / most, 3),
+            "height": round(100 * n / most, 3),
+        }
         for i, (label, n, link) in enumerate(counts)
-    ]  # fmt: skip
+    ]
 
 
 def line(values: list[float | None]) -> list[str]:
@@ -62,7 +72,11 @@ def spans(kept: list[bool], reasons: list[str | None]) -> list[dict]:
     for t, (good, reason) in enumerate(zip(kept, reasons, strict=True)):
         if good:
             continue
-        if found and found[-1]["start"] + found[-1]["n"] == t and found[-1]["reason"] == (reason or "dropped"):
+        if (
+            found
+            and found[-1]["start"] + found[-1]["n"] == t
+            and found[-1]["reason"] == (reason or "dropped")
+        ):
             found[-1]["n"] += 1
         else:
             found.append({"start": t, "n": 1, "reason": reason or "dropped"})

@@ -10,7 +10,12 @@ def default_file(out: Path) -> Path:
     """Where the flags of an output are by default: the user's data folder, one file per output."""
     base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     place = str(out.resolve())
-    return base / "sparrow" / "flags" / f"{out.resolve().name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.txt"
+    return (
+        base
+        / "sparrow"
+        / "flags"
+        / f"{out.resolve().name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.txt"
+    )
 
 
 class Flags:
@@ -19,7 +24,9 @@ class Flags:
     def __init__(self, file: Path, out: Path):
         """ValueError for a file inside the output, which is only read."""
         if file.resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--flags {file} is inside {out}, to which browse never writes; put it somewhere else")
+            raise ValueError(
+                f"--flags {file} is inside {out}, to which browse never writes; put it somewhere else"
+            )
         self.file = file
         self._lock = threading.Lock()
 

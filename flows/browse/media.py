@@ -20,14 +20,20 @@ def send(request: Request, place: Place, kind: str) -> Response:
     ValueError if the tar does not have this member there; OSError if it cannot be read.
     """
     check(place)
-    headers = {"Accept-Ranges": "bytes", "ETag": place.etag, "Cache-Control": "private, max-age=3600"}
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": place.etag,
+        "Cache-Control": "private, max-age=3600",
+    }
     if request.headers.get("if-none-match") == place.etag:
         return Response(status_code=304, headers=headers)
     asked = request.headers.get("range", "")
     whole = request.headers.get("if-range", place.etag) != place.etag
     span = None if whole else parse_range(asked, place.size)
     if span == (0, 0):
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{place.size}"})
+        return Response(
+            status_code=416, headers={**headers, "Content-Range": f"bytes */{place.size}"}
+        )
     start, stop = span or (0, place.size)
     headers["Content-Length"] = str(stop - start)
     if span:
@@ -58,11 +64,17 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
 def check(place: Place) -> None:
     """ValueError if the tar's own header before the member does not have its name and size."""
     with place.tar.open("rb") as file:
-        block = os.pread(file.fileno(), tarfile.BLOCKSIZE, place.offset - tarfile.BLOCKSIZE) if place.offset else b""
+        block = (
+            os.pread(file.fileno(), tarfile.BLOCKSIZE, place.offset - tarfile.BLOCKSIZE)
+            if place.offset
+            else b""
+        )
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
     except tarfile.HeaderError as error:
-        raise ValueError(f"{place.tar.name}: no tar header before {place.member}: run `sparrow verify`") from error
+        raise ValueError(
+            f"{place.tar.name}: no tar header before {place.member}: run `sparrow verify`"
+        ) from error
     if (header.name, header.size) != (place.member, place.size):
         raise ValueError(
             f"{place.tar.name}: at {place.offset} is {header.name} of {header.size} bytes, not {place.member} "
@@ -90,7 +102,9 @@ def frame_of(place: Place, t: int) -> Place | None:
     with place.tar.open("rb") as file:
         while at + tarfile.BLOCKSIZE <= end:
             try:
-                header = tarfile.TarInfo.frombuf(os.pread(file.fileno(), tarfile.BLOCKSIZE, at), "utf-8", "replace")
+                header = tarfile.TarInfo.frombuf(
+                    os.pread(file.fileno(), tarfile.BLOCKSIZE, at), "utf-8", "replace"
+                )
             except tarfile.HeaderError:  # the two empty blocks at the end
                 return None
             at += tarfile.BLOCKSIZE

@@ -31,7 +31,9 @@ def numbers(ask: Callable[[str], list[dict]]) -> dict[str, Any]:
         "counts": ask(f"SELECT source, split, {_SUMS} FROM samples GROUP BY ALL ORDER BY ALL"),
         "ious": charts.iou_histogram(ask(_SAMPLES_IOU), links=True),
         "frames_iou": charts.iou_histogram(ask("SELECT iou_from, frames AS n FROM iou_histogram")),
-        "lengths": charts.length_histogram(ask("SELECT n_frames, count(*) AS n FROM samples GROUP BY ALL")),
+        "lengths": charts.length_histogram(
+            ask("SELECT n_frames, count(*) AS n FROM samples GROUP BY ALL")
+        ),
         "funnel": ask(_FUNNEL),
         "seconds": ask(_STAGES.format(source="'all'")),
         "by_source": ask(_STAGES.format(source="source")),

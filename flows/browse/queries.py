@@ -32,9 +32,20 @@ TABLES = {
     "places": """SELECT m.referent_id, m.key, m.name, m."offset", m.size, m.shard, s.path AS tar, s.sha256
                  FROM members m JOIN shards s USING (shard) ORDER BY m.referent_id""",
     "quarantine": "SELECT *, lower(concat_ws(' ', message, clip_id, referent_id)) AS search_text FROM quarantine",
-    **{name: f"SELECT * FROM {name}" for name in ("qa", "tsf", "shards", "runs", "funnel", "iou_histogram",
-                                                  "stage_seconds", "events")},
-}  # fmt: skip
+    **{
+        name: f"SELECT * FROM {name}"
+        for name in (
+            "qa",
+            "tsf",
+            "shards",
+            "runs",
+            "funnel",
+            "iou_histogram",
+            "stage_seconds",
+            "events",
+        )
+    },
+}
 ORDERS = {
     "id": "referent_id",
     "worst IoU first": "mean_iou NULLS LAST, referent_id",
@@ -75,7 +86,9 @@ class Filters:
                 values[field.name] = _READ.get(field.name, str)(word)
             except ValueError as error:
                 name = field.name.replace("_", " ")
-                raise ValueError(f"{name}: {word[:80]!r} is not a number; leave it empty for no limit") from error
+                raise ValueError(
+                    f"{name}: {word[:80]!r} is not a number; leave it empty for no limit"
+                ) from error
         filters = cls(**values)  # type: ignore[arg-type]
         if filters.order not in ORDERS:
             raise ValueError(f"order: {filters.order[:80]!r} is none of {', '.join(ORDERS)}")
@@ -84,7 +97,9 @@ class Filters:
     def link(self, **changes: object) -> str:
         """The query string of these filters, with changes; nothing that is at its default."""
         one = replace(self, **changes)  # type: ignore[arg-type]
-        words = {f.name: getattr(one, f.name) for f in fields(one) if getattr(one, f.name) != f.default}
+        words = {
+            f.name: getattr(one, f.name) for f in fields(one) if getattr(one, f.name) != f.default
+        }
         return urlencode({name: 1 if value is True else value for name, value in words.items()})
 
     def field(self, name: str) -> str:
@@ -96,7 +111,12 @@ class Filters:
 
     def chips(self) -> list[tuple[str, str]]:
         """What is asked for, in words, each with the query string that no longer asks for it."""
-        words = {"min_iou": "IoU from", "max_iou": "IoU to", "min_frames": "frames from", "max_frames": "frames to"}
+        words = {
+            "min_iou": "IoU from",
+            "max_iou": "IoU to",
+            "min_frames": "frames from",
+            "max_frames": "frames to",
+        }
         found = []
         for f in fields(self):
             value = getattr(self, f.name)
@@ -108,25 +128,44 @@ class Filters:
     def condition(self, table: str, flags: set[str]) -> tuple[str, list[object]]:
         """A condition over `table` and its parameters. Only the WHERE box's text is part of the SQL."""
         parts: list[tuple[str, object]] = [
-            (f"{name} = ?", getattr(self, name)) for name in ("source", "split") if getattr(self, name)
+            (f"{name} = ?", getattr(self, name))
+            for name in ("source", "split")
+            if getattr(self, name)
         ]
         if self.text:
             parts.append(("contains(search_text, lower(?))", self.text))
         if table == "quarantine":
-            parts += [(f"{name} = ?", getattr(self, name)) for name in ("stage", "reason") if getattr(self, name)]
+            parts += [
+                (f"{name} = ?", getattr(self, name))
+                for name in ("stage", "reason")
+                if getattr(self, name)
+            ]
         else:
-            limits = (("mean_iou >=", self.min_iou), ("mean_iou <=", self.max_iou),
-                      ("n_frames >=", self.min_frames), ("n_frames <=", self.max_frames))  # fmt: skip
+            limits = (
+                ("mean_iou >=", self.min_iou),
+                ("mean_iou <=", self.max_iou),
+                ("n_frames >=", self.min_frames),
+                ("n_frames <=", self.max_frames),
+            )
             parts += [(f"{name} ?", value) for name, value in limits if value is not None]
             if self.flagged:
                 parts.append(("list_contains(?::VARCHAR[], referent_id)", sorted(flags)))
         if self.where:
             duckdb.SQLExpression(self.where)  # one expression, nothing behind it
         own = f" AND (\n{self.where}\n)" if self.where else ""
-        return " AND ".join(["true", *(sql for sql, _ in parts)]) + own, [value for _, value in parts]
+        return " AND ".join(["true", *(sql for sql, _ in parts)]) + own, [
+            value for _, value in parts
+        ]
 
 
-_READ = {"min_iou": float, "max_iou": float, "min_frames": int, "max_frames": int, "page": int, "flagged": bool}
+_READ = {
+    "min_iou": float,
+    "max_iou": float,
+    "min_frames": int,
+    "max_frames": int,
+    "page": int,
+    "flagged": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -159,7 +198,10 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def _state(self) -> set[tuple[str, int]]:
-        return {(p.name, p.stat().st_mtime_ns) for p in (self.out / "manifests" / "shards").glob("*.parquet")}
+        return {
+            (p.name, p.stat().st_mtime_ns)
+            for p in (self.out / "manifests" / "shards").glob("*.parquet")
+        }
 
     def _follow(self) -> None:
         """Look for new shards, at most every STALE seconds, beside the requests, which see the old tables meanwhile."""
@@ -172,7 +214,10 @@ class Catalogue:
             state = self._state()
             if state and state != self._seen:
                 self._database, self._seen = _copy(self.out), state
-        except (duckdb.Error, OSError):  # a shard is just being replaced: the old tables stay until the next look
+        except (
+            duckdb.Error,
+            OSError,
+        ):  # a shard is just being replaced: the old tables stay until the next look
             pass
         finally:
             now = time.monotonic()
@@ -188,22 +233,30 @@ class Catalogue:
         try:
             return rows_of(cursor, sql, parameters)
         except duckdb.InterruptException as error:
-            raise TimeoutError(f"the query was stopped after {SECONDS:.0f} seconds; ask for less") from error
+            raise TimeoutError(
+                f"the query was stopped after {SECONDS:.0f} seconds; ask for less"
+            ) from error
         finally:
             timer.cancel()
 
     def find(self, filters: Filters, table: str, flags: set[str]) -> tuple[int, list[dict]]:
         """How many rows there are, and those of the page; of the last one, if the page is behind it."""
         condition, values = filters.condition(table, flags)
-        order = ORDERS[filters.order] if table == "samples" else "source, split, clip_id, referent_id"
+        order = (
+            ORDERS[filters.order] if table == "samples" else "source, split, clip_id, referent_id"
+        )
         total = self.rows(f"SELECT count(*) AS n FROM {table} WHERE {condition}", values)[0]["n"]
         sql = f"SELECT * EXCLUDE (search_text) FROM {table} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
-        return total, self.rows(sql, [*values, PAGE, PAGE * (min(filters.page, pages_of(total)) - 1)])
+        return total, self.rows(
+            sql, [*values, PAGE, PAGE * (min(filters.page, pages_of(total)) - 1)]
+        )
 
     def counts(self, table: str, names: tuple[str, ...]) -> dict[str, list[dict]]:
         """Per column, its values and how many rows of the whole table have them, the most frequent first."""
         return {
-            name: self.rows(f"SELECT {name} AS value, count(*) AS n FROM {table} GROUP BY ALL ORDER BY n DESC, 1")
+            name: self.rows(
+                f"SELECT {name} AS value, count(*) AS n FROM {table} GROUP BY ALL ORDER BY n DESC, 1"
+            )
             for name in names
         }
 
@@ -216,31 +269,60 @@ class Catalogue:
         return {first + i: row["referent_id"] for i, row in enumerate(found) if first + i != at}
 
     def sample(self, referent_id: str) -> dict | None:
-        found = self.rows("SELECT * EXCLUDE (search_text) FROM samples WHERE referent_id = ?", [referent_id])
+        found = self.rows(
+            "SELECT * EXCLUDE (search_text) FROM samples WHERE referent_id = ?", [referent_id]
+        )
         return found[0] if found else None
 
     def members(self, referent_id: str) -> list[dict]:
-        return self.rows('SELECT * FROM places WHERE referent_id = ? ORDER BY "offset"', [referent_id])
+        return self.rows(
+            'SELECT * FROM places WHERE referent_id = ? ORDER BY "offset"', [referent_id]
+        )
 
     def place(self, referent_id: str, name: str) -> Place | None:
         """Where a member is. Its tar is inside the output, whatever the manifests say, or this is Quarantined."""
-        found = self.rows("SELECT * FROM places WHERE referent_id = ? AND name = ?", [referent_id, name])
+        found = self.rows(
+            "SELECT * FROM places WHERE referent_id = ? AND name = ?", [referent_id, name]
+        )
         if not found:
             return None
         row = found[0]
         etag = f'"{(row["sha256"] or "")[:16]}-{row["offset"]}-{row["size"]}"'
-        return Place(self.root.file(row["tar"]), f"{row['key']}.{name}", row["offset"], row["size"], etag)
+        return Place(
+            self.root.file(row["tar"]), f"{row['key']}.{name}", row["offset"], row["size"], etag
+        )
 
     def track(self, referent_id: str, shard: str) -> dict[str, list]:
         """Columns of a referent's track by frame, from the part file of its shard alone."""
         part = self.root.file(f"manifests/tracks/{shard}.parquet")
-        sql = f"SELECT {', '.join(_TRACK)} FROM read_parquet(?) WHERE referent_id = ? ORDER BY frame"
+        sql = (
+            f"SELECT {', '.join(_TRACK)} FROM read_parquet(?) WHERE referent_id = ? ORDER BY frame"
+        )
         rows = self._parts.cursor().execute(sql, [str(part), referent_id]).fetchall()
-        return dict(zip(_TRACK, map(list, zip(*rows, strict=True)), strict=True)) if rows else {n: [] for n in _TRACK}
+        return (
+            dict(zip(_TRACK, map(list, zip(*rows, strict=True)), strict=True))
+            if rows
+            else {n: [] for n in _TRACK}
+        )
 
 
-_TRACK = ("frame", "source_frame", "x1", "y1", "x2", "y2", "ann_x1", "ann_y1", "ann_x2", "ann_y2", "origin", "score",
-          "iou", "kept", "dropped")  # fmt: skip
+_TRACK = (
+    "frame",
+    "source_frame",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "ann_x1",
+    "ann_y1",
+    "ann_x2",
+    "ann_y2",
+    "origin",
+    "score",
+    "iou",
+    "kept",
+    "dropped",
+)
 
 
 def _copy(out: Path) -> duckdb.DuckDBPyConnection:

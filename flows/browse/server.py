@@ -34,7 +34,11 @@ from flows.browse.flags import Flags, default_file
 from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place, pages_of
 from schemas.records import Quarantined
 
-KINDS = {"mp4": "video/mp4", "masks.json": "application/json", **{f"crop{i}.jpg": "image/jpeg" for i in range(16)}}
+KINDS = {
+    "mp4": "video/mp4",
+    "masks.json": "application/json",
+    **{f"crop{i}.jpg": "image/jpeg" for i in range(16)},
+}
 """Members that the pages show, and their media types."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -57,7 +61,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -68,8 +74,14 @@ class Guard:
         app = self.app
         host, origin = given.get("host", ""), given.get("origin")
         if not self._ours(host):
-            app = PlainTextResponse(f"host {host[:100]!r} is not this server; open it by its address\n", 421)
-        elif scope["method"] not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
+            app = PlainTextResponse(
+                f"host {host[:100]!r} is not this server; open it by its address\n", 421
+            )
+        elif (
+            scope["method"] not in ("GET", "HEAD")
+            and origin is not None
+            and urlsplit(origin).netloc != host
+        ):
             app = PlainTextResponse("only this server's own pages may change flags\n", 403)
         await app(scope, receive, with_headers)
 
@@ -89,13 +101,19 @@ class Pages:
     def __init__(self, out: Path, flags: Flags):
         self.catalogue, self.flags, self.out = Catalogue(out), flags, out
         self.templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("flows.browse"), autoescape=True, undefined=jinja2.StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
-        )  # fmt: skip
+            loader=jinja2.PackageLoader("flows.browse"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
         self.templates.filters |= {"show": show, "shell": shlex.quote, "python": repr}
         self.templates.globals |= {
-            "out": str(out), "orders": list(ORDERS), "flags_file": flags.file, "flag_count": lambda: len(flags.read()),
-        }  # fmt: skip
+            "out": str(out),
+            "orders": list(ORDERS),
+            "flags_file": flags.file,
+            "flag_count": lambda: len(flags.read()),
+        }
         for name in self.templates.list_templates():  # what the first page would wait for
             self.templates.get_template(name)
         self.catalogue.find(Filters(), "samples", set())
@@ -107,7 +125,11 @@ class Pages:
 
     def error(self, request: Request, error: Exception) -> Response:
         """A page for what went wrong; a damaged tar or a table that a run is just replacing stops nothing else."""
-        code, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+        code, text = (
+            (error.status_code, error.detail)
+            if isinstance(error, HTTPException)
+            else (500, str(error))
+        )
         return self.page("error.html", code, code=code, text=text)
 
     def overview(self, request: Request) -> Response:
@@ -132,15 +154,31 @@ class Pages:
         counts |= self.catalogue.counts("quarantine", ("reason", "stage"))
         columns = self.catalogue.rows(f"DESCRIBE SELECT * EXCLUDE (search_text) FROM {table}")
         clips = [row["clip_id"] for row in rows] if table == "quarantine" else []
-        others = self.catalogue.rows("SELECT DISTINCT clip_id FROM samples WHERE list_contains(?, clip_id)", [clips])
+        others = self.catalogue.rows(
+            "SELECT DISTINCT clip_id FROM samples WHERE list_contains(?, clip_id)", [clips]
+        )
         pages = pages_of(total)
         filters = replace(filters, page=min(filters.page, pages))
-        here = "quarantine" if table == "quarantine" else "flagged" if filters.flagged else "gallery"
+        here = (
+            "quarantine" if table == "quarantine" else "flagged" if filters.flagged else "gallery"
+        )
         return self.page(
-            template, 400 if problem else 200, here=here, filters=filters, nothing=Filters(), problem=problem,
-            typed=dict(request.query_params), total=total, rows=rows, flags=flags, counts=counts, columns=columns,
-            has_samples={row["clip_id"] for row in others}, pages=pages, size=PAGE,
-        )  # fmt: skip
+            template,
+            400 if problem else 200,
+            here=here,
+            filters=filters,
+            nothing=Filters(),
+            problem=problem,
+            typed=dict(request.query_params),
+            total=total,
+            rows=rows,
+            flags=flags,
+            counts=counts,
+            columns=columns,
+            has_samples={row["clip_id"] for row in others},
+            pages=pages,
+            size=PAGE,
+        )
 
     def clip(self, request: Request) -> Response:
         row = self._sample(request)
@@ -149,7 +187,9 @@ class Pages:
         members = self.catalogue.members(referent)
         track = self.catalogue.track(referent, row["shard"])
         back, around, at = "", {}, None
-        with suppress(ValueError, TimeoutError, duckdb.Error):  # a link that was edited by hand: no neighbours
+        with suppress(
+            ValueError, TimeoutError, duckdb.Error
+        ):  # a link that was edited by hand: no neighbours
             filters = Filters.parse(request.query_params)
             at = int(request.query_params.get("at", ""))
             around = self.catalogue.beside(filters, at, flags) if 0 <= at < 10**9 else {}
@@ -160,16 +200,25 @@ class Pages:
             if place in around
         }
         return self.page(
-            "clip.html", here="gallery", row=row, track=track, back=back, neighbours=neighbours,
+            "clip.html",
+            here="gallery",
+            row=row,
+            track=track,
+            back=back,
+            neighbours=neighbours,
             flagged=referent in flags,
-            member={m["name"]: m for m in members}, tar=members[0]["tar"] if members else "",
+            member={m["name"]: m for m in members},
+            tar=members[0]["tar"] if members else "",
             tsf=ask("SELECT * FROM tsf WHERE referent_id = ? ORDER BY rank", [referent]),
             qa=ask("SELECT * FROM qa WHERE referent_id = ? ORDER BY qa_id", [referent]),
-            others=ask("SELECT referent_id, caption FROM samples WHERE clip_id = ? AND referent_id <> ? ORDER BY 1",
-                       [row["clip_id"], referent]),
-            score=charts.line(track["score"]), iou=charts.line(track["iou"]),
+            others=ask(
+                "SELECT referent_id, caption FROM samples WHERE clip_id = ? AND referent_id <> ? ORDER BY 1",
+                [row["clip_id"], referent],
+            ),
+            score=charts.line(track["score"]),
+            iou=charts.line(track["iou"]),
             spans=charts.spans(track["kept"], track["dropped"]),
-        )  # fmt: skip
+        )
 
     def data(self, request: Request) -> Response:
         """What the player draws: the media's rate, boxes of annotation and track by frame, the representatives."""
@@ -178,25 +227,38 @@ class Pages:
         names = {m["name"] for m in self.catalogue.members(row["referent_id"])}
 
         def boxes(prefix: str) -> list[list[float] | None]:
-            sides = zip(*(track[f"{prefix}{side}"] for side in ("x1", "y1", "x2", "y2")), strict=True)
+            sides = zip(
+                *(track[f"{prefix}{side}"] for side in ("x1", "y1", "x2", "y2")), strict=True
+            )
             return [None if None in box else list(box) for box in sides]
 
-        tsf = self.catalogue.rows("SELECT frame FROM tsf WHERE referent_id = ? ORDER BY rank", [row["referent_id"]])
+        tsf = self.catalogue.rows(
+            "SELECT frame FROM tsf WHERE referent_id = ? ORDER BY rank", [row["referent_id"]]
+        )
         return JSONResponse(
             {
-                "fps": (row["fps"] or 25.0) / (row["step"] or 1), "width": row["width"], "height": row["height"],
+                "fps": (row["fps"] or 25.0) / (row["step"] or 1),
+                "width": row["width"],
+                "height": row["height"],
                 "media": "mp4" if "mp4" in names else "frames" if "frames.tar" in names else "none",
-                "frames": len(track["frame"]), "track": boxes(""), "annotation": boxes("ann_"),
-                **{name: track[name] for name in ("source_frame", "origin", "score", "iou", "kept", "dropped")},
+                "frames": len(track["frame"]),
+                "track": boxes(""),
+                "annotation": boxes("ann_"),
+                **{
+                    name: track[name]
+                    for name in ("source_frame", "origin", "score", "iou", "kept", "dropped")
+                },
                 "representatives": [r["frame"] for r in tsf],
             },
             headers={"Cache-Control": "no-store"},
-        )  # fmt: skip
+        )
 
     def member(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in KINDS:
-            raise HTTPException(404, f"{name!r} is not a member that is shown here: {', '.join(KINDS)}")
+            raise HTTPException(
+                404, f"{name!r} is not a member that is shown here: {', '.join(KINDS)}"
+            )
         return media.send(request, self._place(request, name), KINDS[name])
 
     def frame(self, request: Request) -> Response:
@@ -214,19 +276,26 @@ class Pages:
 
     def export(self, request: Request) -> Response:
         """The list of flagged samples, one referent_id a line."""
-        headers = {"Cache-Control": "no-store", "Content-Disposition": 'attachment; filename="flags.txt"'}
+        headers = {
+            "Cache-Control": "no-store",
+            "Content-Disposition": 'attachment; filename="flags.txt"',
+        }
         return PlainTextResponse(self.flags.text(self.flags.read()), headers=headers)
 
     def _sample(self, request: Request) -> dict:
         row = self.catalogue.sample(request.path_params["referent"])
         if row is None:
-            raise HTTPException(404, f"no sample {request.path_params['referent'][:200]!r} in {self.out}")
+            raise HTTPException(
+                404, f"no sample {request.path_params['referent'][:200]!r} in {self.out}"
+            )
         return row
 
     def _place(self, request: Request, name: str) -> Place:
         place = self.catalogue.place(request.path_params["referent"], name)
         if place is None:
-            raise HTTPException(404, f"no member {name} of a sample {request.path_params['referent'][:200]!r}")
+            raise HTTPException(
+                404, f"no member {name} of a sample {request.path_params['referent'][:200]!r}"
+            )
         return place
 
 
@@ -261,7 +330,9 @@ def make_app(out: Path, flags: Flags, *names: str) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, names={"localhost", *names})],
-        exception_handlers=dict.fromkeys((HTTPException, Quarantined, ValueError, OSError, duckdb.Error), pages.error),
+        exception_handlers=dict.fromkeys(
+            (HTTPException, Quarantined, ValueError, OSError, duckdb.Error), pages.error
+        ),
     )
     app.state.pages = pages
     return app
@@ -273,7 +344,9 @@ def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool
     print(f"reading the manifests of {out} ...", file=sys.stderr, flush=True)
     app = make_app(out, flags, host, socket.gethostname())
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
         raise ValueError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; another `sparrow browse` may run: use --port"
@@ -284,10 +357,15 @@ def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
     print(f"{out}: {url}   (Ctrl-C stops)", flush=True)
     if host not in ("127.0.0.1", "::1", "localhost"):
-        print("whoever can reach this address can look at the data and set flags: there is no password", flush=True)
+        print(
+            "whoever can reach this address can look at the data and set flags: there is no password",
+            flush=True,
+        )
     if open_browser:
         threading.Timer(0.5, webbrowser.open, [url]).start()
     with listener, suppress(KeyboardInterrupt):
         # A browser may hold a half-read video: Ctrl-C does not wait for it.
-        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, timeout_graceful_shutdown=2
+        )
         uvicorn.Server(config).run(sockets=[listener])

@@ -38,8 +38,11 @@ class Exporter(Protocol):
 
 
 FORMATS: dict[str, Callable[[Path], Exporter]] = {
-    "sparrow": Sparrow, "artemis": Artemis, "coco": Coco, "fiftyone": FiftyOne,
-}  # fmt: skip
+    "sparrow": Sparrow,
+    "artemis": Artemis,
+    "coco": Coco,
+    "fiftyone": FiftyOne,
+}
 
 
 @dataclass(slots=True)
@@ -54,10 +57,16 @@ class Exported:
 
 
 def export(
-    out: Path, to: Path, format: str, *, sources: Sequence[str] = (), splits: Sequence[str] = (),
-    where: str = "true", start: Callable[[int], Any] = lambda total: None,
+    out: Path,
+    to: Path,
+    format: str,
+    *,
+    sources: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    where: str = "true",
+    start: Callable[[int], Any] = lambda total: None,
     tick: Callable[[int], Any] = lambda n: None,
-) -> Exported:  # fmt: skip
+) -> Exported:
     """Export the samples of `out` that match to the folder `to`, replacing an earlier export there.
 
     sources, splits: empty for all. where: an SQL condition over `referents`. start: called with the number of samples;
@@ -78,15 +87,26 @@ def export(
             try:
                 left = exporter.add(clip)
                 done.clips += 1
-                done.samples[f"{clip.row['source']}-{clip.row['split']}"] += len(clip.targets) - len(left)
+                done.samples[f"{clip.row['source']}-{clip.row['split']}"] += len(
+                    clip.targets
+                ) - len(left)
                 done.licences[clip.row["source"]] = clip.row["licence"] or "not stated"
                 done.skipped += left.items()
-            except (ValueError, KeyError, EOFError, FileNotFoundError, av.FFmpegError, tarfile.TarError) as error:
+            except (
+                ValueError,
+                KeyError,
+                EOFError,
+                FileNotFoundError,
+                av.FFmpegError,
+                tarfile.TarError,
+            ) as error:
                 done.skipped.append((clip.key, str(error) or type(error).__name__))
             tick(len(clip.targets))
         exporter.close()
         if not done.clips:
-            raise ValueError(f"none of the {len(done.skipped)} clips could be exported; {': '.join(done.skipped[0])}")
+            raise ValueError(
+                f"none of the {len(done.skipped)} clips could be exported; {': '.join(done.skipped[0])}"
+            )
         _describe(temporary, out, done, where)
         _swap(temporary, to)
     finally:
@@ -105,18 +125,26 @@ def _check_target(to: Path) -> None:
     try:
         mine = json.loads((to / MARKER).read_text())["holds"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"--to {to} holds other things already ({min(there)}); name an empty or new folder") from None
+        raise ValueError(
+            f"--to {to} holds other things already ({min(there)}); name an empty or new folder"
+        ) from None
     if strange := there - {*mine, MARKER}:
-        raise ValueError(f"--to {to} holds an export, and {min(strange)}, which is not of it; move that away first")
+        raise ValueError(
+            f"--to {to} holds an export, and {min(strange)}, which is not of it; move that away first"
+        )
 
 
 def _describe(folder: Path, out: Path, done: Exported, where: str) -> None:
     about = {
-        "format": done.format, "from": out.resolve().name, "where": where, "clips": done.clips,
-        "samples": dict(sorted(done.samples.items())), "licences": done.licences,
+        "format": done.format,
+        "from": out.resolve().name,
+        "where": where,
+        "clips": done.clips,
+        "samples": dict(sorted(done.samples.items())),
+        "licences": done.licences,
         "skipped": [list(one) for one in done.skipped],
         "holds": sorted(path.name for path in folder.iterdir()),
-    }  # fmt: skip
+    }
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -45,18 +45,33 @@ class Artemis:
 
 
 def _items(clip: Clip, target: Target, names: list[str]) -> list[dict]:
-    boxes = [box.tolist() if kept else [] for box, kept in zip(target.boxes_t4, target.kept_t, strict=True)]
+    boxes = [
+        box.tolist() if kept else []
+        for box, kept in zip(target.boxes_t4, target.kept_t, strict=True)
+    ]
     key = target.info["key_frame"]
-    key_box = [] if key is None or np.isnan(target.boxes_t4[key]).any() else target.boxes_t4[key].tolist()
+    key_box = (
+        [] if key is None or np.isnan(target.boxes_t4[key]).any() else target.boxes_t4[key].tolist()
+    )
     record = {
-        "clip_path": f"features/{clip.key}.pkl", "caption": target.info["caption"],
-        "frame_path": f"frames/{clip.key}", "frame_id": names, "track_list": boxes,
-        "key_frame_id": names[key] if key_box else "", "key_frame_box": key_box,
-        "video_name": clip.row["video_id"], "referent_id": target.key,
-    }  # fmt: skip
+        "clip_path": f"features/{clip.key}.pkl",
+        "caption": target.info["caption"],
+        "frame_path": f"frames/{clip.key}",
+        "frame_id": names,
+        "track_list": boxes,
+        "key_frame_id": names[key] if key_box else "",
+        "key_frame_box": key_box,
+        "video_name": clip.row["video_id"],
+        "referent_id": target.key,
+    }
     asked = [qa for qa in target.qa if "<region>" in qa["question"]]
     if not asked:
         return [record]  # Artemis draws a question from its own pool
     return [
-        {**record, "caption": qa["answer"], "question": qa["question"].replace("<region>", "<bbox>")} for qa in asked
+        {
+            **record,
+            "caption": qa["answer"],
+            "question": qa["question"].replace("<region>", "<bbox>"),
+        }
+        for qa in asked
     ]

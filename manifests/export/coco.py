@@ -47,20 +47,31 @@ class Coco:
             (place / f"{t:05d}.jpg").write_bytes(picture)
         name = f"{clip.row['source']}-{clip.row['split']}"
         if name not in self._parts:
-            self._parts[name] = _Part(Array(self.folder / "annotations" / f"{name}.json", "annotations"))
+            self._parts[name] = _Part(
+                Array(self.folder / "annotations" / f"{name}.json", "annotations")
+            )
         part = self._parts[name]
         height, width = clip.size
         video = {
-            "id": len(part.videos) + 1, "width": width, "height": height, "length": len(pictures),
+            "id": len(part.videos) + 1,
+            "width": width,
+            "height": height,
+            "length": len(pictures),
             "file_names": [f"{clip.key}/{t:05d}.jpg" for t in range(len(pictures))],
-            "license": part.licences.setdefault(clip.row["licence"] or "not stated", len(part.licences) + 1),
+            "license": part.licences.setdefault(
+                clip.row["licence"] or "not stated", len(part.licences) + 1
+            ),
             "clip_id": clip.key,
-        }  # fmt: skip
+        }
         part.videos.append(video)
         for target in clip.targets:
             part.n += 1
-            category = part.categories.setdefault(target.info["category"] or NO_CATEGORY, len(part.categories) + 1)
-            part.annotations.add({"id": part.n, "video_id": video["id"], "category_id": category, **_frames(target)})
+            category = part.categories.setdefault(
+                target.info["category"] or NO_CATEGORY, len(part.categories) + 1
+            )
+            part.annotations.add(
+                {"id": part.n, "video_id": video["id"], "category_id": category, **_frames(target)}
+            )
         return {}
 
     def close(self) -> None:
@@ -78,10 +89,12 @@ def _frames(target: Target) -> dict:
     kept, n = target.kept_t, len(target.kept_t)
     masks = [target.masks.get(t) for t in range(n)]
     return {
-        "iscrowd": 0, "length": n,
+        "iscrowd": 0,
+        "length": n,
         "segmentations": masks,
         "bboxes": [boxes[t].tolist() if kept[t] else None for t in range(n)],
         "areas": [None if mask is None else rle_area(mask) for mask in masks],
         "known": [mask is not None or bool(target.absent_t[t]) for t, mask in enumerate(masks)],
-        "caption": target.info["caption"], "referent_id": target.key,
-    }  # fmt: skip
+        "caption": target.info["caption"],
+        "referent_id": target.key,
+    }

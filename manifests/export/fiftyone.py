@@ -35,9 +35,16 @@ NO_CATEGORY = "object"
 """Label of targets whose dataset names no class."""
 
 _EMPTY = (
-    "classes", "mask_targets", "default_mask_targets", "group_media_types", "skeletons", "annotation_runs",
-    "brain_methods", "evaluations", "runs",
-)  # fmt: skip
+    "classes",
+    "mask_targets",
+    "default_mask_targets",
+    "group_media_types",
+    "skeletons",
+    "annotation_runs",
+    "brain_methods",
+    "evaluations",
+    "runs",
+)
 _FIELDS = "fiftyone.core.fields."
 _TEXT, _WHOLE, _REAL = "StringField", "IntField", "FloatField"
 
@@ -62,41 +69,66 @@ class FiftyOne:
         licence = self._licences.setdefault(row["source"], row["licence"] or "not stated")
         self._samples.add(
             {
-                "_id": sample, "_media_type": "video", "_rand": int(sample["$oid"][:8], 16) / 2**32,
-                "filepath": f"data/{clip.key}.mp4", "tags": [row["source"], row["split"]], "metadata": about,
-                "clip_id": clip.key, "source": row["source"], "split": row["split"], "video_id": row["video_id"],
-                "licence": licence, "captions": [target.info["caption"] for target in clip.targets],
+                "_id": sample,
+                "_media_type": "video",
+                "_rand": int(sample["$oid"][:8], 16) / 2**32,
+                "filepath": f"data/{clip.key}.mp4",
+                "tags": [row["source"], row["split"]],
+                "metadata": about,
+                "clip_id": clip.key,
+                "source": row["source"],
+                "split": row["split"],
+                "video_id": row["video_id"],
+                "licence": licence,
+                "captions": [target.info["caption"] for target in clip.targets],
                 "referent_ids": [target.key for target in clip.targets],
             }
-        )  # fmt: skip
+        )
         size = np.array([about["frame_width"], about["frame_height"]] * 2, np.float64)
         for t in range(row["n_frames"]):
             found = {
                 "targets": [
-                    _detection(t, i, one, one.boxes_t4[t], None, size) for i, one, _ in labels if one.kept_t[t]
+                    _detection(t, i, one, one.boxes_t4[t], None, size)
+                    for i, one, _ in labels
+                    if one.kept_t[t]
                 ],
-                "masks": [_detection(t, i, one, *masks[t], size) for i, one, masks in labels if t in masks],
+                "masks": [
+                    _detection(t, i, one, *masks[t], size) for i, one, masks in labels if t in masks
+                ],
             }
             absent = [i for i, one, _ in labels if one.absent_t[t]]
             unknown = [i for i, one, _ in labels if not one.kept_t[t] and not one.absent_t[t]]
             self._frames.add(
                 {
-                    "_id": _id(clip.key, t), "_sample_id": sample, "frame_number": t + 1,
-                    **{name: {"_cls": "Detections", "detections": many} for name, many in found.items()},
-                    "absent": absent, "unknown": unknown,
+                    "_id": _id(clip.key, t),
+                    "_sample_id": sample,
+                    "frame_number": t + 1,
+                    **{
+                        name: {"_cls": "Detections", "detections": many}
+                        for name, many in found.items()
+                    },
+                    "absent": absent,
+                    "unknown": unknown,
                 }
-            )  # fmt: skip
+            )
         return {}
 
     def close(self) -> None:
         self._samples.close()
         self._frames.close()
         about = {
-            "version": VERSION, "media_type": "video", "tags": [], "sample_fields": _SAMPLE, "frame_fields": _FRAME,
+            "version": VERSION,
+            "media_type": "video",
+            "tags": [],
+            "sample_fields": _SAMPLE,
+            "frame_fields": _FRAME,
             "info": {"made by": "SPARROW-TSF", "licences": self._licences},
-            **{name: [] for name in ("saved_views", "workspaces", "default_classes")}, **{name: {} for name in _EMPTY},
-        }  # fmt: skip
-        (self.folder / "metadata.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            **{name: [] for name in ("saved_views", "workspaces", "default_classes")},
+            **{name: {} for name in _EMPTY},
+        }
+        (self.folder / "metadata.json").write_text(
+            json.dumps(about, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _video(clip: Clip) -> tuple[bytes, dict[str, Any]]:
@@ -106,7 +138,11 @@ def _video(clip: Clip) -> tuple[bytes, dict[str, Any]]:
     data = clip.stored() if stored else encode_video(clip.pictures(), clip.size, fps)
     with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
-        count, height, width = stream.frames, stream.codec_context.height, stream.codec_context.width
+        count, height, width = (
+            stream.frames,
+            stream.codec_context.height,
+            stream.codec_context.width,
+        )
         rate = float(stream.average_rate or fps)
     padded = (height - clip.size[0], width - clip.size[1])
     if count != clip.row["n_frames"] or not {0, 1}.issuperset(padded):
@@ -115,10 +151,16 @@ def _video(clip: Clip) -> tuple[bytes, dict[str, Any]]:
             f"{clip.row['n_frames']} of {clip.size[1]}x{clip.size[0]}"
         )
     return data, {
-        "_cls": "VideoMetadata", "size_bytes": len(data), "mime_type": "video/mp4", "frame_width": width,
-        "frame_height": height, "frame_rate": rate, "total_frame_count": count, "duration": count / rate,
+        "_cls": "VideoMetadata",
+        "size_bytes": len(data),
+        "mime_type": "video/mp4",
+        "frame_width": width,
+        "frame_height": height,
+        "frame_rate": rate,
+        "total_frame_count": count,
+        "duration": count / rate,
         "encoding_str": "avc1",
-    }  # fmt: skip
+    }
 
 
 def _masks(target: Target) -> dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]]:
@@ -135,23 +177,38 @@ def _inside(rle: RLE) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
 
 
 def _detection(
-    t: int, index: int, target: Target, box: NDArray[np.float32], mask: NDArray[np.bool_] | None,
+    t: int,
+    index: int,
+    target: Target,
+    box: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
     size: NDArray[np.float64],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """box: pixels, half-open. mask: what is inside the box. size: width, height, width, height of the video."""
     x1, y1, x2, y2 = (box / size).tolist()
     return {
-        "_id": _id(target.key, t, mask is not None), "_cls": "Detection", "attributes": {}, "tags": [],
-        "label": target.info["category"] or NO_CATEGORY, "bounding_box": [x1, y1, x2 - x1, y2 - y1],
+        "_id": _id(target.key, t, mask is not None),
+        "_cls": "Detection",
+        "attributes": {},
+        "tags": [],
+        "label": target.info["category"] or NO_CATEGORY,
+        "bounding_box": [x1, y1, x2 - x1, y2 - y1],
         **({} if mask is None else {"mask": _binary(mask)}),
-        "index": index, "caption": target.info["caption"], "referent_id": target.key,
-    }  # fmt: skip
+        "index": index,
+        "caption": target.info["caption"],
+        "referent_id": target.key,
+    }
 
 
 def _binary(mask: NDArray[np.bool_]) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, mask, allow_pickle=False)
-    return {"$binary": {"base64": base64.b64encode(zlib.compress(buffer.getvalue())).decode(), "subType": "00"}}
+    return {
+        "$binary": {
+            "base64": base64.b64encode(zlib.compress(buffer.getvalue())).decode(),
+            "subType": "00",
+        }
+    }
 
 
 def _id(*parts: object) -> dict[str, str]:
@@ -162,41 +219,71 @@ def _id(*parts: object) -> dict[str, str]:
 # --- metadata.json: the fields, as FiftyOne's database wants them described ------------------------------------------
 
 
-def _field(name: str, kind: str, *fields: dict, of: str | None = None, document: str | None = None) -> dict[str, Any]:
+def _field(
+    name: str, kind: str, *fields: dict, of: str | None = None, document: str | None = None
+) -> dict[str, Any]:
     """of: what a list holds; document: what an embedded document is, of which `fields` are declared."""
     return {
-        "name": name, "ftype": _FIELDS + kind, "subfield": of and _FIELDS + of, "fields": list(fields),
-        "embedded_doc_type": document and f"fiftyone.core.{document}", "db_field": "_id" if name == "id" else name,
-        "description": None, "info": None, "read_only": False, "created_at": None,
-    }  # fmt: skip
+        "name": name,
+        "ftype": _FIELDS + kind,
+        "subfield": of and _FIELDS + of,
+        "fields": list(fields),
+        "embedded_doc_type": document and f"fiftyone.core.{document}",
+        "db_field": "_id" if name == "id" else name,
+        "description": None,
+        "info": None,
+        "read_only": False,
+        "created_at": None,
+    }
 
 
 _DATES = [_field("created_at", "DateTimeField"), _field("last_modified_at", "DateTimeField")]
 _METADATA = [
-    _field("size_bytes", _WHOLE), _field("mime_type", _TEXT), _field("frame_width", _WHOLE),
-    _field("frame_height", _WHOLE), _field("frame_rate", _REAL), _field("total_frame_count", _WHOLE),
-    _field("duration", _REAL), _field("encoding_str", _TEXT),
-]  # fmt: skip
+    _field("size_bytes", _WHOLE),
+    _field("mime_type", _TEXT),
+    _field("frame_width", _WHOLE),
+    _field("frame_height", _WHOLE),
+    _field("frame_rate", _REAL),
+    _field("total_frame_count", _WHOLE),
+    _field("duration", _REAL),
+    _field("encoding_str", _TEXT),
+]
 _SAMPLE = [
-    _field("id", "ObjectIdField"), _field("filepath", _TEXT), _field("tags", "ListField", of=_TEXT),
-    _field("metadata", "EmbeddedDocumentField", *_METADATA, document="metadata.VideoMetadata"), *_DATES,
+    _field("id", "ObjectIdField"),
+    _field("filepath", _TEXT),
+    _field("tags", "ListField", of=_TEXT),
+    _field("metadata", "EmbeddedDocumentField", *_METADATA, document="metadata.VideoMetadata"),
+    *_DATES,
     *(_field(name, _TEXT) for name in ("clip_id", "source", "split", "video_id", "licence")),
     *(_field(name, "ListField", of=_TEXT) for name in ("captions", "referent_ids")),
-]  # fmt: skip
+]
 
 
 def _detections(name: str) -> dict[str, Any]:
     parts = [
-        _field("id", "ObjectIdField"), _field("tags", "ListField", of=_TEXT), _field("label", _TEXT),
-        _field("bounding_box", "ListField", of=_REAL), _field("mask", "ArrayField"), _field("mask_path", _TEXT),
-        _field("confidence", _REAL), _field("index", _WHOLE), _field("caption", _TEXT), _field("referent_id", _TEXT),
-    ]  # fmt: skip
-    listed = _field("detections", "ListField", *parts, of="EmbeddedDocumentField", document="labels.Detection")
+        _field("id", "ObjectIdField"),
+        _field("tags", "ListField", of=_TEXT),
+        _field("label", _TEXT),
+        _field("bounding_box", "ListField", of=_REAL),
+        _field("mask", "ArrayField"),
+        _field("mask_path", _TEXT),
+        _field("confidence", _REAL),
+        _field("index", _WHOLE),
+        _field("caption", _TEXT),
+        _field("referent_id", _TEXT),
+    ]
+    listed = _field(
+        "detections", "ListField", *parts, of="EmbeddedDocumentField", document="labels.Detection"
+    )
     return _field(name, "EmbeddedDocumentField", listed, document="labels.Detections")
 
 
 _FRAME = [
-    _field("id", "ObjectIdField"), _field("frame_number", "FrameNumberField"), *_DATES,
-    _detections("targets"), _detections("masks"),
-    _field("absent", "ListField", of=_WHOLE), _field("unknown", "ListField", of=_WHOLE),
-]  # fmt: skip
+    _field("id", "ObjectIdField"),
+    _field("frame_number", "FrameNumberField"),
+    *_DATES,
+    _detections("targets"),
+    _detections("masks"),
+    _field("absent", "ListField", of=_WHOLE),
+    _field("unknown", "ListField", of=_WHOLE),
+]

@@ -82,7 +82,9 @@ class Clip:
             file.seek(self.media["offset"])
             data = file.read(self.media["size"])
         if hashlib.sha256(data).hexdigest() != self.media["sha256"]:
-            raise ValueError(f"{self.tar.name}: the media is damaged (`sparrow verify --deep` looks at all of it)")
+            raise ValueError(
+                f"{self.tar.name}: the media is damaged (`sparrow verify --deep` looks at all of it)"
+            )
         return data
 
     def pictures(self) -> list[bytes]:
@@ -94,19 +96,28 @@ class Clip:
         video = self.media is not None and self.media["name"] == "mp4"
         found = _of_video(data, *self.size) if video else _of_tar(data)
         if len(found) != self.row["n_frames"]:
-            raise ValueError(f"{self.tar.name}: the media has {len(found)} frames, the clip {self.row['n_frames']}")
+            raise ValueError(
+                f"{self.tar.name}: the media has {len(found)} frames, the clip {self.row['n_frames']}"
+            )
         return found
 
 
-def read_clips(out: Path, sources: Sequence[str], splits: Sequence[str], where: str) -> tuple[int, Iterator[Clip]]:
+def read_clips(
+    out: Path, sources: Sequence[str], splits: Sequence[str], where: str
+) -> tuple[int, Iterator[Clip]]:
     """How many targets match, and their clips in the order of source, split and shard.
 
     sources, splits: empty for all. where: an SQL condition over `referents`. ValueError where nothing matches.
     """
     with connect(out) as catalogue:
-        there = [r["source"] for r in rows_of(catalogue, "SELECT DISTINCT source FROM referents ORDER BY 1")]
+        there = [
+            r["source"]
+            for r in rows_of(catalogue, "SELECT DISTINCT source FROM referents ORDER BY 1")
+        ]
         if unknown := sorted(set(sources) - set(there)):
-            raise ValueError(f"{out} has no samples of {', '.join(unknown)}; it has {', '.join(there)}")
+            raise ValueError(
+                f"{out} has no samples of {', '.join(unknown)}; it has {', '.join(there)}"
+            )
         chosen = rows_of(
             catalogue,
             "SELECT r.shard, s.path, r.source, r.split, r.clip_id, r.referent_id FROM (SELECT * FROM referents WHERE "
@@ -121,9 +132,15 @@ def read_clips(out: Path, sources: Sequence[str], splits: Sequence[str], where: 
     for row in chosen:  # they become names of files
         for column in ("shard", "source", "split", "clip_id", "referent_id"):
             if not KEY.fullmatch(row[column]):
-                raise ValueError(f"{out}: {column} {row[column]!r:.80} is not a key ({KEY.pattern})")
-    shards = [(*place, {r["referent_id"] for r in rows}) for place, rows in _by(chosen, "shard", "path")]
-    return len(chosen), (clip for shard, path, keys in shards for clip in _shard(out, shard, path, keys))
+                raise ValueError(
+                    f"{out}: {column} {row[column]!r:.80} is not a key ({KEY.pattern})"
+                )
+    shards = [
+        (*place, {r["referent_id"] for r in rows}) for place, rows in _by(chosen, "shard", "path")
+    ]
+    return len(chosen), (
+        clip for shard, path, keys in shards for clip in _shard(out, shard, path, keys)
+    )
 
 
 def safe(name: str) -> str:
@@ -177,7 +194,9 @@ def _of_video(data: bytes, height: int, width: int) -> list[bytes]:
             # The way back that the curation's encoder came: OpenCV's own I420.
             picture = cv2.cvtColor(frame.to_ndarray(format="yuv420p"), cv2.COLOR_YUV2BGR_I420)
             if not (0 <= picture.shape[0] - height <= 1 and 0 <= picture.shape[1] - width <= 1):
-                raise ValueError(f"the media is {picture.shape[1]}x{picture.shape[0]}, the clip {width}x{height}")
+                raise ValueError(
+                    f"the media is {picture.shape[1]}x{picture.shape[0]}, the clip {width}x{height}"
+                )
             quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             found.append(cv2.imencode(".jpg", picture[:height, :width], quality)[1].tobytes())
     return found
@@ -185,5 +204,7 @@ def _of_video(data: bytes, height: int, width: int) -> list[bytes]:
 
 def _of_tar(data: bytes) -> list[bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        files = [tar.extractfile(member) for member in sorted(tar.getmembers(), key=lambda m: m.name)]
+        files = [
+            tar.extractfile(member) for member in sorted(tar.getmembers(), key=lambda m: m.name)
+        ]
         return [file.read() for file in files if file]

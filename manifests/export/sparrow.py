@@ -99,7 +99,9 @@ class Sparrow:
             (scene / "mask").mkdir()
             for t in frames:
                 (scene / "img" / f"{t:06d}.jpg").write_bytes(pictures[t])
-                (scene / "mask" / f"{t:06d}.png").write_bytes(mask_png(target.masks.get(t), clip.size))
+                (scene / "mask" / f"{t:06d}.png").write_bytes(
+                    mask_png(target.masks.get(t), clip.size)
+                )
             (scene / "groundtruth.txt").write_text("".join(f"{boxes[t]}\n" for t in frames))
             (scene / "nlp.txt").write_text(target.info["caption"] + "\n", encoding="utf-8")
         return left
@@ -117,7 +119,11 @@ class Sparrow:
             return base / safe(clip.targets[0].info["category"] or video.rsplit("-", 1)[0]) / name
         if source == "vid_sentence":
             bucket = PurePosixPath(clip.row["media_path"]).parent.name
-            return base / (bucket if bucket.startswith("ILSVRC2015_VID_") else "ILSVRC2015_VID_0000") / name
+            return (
+                base
+                / (bucket if bucket.startswith("ILSVRC2015_VID_") else "ILSVRC2015_VID_0000")
+                / name
+            )
         return base / name
 
 
@@ -158,13 +164,24 @@ class _MeViS:
         expressions = {}
         for i, target in enumerate(clip.targets):
             masks = [target.masks.get(t) for t in range(len(pictures))]
-            self._masks.write(f"{',' if self._n else '{'}\n{json.dumps(str(self._n))}: {json.dumps(masks)}")
+            self._masks.write(
+                f"{',' if self._n else '{'}\n{json.dumps(str(self._n))}: {json.dumps(masks)}"
+            )
             objects = [int(o) for o in target.info["object_ids"] if o.isdecimal()]
-            expressions[str(i)] = {"exp": target.info["caption"], "obj_id": objects, "anno_id": [self._n]}
+            expressions[str(i)] = {
+                "exp": target.info["caption"],
+                "obj_id": objects,
+                "anno_id": [self._n],
+            }
             self._n += 1
         frames = [f"{t:05d}" for t in range(len(pictures))]
         height, width = clip.size
-        self._videos[name] = {"frames": frames, "expressions": expressions, "height": height, "width": width}
+        self._videos[name] = {
+            "frames": frames,
+            "expressions": expressions,
+            "height": height,
+            "width": width,
+        }
         place = self.folder / "JPEGImages" / name
         place.mkdir(parents=True)
         for frame, picture in zip(frames, pictures, strict=True):
@@ -193,11 +210,18 @@ class _SAV:
         empty = rle_encode(np.zeros(clip.size, bool))
         count = SAV_REPEAT * len(pictures)
         masklets = {
-            "video_id": name, "video_duration": count / fps, "video_frame_count": float(count),
-            "video_height": height, "video_width": width, "masklet_num": len(clip.targets),
+            "video_id": name,
+            "video_duration": count / fps,
+            "video_frame_count": float(count),
+            "video_height": height,
+            "video_width": width,
+            "masklet_num": len(clip.targets),
             "masklet_id": list(range(len(clip.targets))),
-            "masklet": [[target.masks.get(t, empty) for target in clip.targets] for t in range(len(pictures))],
-        }  # fmt: skip
+            "masklet": [
+                [target.masks.get(t, empty) for target in clip.targets]
+                for t in range(len(pictures))
+            ],
+        }
         place = self.folder / "sam_v_full" / "sav_train" / bucket
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{name}.mp4").write_bytes(video)
@@ -211,7 +235,12 @@ class _SAV:
             "video_path": f"{bucket}/sav_train/{bucket}/{name}.mp4",
             "anno_path": f"{bucket}/sav_train/{bucket}/{name}_manual.json",
             "objects": {
-                str(i): {"obj_id": i, "video_id": name, "formated": target.info["caption"], "short_caps": []}
+                str(i): {
+                    "obj_id": i,
+                    "video_id": name,
+                    "formated": target.info["caption"],
+                    "short_caps": [],
+                }
                 for i, target in enumerate(clip.targets)
             },
         }

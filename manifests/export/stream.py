@@ -16,12 +16,16 @@ class Array:
         self._n = 0
 
     def add(self, value: Any) -> None:
-        self._file.write(f"{',' if self._n else ''}\n{json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+        self._file.write(
+            f"{',' if self._n else ''}\n{json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+        )
         self._n += 1
 
     def close(self, **fields: Any) -> None:
         self._file.write("\n]")
         for name, value in fields.items():
-            self._file.write(f",\n{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+            self._file.write(
+                f",\n{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            )
         self._file.write("}\n" if self._named else "\n")
         self._file.close()

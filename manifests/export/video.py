@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 
 
-def encode_video(pictures: Sequence[bytes], size: tuple[int, int], fps: float, *, repeat: int = 1) -> bytes:
+def encode_video(
+    pictures: Sequence[bytes], size: tuple[int, int], fps: float, *, repeat: int = 1
+) -> bytes:
     """JPEGs of (height, width) -> an h264 mp4 with each `repeat` times in a row; odd sizes are padded by a pixel.
 
     ValueError for bytes that are no picture.

@@ -23,19 +23,32 @@ from manifests.catalog import WORDS, rows_of
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-LEVELS = ("held_out", "same_video", "same_upload", "same_pictures", "same_expression", "near_expression")
+LEVELS = (
+    "held_out",
+    "same_video",
+    "same_upload",
+    "same_pictures",
+    "same_expression",
+    "near_expression",
+)
 SURE = ("held_out", "same_video", "same_upload", "same_pictures")
 """Those that are about the video, and that an exclusion list holds unless told otherwise."""
 
 HELD_OUT = {
-    "hcstvg": ("val", "v1_test"), "vid_sentence": ("val", "test"), "a2d": ("test",), "lasot": ("test",),
-    "mevis": ("valid_u",), "got10k": ("val",),
-}  # fmt: skip
+    "hcstvg": ("val", "v1_test"),
+    "vid_sentence": ("val", "test"),
+    "a2d": ("test",),
+    "lasot": ("test",),
+    "mevis": ("valid_u",),
+    "got10k": ("val",),
+}
 """Splits of the sources that are official evaluation sets. (The paper's corpus takes VID-Sentence's all the same.)"""
 
 SIMILARITY, DISTANCE, FEWEST_WORDS, FEWEST_FRAMES = 0.8, 4, 4, 2
 
-_KNOWN = pa.schema([("evaluation", pa.string()), ("video_id", pa.string()), ("caption", pa.string())])
+_KNOWN = pa.schema(
+    [("evaluation", pa.string()), ("video_id", pa.string()), ("caption", pa.string())]
+)
 LOOKS = pa.schema([("key", pa.string()), ("frame", pa.int32()), ("hash", pa.uint64())])
 """Difference hashes of frames. key: a clip_id, or `<evaluation>/<video>`."""
 
@@ -50,22 +63,33 @@ class Known:
 
 
 def check(
-    catalogue: "DuckDBPyConnection", known: Iterable[Known] = (), *, looks: pa.Table | None = None,
-    known_looks: pa.Table | None = None, similarity: float = SIMILARITY, distance: int = DISTANCE,
-) -> None:  # fmt: skip
+    catalogue: "DuckDBPyConnection",
+    known: Iterable[Known] = (),
+    *,
+    looks: pa.Table | None = None,
+    known_looks: pa.Table | None = None,
+    similarity: float = SIMILARITY,
+    distance: int = DISTANCE,
+) -> None:
     """Fill the temporary tables `leaks` (a row per level, referent and evaluation set) and `repeats` (of sources).
 
     Evaluation splits that are in the output are compared with the rest of it. looks, known_looks: `LOOKS` of clips and
     of evaluation videos. ValueError for limits that make no sense.
     """
     if not 0 < similarity <= 1 or not 0 <= distance <= DISTANCE:
-        raise ValueError(f"similarity {similarity} must be in (0, 1], distance {distance} in 0..{DISTANCE}")
+        raise ValueError(
+            f"similarity {similarity} must be in (0, 1], distance {distance} in 0..{DISTANCE}"
+        )
     empty = LOOKS.empty_table()
     rows = list(zip(*(astuple(one) for one in known), strict=True)) or [(), (), ()]
-    catalogue.register("given_known", pa.table([pa.array(column, pa.string()) for column in rows], schema=_KNOWN))
+    catalogue.register(
+        "given_known", pa.table([pa.array(column, pa.string()) for column in rows], schema=_KNOWN)
+    )
     catalogue.register("given_looks", looks if looks is not None else empty)
     catalogue.register("given_known_looks", known_looks if known_looks is not None else empty)
-    held = " OR ".join(f"(source = '{source}' AND split IN {(*splits, '')})" for source, splits in HELD_OUT.items())
+    held = " OR ".join(
+        f"(source = '{source}' AND split IN {(*splits, '')})" for source, splits in HELD_OUT.items()
+    )
     catalogue.execute(_THINGS.format(held=held))
     catalogue.execute(_NEAR, {"s": similarity, "fewest": FEWEST_WORDS})
     catalogue.execute(_ALIKE, {"distance": distance, "fewest": FEWEST_FRAMES})
@@ -77,10 +101,13 @@ def check(
 
 def summary(catalogue: "DuckDBPyConnection") -> list[dict]:
     """Per level, evaluation set, source and split: referents, clips, an example of ours and of theirs."""
-    rows = rows_of(catalogue, """
+    rows = rows_of(
+        catalogue,
+        """
         SELECT level, evaluation, source, split, count(*) AS referents, count(DISTINCT clip_id) AS clips,
                arg_min(ours, referent_id) AS example, arg_min(theirs, referent_id) AS theirs
-        FROM leaks GROUP BY ALL ORDER BY evaluation, source, split""")  # fmt: skip
+        FROM leaks GROUP BY ALL ORDER BY evaluation, source, split""",
+    )
     return sorted(rows, key=lambda row: LEVELS.index(row["level"]))
 
 
@@ -96,8 +123,11 @@ def found(catalogue: "DuckDBPyConnection") -> list[dict]:
 
 def keys(catalogue: "DuckDBPyConnection", levels: Iterable[str] = SURE) -> list[str]:
     """Referents that some evaluation set has at one of the levels."""
-    rows = rows_of(catalogue, "SELECT DISTINCT referent_id FROM leaks WHERE list_contains($1, level) ORDER BY 1",
-                   [list(levels)])  # fmt: skip
+    rows = rows_of(
+        catalogue,
+        "SELECT DISTINCT referent_id FROM leaks WHERE list_contains($1, level) ORDER BY 1",
+        [list(levels)],
+    )
     return [row["referent_id"] for row in rows]
 
 

@@ -34,7 +34,15 @@ STEP, PER_VIDEO = 12, 64
 """Of an evaluation video: every so manyeth frame, so that each of a clip's frames has a near one; at most so many."""
 FAINT = 2
 """Grey levels by which neighbours must differ to count: less is what codecs make of a flat surface."""
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, av.FFmpegError, cv2.error, tarfile.TarError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    av.FFmpegError,
+    cv2.error,
+    tarfile.TarError,
+)
 
 _STORED = pa.schema([*LOOKS, ("stamp", pa.string())])
 _BATCH = 512
@@ -86,13 +94,18 @@ def look(
                 if isinstance(hashes, str):
                     problems[one.key] = hashes
                 else:
-                    rows += [{"key": one.key, "frame": t, "hash": h, "stamp": one.stamp} for t, h in hashes]
+                    rows += [
+                        {"key": one.key, "frame": t, "hash": h, "stamp": one.stamp}
+                        for t, h in hashes
+                    ]
                 if tick:
                     tick(1)
             stored = pa.concat_tables([stored, pa.Table.from_pylist(rows, _STORED)])
             _save(stored, cache)
     pairs = zip(stored["key"].to_pylist(), stored["stamp"].to_pylist(), strict=True)
-    current = stored.filter(pa.array([wanted.get(key) == stamp for key, stamp in pairs], pa.bool_()))
+    current = stored.filter(
+        pa.array([wanted.get(key) == stamp for key, stamp in pairs], pa.bool_())
+    )
     return current.select(LOOKS.names), problems
 
 
@@ -121,18 +134,27 @@ def spread(items: list, most: int) -> list:
 # --- clips of an output ----------------------------------------------------------------------------------------------
 
 
-def clips(catalogue: "DuckDBPyConnection", out: Path, *, source: str | None = None) -> tuple[list[Footage], int]:
+def clips(
+    catalogue: "DuckDBPyConnection", out: Path, *, source: str | None = None
+) -> tuple[list[Footage], int]:
     """Every clip that has media in a shard, and how many have none."""
-    rows = rows_of(catalogue, """
+    rows = rows_of(
+        catalogue,
+        """
         WITH m AS (SELECT r.clip_id, m.name, m.sha256, m."offset", m.size, s.path FROM members m
                    JOIN referents r USING (referent_id) JOIN shards s ON s.shard = m.shard
                    WHERE m.name IN ('mp4', 'frames.tar') AND r.source = coalesce($1, r.source)
                    QUALIFY row_number() OVER (PARTITION BY r.clip_id ORDER BY referent_id) = 1)
-        FROM m ORDER BY path, "offset" """, [source])  # fmt: skip
+        FROM m ORDER BY path, "offset" """,
+        [source],
+    )
     [[total]] = catalogue.execute(
-        "SELECT count(DISTINCT clip_id) FROM referents WHERE source = coalesce($1, source)", [source]
+        "SELECT count(DISTINCT clip_id) FROM referents WHERE source = coalesce($1, source)",
+        [source],
     ).fetchall()
-    return [Footage(row["clip_id"], row["sha256"], _member(out, row)) for row in rows], total - len(rows)
+    return [Footage(row["clip_id"], row["sha256"], _member(out, row)) for row in rows], total - len(
+        rows
+    )
 
 
 def _member(out: Path, row: dict) -> Callable[[], Pictures]:
@@ -142,10 +164,15 @@ def _member(out: Path, row: dict) -> Callable[[], Pictures]:
             data = file.read(row["size"])
         if row["name"] == "mp4":
             frames = spread(sorted(key_frames(data).items()), PER_CLIP)
-            return [(t, np.asarray(frame.to_ndarray(format="gray"), np.uint8)) for t, frame in frames]
+            return [
+                (t, np.asarray(frame.to_ndarray(format="gray"), np.uint8)) for t, frame in frames
+            ]
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             names = spread(sorted(tar.getnames()), PER_CLIP)
-            return [(int(name.split(".")[0]), picture(tar.extractfile(name).read(), name)) for name in names]  # type: ignore[union-attr]
+            return [
+                (int(name.split(".")[0]), picture(tar.extractfile(name).read(), name))  # type: ignore[union-attr]
+                for name in names
+            ]
 
     return read
 

@@ -36,7 +36,9 @@ Tick = Callable[[int, str], None]
 T = TypeVar("T")
 
 
-def open_store(url: str, *, endpoint: str = "", unconditional: bool = False, workers: int = 4) -> Store:
+def open_store(
+    url: str, *, endpoint: str = "", unconditional: bool = False, workers: int = 4
+) -> Store:
     """The store at an address like `s3://bucket/prefix`. endpoint: of an S3-compatible store that is not Amazon's.
 
     ValueError for what is no object store, or has no conditions and was not opened as `unconditional`; RuntimeError
@@ -53,9 +55,13 @@ def open_store(url: str, *, endpoint: str = "", unconditional: bool = False, wor
     try:
         import fsspec
     except ImportError as error:
-        raise RuntimeError(f"{scheme}:// needs fsspec, which is not installed: pip install fsspec") from error
+        raise RuntimeError(
+            f"{scheme}:// needs fsspec, which is not installed: pip install fsspec"
+        ) from error
     if scheme not in fsspec.available_protocols() or scheme in ("http", "https"):
-        raise ValueError(f"{scheme}:// is no store that fsspec can write to: use s3://bucket/prefix")
+        raise ValueError(
+            f"{scheme}:// is no store that fsspec can write to: use s3://bucket/prefix"
+        )
     if not unconditional:
         raise ValueError(
             f"{scheme}:// has no conditional writes here, so two publishers could spoil each other's shards: use "
@@ -110,7 +116,11 @@ def _no_strangers(out: Path, store: Store, names: Collection[str]) -> None:
 
 
 def _each(
-    store: Store, names: Collection[str], work: Callable[[str], T], workers: int, tick: Tick | None = None
+    store: Store,
+    names: Collection[str],
+    work: Callable[[str], T],
+    workers: int,
+    tick: Tick | None = None,
 ) -> list[T]:
     """`work` of each name. The first exception stops the others at their next request, and is raised."""
     done: dict[str, T] = {}

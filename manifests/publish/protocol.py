@@ -87,9 +87,15 @@ class Publisher:
             else:
                 guard, state = self._claims.get(shard.name) or self._claim(shard, there)
             for _ in range(TRIES):
-                fresh = [size for blob in shard.blobs for size in self._send(shard, blob, guard, committed)]
+                fresh = [
+                    size
+                    for blob in shard.blobs
+                    for size in self._send(shard, blob, guard, committed)
+                ]
                 sizes += fresh
-                if not fresh or not self.replace:  # who was taken over may have been in the middle of one last write
+                if (
+                    not fresh or not self.replace
+                ):  # who was taken over may have been in the middle of one last write
                     break
         except Finished:
             return Outcome(shard.name, "there", len(sizes), sum(sizes))
@@ -116,12 +122,16 @@ class Publisher:
             data = Claim.write(shard.digest)
             try:
                 etag = self.store.write(shard.key, data, over=there.etag if there else NEW)
-            except Changed:  # or it was this very write, whose answer was lost and which was sent again
+            except (
+                Changed
+            ):  # or it was this very write, whose answer was lost and which was sent again
                 there = self.store.read(shard.key)
                 continue
             self._prove(shard.key, data)
             return etag, "published" if there is None or Claim.of(there.data) else "replaced"
-        raise Conflict(f"{shard.name}: several publishers replace each other at {self.store.url}: let one of them end")
+        raise Conflict(
+            f"{shard.name}: several publishers replace each other at {self.store.url}: let one of them end"
+        )
 
     def _prove(self, key: str, data: bytes) -> None:
         """Some stores ignore conditions. So, once, two writes whose conditions do not hold, of what is there anyway."""
@@ -147,7 +157,9 @@ class Publisher:
         there = self.store.read(shard.key)
         if there is not None and there.data == shard.commit:
             raise Finished
-        raise Conflict(f"{shard.name}: another publisher has taken over at {self.store.url}; this one wrote no more")
+        raise Conflict(
+            f"{shard.name}: another publisher has taken over at {self.store.url}; this one wrote no more"
+        )
 
     # --- tar and parts ---
 
@@ -156,7 +168,9 @@ class Publisher:
         size, sha256 = shard.found[blob.key]
         for attempt in range(TRIES):
             seen = self.store.look(blob.key)
-            if seen is not None and ((committed and not blob.sha256) or self._same(blob, seen, size, sha256)):
+            if seen is not None and (
+                (committed and not blob.sha256) or self._same(blob, seen, size, sha256)
+            ):
                 return []
             self._hold(shard, guard)
             try:
@@ -165,9 +179,13 @@ class Publisher:
                 time.sleep(0.1 * attempt)
                 continue
             if self.deep and blob.sha256 and not self._reads_back(blob, sha256):
-                raise OSError(f"{self.store.url}/{blob.key} does not read back as it was sent: run again")
+                raise OSError(
+                    f"{self.store.url}/{blob.key} does not read back as it was sent: run again"
+                )
             return [size]
-        raise Conflict(f"{blob.key} is changed by somebody else at {self.store.url} again and again")
+        raise Conflict(
+            f"{blob.key} is changed by somebody else at {self.store.url} again and again"
+        )
 
     def _same(self, blob: Blob, seen: Seen, size: int, sha256: str) -> bool:
         """Whether an object has these bytes. It is read back where nobody has noted its sha256, and where asked for."""
@@ -187,13 +205,19 @@ class Publisher:
 
     def _commit(self, shard: Shard, guard: str) -> None:
         if not shard.current:
-            raise Conflict(f"{shard.name} was curated anew while it was being published: publish again, with --replace")
+            raise Conflict(
+                f"{shard.name} was curated anew while it was being published: publish again, with --replace"
+            )
         try:
             self.store.write(shard.key, shard.commit, over=guard)
-        except Changed as error:  # by one with the same content, by a retry of this write, or by another content
+        except (
+            Changed
+        ) as error:  # by one with the same content, by a retry of this write, or by another content
             there = self.store.read(shard.key)
             if there is None or there.data != shard.commit:
-                raise Conflict(f"{shard.name}: another publisher has taken over at {self.store.url}") from error
+                raise Conflict(
+                    f"{shard.name}: another publisher has taken over at {self.store.url}"
+                ) from error
 
     def _other(self, shard: Shard, there: Seen) -> str:
         """One line on a shard that is another one in the store."""
@@ -205,7 +229,12 @@ class Publisher:
             )
         try:
             row = pq.read_table(io.BytesIO(there.data)).to_pylist()[0]
-            named = {"sha256": "tar", "plan_hash": "plan", "config_hash": "config", "code_version": "code version"}
+            named = {
+                "sha256": "tar",
+                "plan_hash": "plan",
+                "config_hash": "config",
+                "code_version": "code version",
+            }
             other = [word for name, word in named.items() if row.get(name) != shard.row[name]]
             theirs, mine = json.loads(row["parts_sha256"]), json.loads(shard.row["parts_sha256"])
             other += [table for table in mine if theirs.get(table) != mine[table]]

@@ -29,18 +29,26 @@ def strangers(out: Path, store: Store, splits: Collection[str]) -> list[str]:
             continue
         plan = out / "plan" / f"{split}.parquet"
         words = (pq.read_metadata(plan).metadata or {}) if plan.exists() else {}
-        if not index.isdigit() or int(index) >= json.loads(words.get(b"counts", b"{}")).get("shards", 0):
+        if not index.isdigit() or int(index) >= json.loads(words.get(b"counts", b"{}")).get(
+            "shards", 0
+        ):
             others.append(name)
     return others
 
 
-def publish_rest(out: Path, store: Store, splits: Collection[str], *, card: bool = True) -> tuple[int, str]:
+def publish_rest(
+    out: Path, store: Store, splits: Collection[str], *, card: bool = True
+) -> tuple[int, str]:
     """The records of the runs of these `<source>-<split>`; and, if it tells of just what is in the store, the card.
 
     Returns how many objects were written, and why the card is not among them, "" if it is. They are written over what
     is there: a run's record belongs to its run, and a card is made of the shards.
     """
-    files = [path for path in sorted((out / "manifests" / "runs").glob("*.parquet")) if _split_of(path) in splits]
+    files = [
+        path
+        for path in sorted((out / "manifests" / "runs").glob("*.parquet"))
+        if _split_of(path) in splits
+    ]
     why = _stale(out, store) if card else "not all shards were published"
     if not why:
         files += [out / name for name in CARD]
@@ -59,7 +67,9 @@ def _stale(out: Path, store: Store) -> str:
         (out / "README.md").stat()
     except (OSError, ValueError, KeyError):
         return f"there is none: `sparrow card {out}` writes it"
-    tars = {entry["@id"]: entry.get("sha256") for entry in told if entry.get("@type") == "cr:FileObject"}
+    tars = {
+        entry["@id"]: entry.get("sha256") for entry in told if entry.get("@type") == "cr:FileObject"
+    }
     there = published(store)
     if others := sorted(there ^ tars.keys()):
         return f"it tells of {len(tars)} shards, the store has {len(there)} ({others[0]} is one that differs)"
@@ -77,11 +87,16 @@ def _refresh(store: Store, key: str, path: Path) -> int:
     sha256 = hashlib.sha256(data).hexdigest()
     for _ in range(TRIES):
         seen = store.look(key)
-        if seen is not None and (seen.size, seen.sha256 or store.digest(key)) == (len(data), sha256):
+        if seen is not None and (seen.size, seen.sha256 or store.digest(key)) == (
+            len(data),
+            sha256,
+        ):
             return 0
         try:
             store.write(key, data, over=seen.etag if seen else NEW)
             return 1
         except Changed:
             continue
-    raise OSError(f"{store.url}/{key} is changed by somebody else again and again: run the same command again")
+    raise OSError(
+        f"{store.url}/{key} is changed by somebody else again and again: run the same command again"
+    )

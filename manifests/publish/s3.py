@@ -38,11 +38,17 @@ class _File(io.FileIO):
 class S3:
     """A bucket, or what lies under a prefix of it. One may be used by several threads."""
 
-    def __init__(self, place: str, *, endpoint: str = "", conditional: bool = True, workers: int = 4):
+    def __init__(
+        self, place: str, *, endpoint: str = "", conditional: bool = True, workers: int = 4
+    ):
         """place: `bucket/prefix`."""
         self.bucket, _, prefix = place.partition("/")
-        if not _BUCKET.fullmatch(self.bucket):  # not shown: it may be a key that somebody put into the address
-            raise ValueError("after s3:// comes the name of a bucket: 3 to 63 of a-z, 0-9, dot and hyphen, and no key")
+        if not _BUCKET.fullmatch(
+            self.bucket
+        ):  # not shown: it may be a key that somebody put into the address
+            raise ValueError(
+                "after s3:// comes the name of a bucket: 3 to 63 of a-z, 0-9, dot and hyphen, and no key"
+            )
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.url, self.conditional = f"s3://{self.bucket}/{self.prefix}".rstrip("/"), conditional
         self.stop = threading.Event()
@@ -51,9 +57,13 @@ class S3:
             import s3fs  # noqa: F401  (what reads the shards: to miss it now is better than after the upload)
             from botocore.config import Config
         except ImportError as error:
-            raise RuntimeError(f"s3:// needs s3fs, which is not installed ({error}): pip install s3fs") from error
+            raise RuntimeError(
+                f"s3:// needs s3fs, which is not installed ({error}): pip install s3fs"
+            ) from error
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 5}, max_pool_connections=workers + 1, connect_timeout=10
+            retries={"mode": "standard", "total_max_attempts": 5},
+            max_pool_connections=workers + 1,
+            connect_timeout=10,
         )
         with self._told("open"):
             self._client = botocore.session.get_session().create_client(
@@ -71,7 +81,12 @@ class S3:
     @contextmanager
     def _told(self, action: str, *, conditional: bool = False) -> Iterator[None]:
         """What botocore raises, as Changed, FileNotFoundError (no such object) or another OSError."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            PartialCredentialsError,
+        )
 
         try:
             yield
@@ -92,11 +107,15 @@ class S3:
 
     def _refused(self, action: str, code: str, status: int | None, words: str) -> OSError:
         if code == "NoSuchBucket":
-            return OSError(f"{self.url}: there is no bucket {self.bucket}: create it, or mend the name or --endpoint")
+            return OSError(
+                f"{self.url}: there is no bucket {self.bucket}: create it, or mend the name or --endpoint"
+            )
         if status == 404 and action in ("head_object", "get_object"):
             return FileNotFoundError(f"{self.url}: there is no such object")
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-            return PermissionError(f"{self.url}: the store does not take these credentials ({code})")
+            return PermissionError(
+                f"{self.url}: the store does not take these credentials ({code})"
+            )
         if status == 403:
             return PermissionError(
                 f"{self.url}: the store denies {action}. These credentials need s3:GetObject, s3:PutObject, "
@@ -139,40 +158,65 @@ class S3:
         if size > PUT_LIMIT:
             self._put_parts(key, path, size, sha256, over)
             return
-        with _File(path, self.stop) as file:  # small ones as bytes: a file is asked for by "100 Continue", a trip more
+        with _File(
+            path, self.stop
+        ) as file:  # small ones as bytes: a file is asked for by "100 Continue", a trip more
             self._put(key, file.read() if size < SMALL else file, sha256, over)
 
     def _put(self, key: str, body: Any, sha256: str, over: str) -> str:
         checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
         answer = self.call(
-            "put_object", key, Body=body, ChecksumSHA256=checksum, Metadata={"sha256": sha256}, **self._condition(over)
+            "put_object",
+            key,
+            Body=body,
+            ChecksumSHA256=checksum,
+            Metadata={"sha256": sha256},
+            **self._condition(over),
         )
         if answer.get("ChecksumSHA256", checksum) != checksum:
-            raise OSError(f"{self.url}/{key} did not arrive as it was sent: run the same command again")
+            raise OSError(
+                f"{self.url}/{key} did not arrive as it was sent: run the same command again"
+            )
         return answer["ETag"]
 
     def _put_parts(self, key: str, path: Path, size: int, sha256: str, over: str) -> None:
         """Each part goes with a CRC that the store checks (botocore's default). The last request has the condition."""
-        upload = {"UploadId": self.call("create_multipart_upload", key, Metadata={"sha256": sha256})["UploadId"]}
+        upload = {
+            "UploadId": self.call("create_multipart_upload", key, Metadata={"sha256": sha256})[
+                "UploadId"
+            ]
+        }
         digest, step = hashlib.sha256(), max(PART, -(-size // 10_000))
         parts: list[dict] = []
-        with ExitStack() as unfinished:  # whatever stops it, Ctrl-C too, takes back what is there of it
+        with (
+            ExitStack() as unfinished
+        ):  # whatever stops it, Ctrl-C too, takes back what is there of it
             unfinished.callback(self._abort, key, upload)
             with path.open("rb") as file:
                 while data := file.read(step):
                     digest.update(data)
-                    answer = self.call("upload_part", key, PartNumber=len(parts) + 1, Body=data, **upload)
-                    sums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+                    answer = self.call(
+                        "upload_part", key, PartNumber=len(parts) + 1, Body=data, **upload
+                    )
+                    sums = {
+                        name: value for name, value in answer.items() if name.startswith("Checksum")
+                    }
                     parts.append({"PartNumber": len(parts) + 1, "ETag": answer["ETag"], **sums})
             if digest.hexdigest() != sha256:
                 raise OSError(f"{path} changed while it was read: run the same command again")
             self.call(
-                "complete_multipart_upload", key, MultipartUpload={"Parts": parts}, **upload, **self._condition(over)
+                "complete_multipart_upload",
+                key,
+                MultipartUpload={"Parts": parts},
+                **upload,
+                **self._condition(over),
             )
             unfinished.pop_all()
 
     def _abort(self, key: str, upload: dict[str, str]) -> None:
-        with suppress(OSError, KeyboardInterrupt):  # what is left of it, the bucket's lifecycle rule removes
+        with suppress(
+            OSError, KeyboardInterrupt
+        ):  # what is left of it, the bucket's lifecycle rule removes
             self.call("abort_multipart_upload", key, **upload)
 
     def _condition(self, over: str) -> dict[str, str]:

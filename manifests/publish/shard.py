@@ -81,7 +81,10 @@ class Shard:
     def blobs(self) -> list[Blob]:
         """The tar, and a part of each table but `shards`. Made of names alone: no path is taken from a row."""
         source, _, split = self.split_of(self.name).partition("-")
-        known, tar = json.loads(self.row["parts_sha256"]), f"{source}/{split}/shards/{self.name}.tar"
+        known, tar = (
+            json.loads(self.row["parts_sha256"]),
+            f"{source}/{split}/shards/{self.name}.tar",
+        )
         keys = {table: f"manifests/{table}/{self.name}.parquet" for table in PER_SHARD}
         parts = [Blob(key, self.out / key, known.get(table, "")) for table, key in keys.items()]
         return [Blob(tar, self.out / tar, self.row["sha256"]), *parts]
@@ -142,9 +145,13 @@ class Claim:
     def write(digest: str) -> bytes:
         """A part of `shards` without rows. No two are equal: a claim that was taken over never looks as it did."""
         note = {
-            "digest": digest, "by": f"process {os.getpid()} on {socket.gethostname()}",
-            "since": datetime.now(UTC).isoformat(timespec="seconds"), "token": os.urandom(8).hex(),
-        }  # fmt: skip
+            "digest": digest,
+            "by": f"process {os.getpid()} on {socket.gethostname()}",
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "token": os.urandom(8).hex(),
+        }
         form, sink = schema("shards"), pa.BufferOutputStream()
-        pq.ParquetWriter(sink, form.with_metadata({**(form.metadata or {}), _NOTE: json.dumps(note).encode()})).close()
+        pq.ParquetWriter(
+            sink, form.with_metadata({**(form.metadata or {}), _NOTE: json.dumps(note).encode()})
+        ).close()
         return sink.getvalue().to_pybytes()

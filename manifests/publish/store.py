@@ -104,4 +104,6 @@ class Plain:
 
     def names(self, folder: str) -> Iterator[str]:
         with suppress(FileNotFoundError):
-            yield from (name.rsplit("/", 1)[-1] for name in self._fs.ls(self._path(folder), detail=False))
+            yield from (
+                name.rsplit("/", 1)[-1] for name in self._fs.ls(self._path(folder), detail=False)
+            )

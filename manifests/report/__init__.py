@@ -30,9 +30,13 @@ UNREADABLE = (OSError, EOFError, ValueError, LookupError, av.FFmpegError, cv2.er
 
 
 def write_report(
-    out: Path, paper: dict[str, tuple[int, int]], paper_total: tuple[int, int], *,
-    planned: dict[str, int] | None = None, leaks: dict | None = None,
-) -> Path:  # fmt: skip
+    out: Path,
+    paper: dict[str, tuple[int, int]],
+    paper_total: tuple[int, int],
+    *,
+    planned: dict[str, int] | None = None,
+    leaks: dict | None = None,
+) -> Path:
     """Write `report/index.html` into an output, in one step, and return its path.
 
     paper, paper_total: clips and QA that the paper has, by source and in all. planned: referents in the plan of each
@@ -50,24 +54,47 @@ def write_report(
 
 
 def render(
-    catalogue: "DuckDBPyConnection", out: Path, paper: dict[str, tuple[int, int]], paper_total: tuple[int, int], *,
-    planned: dict[str, int] | None = None, leaks: dict | None = None,
-) -> str:  # fmt: skip
+    catalogue: "DuckDBPyConnection",
+    out: Path,
+    paper: dict[str, tuple[int, int]],
+    paper_total: tuple[int, int],
+    *,
+    planned: dict[str, int] | None = None,
+    leaks: dict | None = None,
+) -> str:
     """The page's text."""
     measure(catalogue, most=SAMPLED)
     rows = statistics(catalogue)
     names = data.sources(catalogue)
     worst, slowest, sheet = data.worst(catalogue), data.slowest(catalogue), data.sheet(catalogue)
-    wanted = [row["referent_id"] for row in (*worst, *(one for rows in sheet.values() for one in rows))]
+    wanted = [
+        row["referent_id"] for row in (*worst, *(one for rows in sheet.values() for one in rows))
+    ]
     return _page().render(
-        name=out.resolve().name, made=datetime.now(UTC), charts=charts, names=names,
+        name=out.resolve().name,
+        made=datetime.now(UTC),
+        charts=charts,
+        names=names,
         colour={name: f"c{i % COLOURS}" for i, name in enumerate(names)} | {"all": "call"},
-        totals=data.totals(catalogue), waiting=data.waiting(catalogue, planned or {}), funnel=data.funnel(catalogue),
-        rows=data.per_source(catalogue, rows, paper), paper_total=paper_total, drops=data.drops(catalogue),
-        distributions=distributions(catalogue), sampled=SAMPLED, time=data.time_spent(catalogue), slowest=slowest,
-        worst=worst, sheet=sheet, strips=_strips(catalogue, out, wanted), repeats=data.repeats(catalogue),
-        leaks=leaks, events=data.events(catalogue), runs=data.runs(catalogue), configs=data.configs(catalogue),
-    )  # fmt: skip
+        totals=data.totals(catalogue),
+        waiting=data.waiting(catalogue, planned or {}),
+        funnel=data.funnel(catalogue),
+        rows=data.per_source(catalogue, rows, paper),
+        paper_total=paper_total,
+        drops=data.drops(catalogue),
+        distributions=distributions(catalogue),
+        sampled=SAMPLED,
+        time=data.time_spent(catalogue),
+        slowest=slowest,
+        worst=worst,
+        sheet=sheet,
+        strips=_strips(catalogue, out, wanted),
+        repeats=data.repeats(catalogue),
+        leaks=leaks,
+        events=data.events(catalogue),
+        runs=data.runs(catalogue),
+        configs=data.configs(catalogue),
+    )
 
 
 COLOURS = 8
@@ -77,8 +104,13 @@ COLOURS = 8
 def _page() -> Template:
     """The template, compiled once: that takes longer than a small output's numbers."""
     loader = PackageLoader("manifests.report", "")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= FILTERS
     return environment.get_template("page.html")
 
@@ -102,7 +134,13 @@ def _number(value: float | None) -> str:
     """Three digits that matter."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.2f}"
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -139,6 +177,11 @@ def _words(value: str) -> str:
 
 
 FILTERS: dict[str, Any] = {
-    "count": _count, "number": _number, "percent": _percent, "seconds": _seconds, "bytes": _bytes, "when": _when,
+    "count": _count,
+    "number": _number,
+    "percent": _percent,
+    "seconds": _seconds,
+    "bytes": _bytes,
+    "when": _when,
     "words": _words,
-}  # fmt: skip
+}

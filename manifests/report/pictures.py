@@ -30,9 +30,13 @@ QUALITY = 74
 
 def places(catalogue: "DuckDBPyConnection", wanted: list[str]) -> dict[str, list[dict]]:
     """Where the members of samples are, by referent: one query for all of them, since each looks at every shard."""
-    rows = rows_of(catalogue, """
+    rows = rows_of(
+        catalogue,
+        """
         SELECT m.key, s.path, m.name, m."offset", m.size FROM members m JOIN shards s ON s.shard = m.shard
-        WHERE list_contains($1, m.key) ORDER BY m.key, m."offset" """, [wanted])  # fmt: skip
+        WHERE list_contains($1, m.key) ORDER BY m.key, m."offset" """,
+        [wanted],
+    )
     found: dict[str, list[dict]] = {}
     for row in rows:
         found.setdefault(row["key"], []).append(row)
@@ -61,7 +65,11 @@ def strip(out: "Path", members_at: list[dict]) -> str:
         crop.thumbnail((sheet.CROP, sheet.CROP))
         x = FRAMES * (sheet.FRAME[0] + GAP) + rank * (sheet.CROP + GAP)
         image.paste(crop, (x + (sheet.CROP - crop.width) // 2, (sheet.CROP - crop.height) // 2))
-    return uri(image.resize((round(image.width * SCALE), round(image.height * SCALE)), Image.Resampling.LANCZOS))
+    return uri(
+        image.resize(
+            (round(image.width * SCALE), round(image.height * SCALE)), Image.Resampling.LANCZOS
+        )
+    )
 
 
 def uri(image: Image.Image) -> str:
@@ -70,7 +78,9 @@ def uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _pictures(members: dict[str, bytes], wanted: list[int]) -> list[tuple[int, NDArray[np.uint8] | None]]:
+def _pictures(
+    members: dict[str, bytes], wanted: list[int]
+) -> list[tuple[int, NDArray[np.uint8] | None]]:
     """(frame, picture) near each wanted frame: the nearest key frame of a video that has enough of them."""
     if "mp4" in members:
         keys = key_frames(members["mp4"])

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from manifests.verify.deep import check_tar
 from manifests.verify.fast import check_tables
-from manifests.verify.files import check_ends, check_plans, check_runs, feature_length, garbage, load_parts
+from manifests.verify.files import (
+    check_ends,
+    check_plans,
+    check_runs,
+    feature_length,
+    garbage,
+    load_parts,
+)
 from manifests.verify.problem import Problem, Report
 from schemas.records import KEY
 
@@ -19,7 +26,11 @@ __all__ = ["Problem", "Report", "verify"]
 
 
 def verify(
-    out: Path, *, deep: bool = False, tick: Callable[[int], None] | None = None, only: Collection[str] | None = None
+    out: Path,
+    *,
+    deep: bool = False,
+    tick: Callable[[int], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> Report:
     """Check an output. FileNotFoundError if it holds no manifests at all.
 
@@ -64,11 +75,15 @@ def verify(
             problems += check_tar(name, tar, row, parts)
     for key, where in owners.items():
         for name in where[1:]:
-            problems.append(Problem(name, "manifests", f"the key is in {len(where)} shards", (key,), len(where)))
+            problems.append(
+                Problem(name, "manifests", f"the key is in {len(where)} shards", (key,), len(where))
+            )
     common = Counter(dims.values()).most_common(1)
     for name, dim in dims.items():
         if dim != common[0][0]:
-            what = f"features of {dim} numbers, other shards have {common[0][0]}: no query reads both"
+            what = (
+                f"features of {dim} numbers, other shards have {common[0][0]}: no query reads both"
+            )
             problems.append(Problem(name, "manifests/tsf_features", what))
     problems += check_plans(out, names)
     problems += check_runs(out)

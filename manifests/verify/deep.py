@@ -25,11 +25,14 @@ def check_tar(name: str, tar: Path, row: dict, parts: Parts) -> list[Problem]:
     """What is wrong with the bytes of shard `name`, and between them and its tables."""
     problems = _walk(name, tar, row, parts)
     rows = {
-        table: parts[table].to_pylist() for table in ("clips", "referents", "tracks", "masks", "tsf", "qa", "members")
+        table: parts[table].to_pylist()
+        for table in ("clips", "referents", "tracks", "masks", "tsf", "qa", "members")
     }
     with tar.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != row["sha256"]:
-            problems.append(Problem(name, row["path"], "sha256 differs from the manifest", kind="bytes"))
+            problems.append(
+                Problem(name, row["path"], "sha256 differs from the manifest", kind="bytes")
+            )
         problems += _members(name, file, rows, parts["tsf_features"])
     return problems + _frames(name, rows)
 
@@ -46,12 +49,26 @@ def _walk(name: str, tar: Path, row: dict, parts: Parts) -> list[Problem]:
     wanted = [(f"{m['key']}.{m['name']}", m["offset"], m["size"]) for m in members]
     missing, extra = set(wanted) - set(found), set(found) - set(wanted)
     return [
-        *some(name, row["path"], "not in the tar where the manifest says", sorted(n for n, *_ in missing), "bytes"),
-        *some(name, row["path"], "in the tar, and not in the manifest", sorted(n for n, *_ in extra), "bytes"),
+        *some(
+            name,
+            row["path"],
+            "not in the tar where the manifest says",
+            sorted(n for n, *_ in missing),
+            "bytes",
+        ),
+        *some(
+            name,
+            row["path"],
+            "in the tar, and not in the manifest",
+            sorted(n for n, *_ in extra),
+            "bytes",
+        ),
     ]
 
 
-def _members(name: str, file: Any, rows: dict[str, list[dict]], features: pa.Table) -> list[Problem]:
+def _members(
+    name: str, file: Any, rows: dict[str, list[dict]], features: pa.Table
+) -> list[Problem]:
     clips = {c["clip_id"]: c for c in rows["clips"]}
     samples = {r["referent_id"]: _Sample(r, clips.get(r["clip_id"], {})) for r in rows["referents"]}
     for table in ("tracks", "masks", "tsf", "qa"):
@@ -60,7 +77,11 @@ def _members(name: str, file: Any, rows: dict[str, list[dict]], features: pa.Tab
                 getattr(samples[r["referent_id"]], table).append(r)
     wide = features.sort_by([("referent_id", "ascending"), ("rank", "ascending")])
     vectors = wide["feature"].combine_chunks()
-    array = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(wide), -1) if len(wide) else None
+    array = (
+        vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(wide), -1)
+        if len(wide)
+        else None
+    )
     for i, key in enumerate(wide["referent_id"].to_pylist()):
         if key in samples and array is not None:
             samples[key].features.append(array[i])
@@ -76,7 +97,9 @@ def _members(name: str, file: Any, rows: dict[str, list[dict]], features: pa.Tab
         if sample is None:
             continue  # an orphan, reported by the fast check
         known = f"{member['sha256']} {sample.clip.get('clip_id')}"
-        if member["name"] in ("mp4", "frames.tar") and known in seen:  # referents of a clip share its media
+        if (
+            member["name"] in ("mp4", "frames.tar") and known in seen
+        ):  # referents of a clip share its media
             faults = seen[known]
         else:
             faults = seen[known] = _faults(member["name"], data, sample)
@@ -104,7 +127,15 @@ def _faults(name: str, data: bytes, sample: _Sample) -> list[str]:
     """What is wrong with one member whose bytes are those that were written."""
     try:
         return list(_decoded(name, data, sample))
-    except (ValueError, KeyError, TypeError, OSError, EOFError, tarfile.TarError, cv2.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        cv2.error,
+    ) as error:
         return [f"cannot be decoded: {str(error)[:160] or type(error).__name__}"]
 
 
@@ -123,7 +154,10 @@ def _decoded(name: str, data: bytes, sample: _Sample) -> Iterator[str]:
     elif name == "masks.json":
         size = (sample.clip["height"], sample.clip["width"])
         masks = {int(t): rle_check(rle, size) for t, rle in json.loads(data).items()}
-        table = {m["frame"]: {"size": [m["height"], m["width"]], "counts": m["counts"]} for m in sample.masks}
+        table = {
+            m["frame"]: {"size": [m["height"], m["width"]], "counts": m["counts"]}
+            for m in sample.masks
+        }
         if masks != table:
             yield "masks differ from the table masks"
     elif name == "json":
@@ -153,14 +187,19 @@ def _track(array: np.ndarray, rows: list[dict]) -> Iterator[str]:
         else:
             table = np.array([np.nan if v is None else v for v in values], array.dtype[column])
         mine = array[column]
-        other = np.flatnonzero((mine != table) & ~((mine != mine) & (table != table)))  # NaN here is NULL there
+        other = np.flatnonzero(
+            (mine != table) & ~((mine != mine) & (table != table))
+        )  # NaN here is NULL there
         if other.size:
             yield f"{column} differs from tracks, first in frame {rows[other[0]]['frame']}"
 
 
 def _description(described: dict, sample: _Sample) -> Iterator[str]:
     """The `.json` against referents, clips, tsf and qa: what it says must be what they say."""
-    pairs = [(described["referent"], sample.referent, "referents"), (described["clip"], sample.clip, "clips")]
+    pairs = [
+        (described["referent"], sample.referent, "referents"),
+        (described["clip"], sample.clip, "clips"),
+    ]
     lists = [(described["tsf"], sample.tsf, "tsf"), (described["qa"], sample.qa, "qa")]
     for entries, stored, table in lists:
         if len(entries) != len(stored):
@@ -188,7 +227,11 @@ def _count_video(data: bytes) -> int:
 def _count_pictures(data: bytes) -> int:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         pictures = [file.read() for info in tar if (file := tar.extractfile(info)) is not None]
-    return sum(cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR) is not None for p in pictures if p)
+    return sum(
+        cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR) is not None
+        for p in pictures
+        if p
+    )
 
 
 def _frames(name: str, rows: dict[str, list[dict]]) -> list[Problem]:
@@ -209,13 +252,19 @@ def _frames(name: str, rows: dict[str, list[dict]]) -> list[Problem]:
         problems += some(name, f"manifests/{table}", "box outside its frame", outside)
     for table in ("tsf", "masks"):
         loose = [
-            f"{r['referent_id']} frame {r['frame']}" for r in rows[table] if (r["referent_id"], r["frame"]) not in kept
+            f"{r['referent_id']} frame {r['frame']}"
+            for r in rows[table]
+            if (r["referent_id"], r["frame"]) not in kept
         ]
-        problems += some(name, f"manifests/{table}", "frame is not a kept frame of its track", loose)
+        problems += some(
+            name, f"manifests/{table}", "frame is not a kept frame of its track", loose
+        )
     broken = []
     for r in rows["masks"]:
         try:
-            rle_check({"size": [r["height"], r["width"]], "counts": r["counts"]}, sizes.get(r["clip_id"]))
+            rle_check(
+                {"size": [r["height"], r["width"]], "counts": r["counts"]}, sizes.get(r["clip_id"])
+            )
         except ValueError:
             broken.append(f"{r['referent_id']} frame {r['frame']}")
     return problems + some(name, "manifests/masks", "the RLE does not add up to its frame", broken)

@@ -25,7 +25,9 @@ NARROW = {
 REPLAN = "the plan cannot be read"
 
 
-def load_parts(out: Path, name: str, *, whole: bool) -> tuple[dict[str, pa.Table] | None, list[Problem]]:
+def load_parts(
+    out: Path, name: str, *, whole: bool
+) -> tuple[dict[str, pa.Table] | None, list[Problem]]:
     """A shard's tables, or None when one of them cannot be used, and what is wrong with the files.
 
     whole: all columns; else only NARROW ones of the long tables.
@@ -50,9 +52,13 @@ def load_parts(out: Path, name: str, *, whole: bool) -> tuple[dict[str, pa.Table
             continue
         strangers = set(pc.unique(parts[table]["shard"]).to_pylist()) - {name}
         if strangers:
-            problems.append(Problem(name, where, f"rows of another shard: {sorted(map(str, strangers))[:3]}"))
+            problems.append(
+                Problem(name, where, f"rows of another shard: {sorted(map(str, strangers))[:3]}")
+            )
     if "shards" in parts and len(parts["shards"]) != 1:
-        problems.append(Problem(name, "manifests/shards", f"{len(parts['shards'])} rows, expected 1"))
+        problems.append(
+            Problem(name, "manifests/shards", f"{len(parts['shards'])} rows, expected 1")
+        )
         return None, problems
     if "shards" in parts:
         problems += _edited(out, name, parts["shards"]["parts_sha256"][0].as_py())
@@ -64,7 +70,11 @@ def check_ends(name: str, tar: Path, row: dict, members: pa.Table) -> list[Probl
     size = tar.stat().st_size
     found = []
     if size != row["bytes"]:
-        found.append(Problem(name, row["path"], f"{size} bytes, the manifest says {row['bytes']}", kind="bytes"))
+        found.append(
+            Problem(
+                name, row["path"], f"{size} bytes, the manifest says {row['bytes']}", kind="bytes"
+            )
+        )
     ends = members.take(sorted({0, len(members) - 1})).to_pylist() if len(members) else []
     with tar.open("rb") as file:
         for member in ends:
@@ -72,7 +82,11 @@ def check_ends(name: str, tar: Path, row: dict, members: pa.Table) -> list[Probl
             file.seek(max(0, member["offset"] - tarfile.BLOCKSIZE))
             try:
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "replace")
-                there = header.name if header.size == member["size"] else f"{header.name} of {header.size} bytes"
+                there = (
+                    header.name
+                    if header.size == member["size"]
+                    else f"{header.name} of {header.size} bytes"
+                )
             except tarfile.HeaderError:
                 there = "no member"
             if there != label:
@@ -83,7 +97,11 @@ def check_ends(name: str, tar: Path, row: dict, members: pa.Table) -> list[Probl
 
 def feature_length(out: Path, name: str) -> int:
     """Numbers in a feature of a shard."""
-    return pq.read_schema(out / "manifests" / "tsf_features" / f"{name}.parquet").field("feature").type.list_size
+    return (
+        pq.read_schema(out / "manifests" / "tsf_features" / f"{name}.parquet")
+        .field("feature")
+        .type.list_size
+    )
 
 
 def _other_schema(form: pa.Schema, table: str) -> str:
@@ -96,7 +114,9 @@ def _other_schema(form: pa.Schema, table: str) -> str:
         return ""
     have, want = {f.name: str(f.type) for f in form}, {f.name: str(f.type) for f in wanted}
     other = [f"{n} is {have[n]}, not {want[n]}" for n in have if n in want and have[n] != want[n]]
-    other += [f"no {n}" for n in want if n not in have] + [f"unknown {n}" for n in have if n not in want]
+    other += [f"no {n}" for n in want if n not in have] + [
+        f"unknown {n}" for n in have if n not in want
+    ]
     return f"columns differ from the schema: {', '.join(other[:4]) or 'their order'}"
 
 
@@ -112,7 +132,9 @@ def _edited(out: Path, name: str, digests: str | None) -> Iterator[Problem]:
             continue
         if hashlib.sha256(path.read_bytes()).hexdigest() != known.get(table):
             yield Problem(
-                name, f"manifests/{table}", "the file has changed since it was committed (its sha256 differs)"
+                name,
+                f"manifests/{table}",
+                "the file has changed since it was committed (its sha256 differs)",
             )
 
 
@@ -120,9 +142,13 @@ def check_plans(out: Path, names: list[str]) -> Iterator[Problem]:
     """Every shard that a plan promises is committed: no gaps, no missing end, nothing left in the middle."""
     for path in sorted((out / "plan").glob("*.parquet")):
         try:
-            promised = json.loads((pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")).get("shards", 0)
+            promised = json.loads(
+                (pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")
+            ).get("shards", 0)
         except (OSError, ValueError) as error:
-            yield Problem(path.stem, f"plan/{path.name}", f"{REPLAN}: {_line(error)}", kind="missing")
+            yield Problem(
+                path.stem, f"plan/{path.name}", f"{REPLAN}: {_line(error)}", kind="missing"
+            )
             continue
         if pending(out, path.stem):
             what = "a reshard was interrupted: run `sparrow reshard` or `sparrow curate` again, which finish it"

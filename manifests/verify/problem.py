@@ -30,7 +30,9 @@ class Problem:
 
     def __str__(self) -> str:
         more = f" and {self.count - len(self.rows)} more" if self.count > len(self.rows) else ""
-        return f"{self.shard}: {self.where}: {self.what}" + (f" ({', '.join(self.rows)}{more})" if self.rows else "")
+        return f"{self.shard}: {self.where}: {self.what}" + (
+            f" ({', '.join(self.rows)}{more})" if self.rows else ""
+        )
 
 
 @dataclass(slots=True)
@@ -48,7 +50,9 @@ class Report:
         return asdict(self)
 
 
-def some(shard: str, where: str, what: str, rows: Iterable[str], kind: Kind = "rows") -> list[Problem]:
+def some(
+    shard: str, where: str, what: str, rows: Iterable[str], kind: Kind = "rows"
+) -> list[Problem]:
     """One problem for all `rows` that have it; none for no rows."""
     found = list(rows)
     return [Problem(shard, where, what, tuple(found[:SHOWN]), len(found), kind)] if found else []

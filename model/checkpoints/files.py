@@ -35,9 +35,13 @@ def weight_files(path: str | Path) -> list[Path]:
     for suffix in SUFFIXES:
         if indices := sorted(path.glob(f"*{suffix}.index.json")):
             if len(indices) > 1:
-                raise CheckpointError(f"{path}: {len(indices)} index files ({_names(indices)}): give the path of one")
+                raise CheckpointError(
+                    f"{path}: {len(indices)} index files ({_names(indices)}): give the path of one"
+                )
             return _indexed(indices[0])
-        if files := sorted(p for p in path.glob(f"*{suffix}") if p.is_file() and not _OTHER.match(p.name)):
+        if files := sorted(
+            p for p in path.glob(f"*{suffix}") if p.is_file() and not _OTHER.match(p.name)
+        ):
             return files
     raise CheckpointError(
         f"{path}: no weights here: wanted *{', *'.join(SUFFIXES)}; found {_names(sorted(path.iterdir())) or 'nothing'}"
@@ -55,10 +59,14 @@ def _indexed(index: Path) -> list[Path]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of weights: {error!r}") from error
     if wrong:
-        raise CheckpointError(f"{index}: names files outside its own folder, which are not read: {wrong[:3]}")
+        raise CheckpointError(
+            f"{index}: names files outside its own folder, which are not read: {wrong[:3]}"
+        )
     files = [index.parent / name for name in names]
     if absent := [p for p in files if not p.is_file()]:
-        raise CheckpointError(f"{index}: names {len(names)} files, of which are not here: {_names(absent)}")
+        raise CheckpointError(
+            f"{index}: names {len(names)} files, of which are not here: {_names(absent)}"
+        )
     return files
 
 
@@ -78,7 +86,9 @@ class Tensors(Mapping[str, Tensor]):
         for file in self.files:
             shapes, _ = _opened(file)
             if twice := [name for name in shapes if name in self.shapes]:
-                raise CheckpointError(f"{len(twice)} tensors are in {self._file[twice[0]]} and in {file}: {twice[0]}")
+                raise CheckpointError(
+                    f"{len(twice)} tensors are in {self._file[twice[0]]} and in {file}: {twice[0]}"
+                )
             self.shapes |= shapes
             self._file |= dict.fromkeys(shapes, file)
 
@@ -90,7 +100,11 @@ class Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         file = self._file[name]
-        if self._open is None or self._open[0] != file or (self._read > _AT_ONCE and _mappable(file)):
+        if (
+            self._open is None
+            or self._open[0] != file
+            or (self._read > _AT_ONCE and _mappable(file))
+        ):
             self._open, self._read = None, 0
             self._open = (file, _opened(file)[1])
         tensor = self._open[1](name)
@@ -104,7 +118,10 @@ def _opened(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Ten
         return {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__
     try:
         handle = safe_open(file, framework="pt")
-        return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}, handle.get_tensor  # noqa: SIM118
+        return {
+            name: tuple(handle.get_slice(name).get_shape())
+            for name in handle.keys()  # noqa: SIM118
+        }, handle.get_tensor
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}") from error
 

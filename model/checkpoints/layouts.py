@@ -101,12 +101,21 @@ _QWEN = (
     Rule("model.", "host.llm.model.language_model."),
     Rule("model.visual.", "host.llm.model.visual.", export=False),  # names since transformers 4.52
     Rule("model.language_model.", "host.llm.model.language_model.", export=False),
-    Rule("lm_head.", "host.llm.lm_head.", export=False),  # tied: a copy of the embeddings where it is stored
+    Rule(
+        "lm_head.", "host.llm.lm_head.", export=False
+    ),  # tied: a copy of the embeddings where it is stored
 )
 _UNIPIXEL_OWN = (
-    "seg_head.", "ref_encoder.", "ref_proj_single.", "ref_proj_double.", "ref_proj.", "tem_pe.", "tem_emb.",
-    "tem_proj.", "msk_proj.",
-)  # fmt: skip
+    "seg_head.",
+    "ref_encoder.",
+    "ref_proj_single.",
+    "ref_proj_double.",
+    "ref_proj.",
+    "tem_pe.",
+    "tem_emb.",
+    "tem_proj.",
+    "msk_proj.",
+)
 _ROTARY = (r"\.rotary_emb\.inv_freq$", "rotary frequencies: computed, not learned")
 _VIDEO_TOWER = ("host.video_encoder.", "host.vision_proj.")
 
@@ -160,7 +169,9 @@ LAYOUTS = (
             Rule("ddetr_transformer.", "proposer.ddetr_transformer."),
             Rule("input_proj.", "proposer.input_proj."),
         ),
-        ignore=((r"^vis_encoder\.", "its copy of SAM2's image encoder: the proposer reads the host's"),),
+        ignore=(
+            (r"^vis_encoder\.", "its copy of SAM2's image encoder: the proposer reads the host's"),
+        ),
         twins=(Rule("vis_encoder.", "host.sam.image_encoder."),),
     ),
     Layout(
@@ -182,7 +193,10 @@ LAYOUTS = (
         ),
         hosts=("videoglamm", "glus"),
         ignore=(
-            (r"^(text_model|text_projection|visual_projection)\.|^logit_scale$", "CLIP's text side and heads"),
+            (
+                r"^(text_model|text_projection|visual_projection)\.|^logit_scale$",
+                "CLIP's text side and heads",
+            ),
             (r"embeddings\.position_ids$", "a table of indices: computed"),
         ),
     ),
@@ -224,7 +238,9 @@ def layout(name: str) -> Layout:
     for one in LAYOUTS:
         if one.name == name:
             return one
-    raise ValueError(f"layout {name!r} is not known: one of {', '.join(one.name for one in LAYOUTS)}")
+    raise ValueError(
+        f"layout {name!r} is not known: one of {', '.join(one.name for one in LAYOUTS)}"
+    )
 
 
 def recognise(names: Iterable[str], what: str) -> Layout:
@@ -244,7 +260,10 @@ def recognise(names: Iterable[str], what: str) -> Layout:
         if all(any(re.search(pattern, name) for name in names) for pattern in one.signature):
             return one
     seen = sorted({re.sub(r"\.\d+(\.|$).*", ".N", name) for name in names})
-    known = "\n".join(f"  {one.name:13} {one.about}; recognised by {' and '.join(one.signature)}" for one in LAYOUTS)
+    known = "\n".join(
+        f"  {one.name:13} {one.about}; recognised by {' and '.join(one.signature)}"
+        for one in LAYOUTS
+    )
     raise CheckpointError(
         f"{what}: {len(names)} tensors in no layout known here. Seen: {', '.join(seen[:12])}"
         f"{', ...' if len(seen) > 12 else ''}\nKnown layouts:\n{known}"

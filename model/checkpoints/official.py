@@ -39,9 +39,16 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        where = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
+        where = (
+            self.files[0]
+            if len(self.files) == 1
+            else f"{self.files[0].parent} ({len(self.files)} files)"
+        )
         lines = [f"{where}: {self.layout}, {self.tensors} tensors, {self.bytes / 1e9:.2f} GB"]
-        lines += [f"  left alone: {len(names)} tensors, {reason}" for reason, names in self.ignored.items()]
+        lines += [
+            f"  left alone: {len(names)} tensors, {reason}"
+            for reason, names in self.ignored.items()
+        ]
         lines += [f"  {kind}: {name}" for kind, name, _, _ in self.problems[:20]]
         lines += [f"  {len(self.problems)} problems in all"] if len(self.problems) > 20 else []
         lines += [f"  note: {note}" for note in self.notes]
@@ -83,7 +90,9 @@ def load_official(
     tree = host_tree(model)
     plan = Plan(one, tensors, tree, str(path))
     if plan.problems and strict:
-        raise CheckpointError(mismatch_table(f"{path} ({one.about})", type(model).__name__, plan.problems))
+        raise CheckpointError(
+            mismatch_table(f"{path} ({one.about})", type(model).__name__, plan.problems)
+        )
     plan.check_copies()
     notes = plan.notes()
     inner = inner_host(model)
@@ -104,7 +113,15 @@ def load_official(
     if any(name.startswith("host.llm.") for name in plan.sources):
         notes += _take_tokenizer(model, path if path.is_dir() else path.parent)
     return Report(
-        model, one.name, tensors.files, len(plan.sources), read, plan.ignored, plan.problems, unfilled(model), notes
+        model,
+        one.name,
+        tensors.files,
+        len(plan.sources),
+        read,
+        plan.ignored,
+        plan.problems,
+        unfilled(model),
+        notes,
     )
 
 
@@ -117,7 +134,9 @@ def require_filled(model: nn.Module) -> None:
         )
 
 
-def export_official(model: nn.Module, to: str, *, optional: bool = False) -> Iterator[tuple[str, Tensor]]:
+def export_official(
+    model: nn.Module, to: str, *, optional: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """(official name, tensor) for everything that files of layout `to` hold, shared tensors under each name.
 
     optional: also the parts that such files may leave out (VideoGLaMM's video tower).
@@ -129,11 +148,15 @@ def export_official(model: nn.Module, to: str, *, optional: bool = False) -> Ite
     host = inner_host(model).spec.name
     absent = [part for part in wanted if not tree.has(part)]
     if absent or (one.hosts and host not in one.hosts):
-        raise ValueError(f"layout {to} is {one.about}: {host} in a {type(model).__name__} cannot be written so")
+        raise ValueError(
+            f"layout {to} is {one.about}: {host} in a {type(model).__name__} cannot be written so"
+        )
     return _exported(model, one, tree, tuple(wanted))
 
 
-def _exported(model: nn.Module, one: Layout, tree: Tree, wanted: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+def _exported(
+    model: nn.Module, one: Layout, tree: Tree, wanted: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
     for name, first in tree.first.items():
         official = one.to_official(name)
         if official is not None and name.startswith(wanted):
@@ -201,13 +224,19 @@ def _take_tokenizer(model: Any, folder: Path) -> list[str]:
 
     host = inner_host(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # noqa: BLE001  (a stranger's files, many parsers: the weights are in, so say why not)
-        return [f"the tokenizer in {folder} could not be read, set host.tokenizer yourself: {str(error)[:300]}"]
+        return [
+            f"the tokenizer in {folder} could not be read, set host.tokenizer yourself: {str(error)[:300]}"
+        ]
     host.tokenizer = tokenizer
     notes = [f"tokenizer: {len(tokenizer)} tokens, {type(tokenizer).__name__}"]
     if host.spec.seg_token not in tokenizer.get_vocab():
-        notes.append(f"the tokenizer does not know {host.spec.seg_token}: host.add_tokens([{host.spec.seg_token!r}])")
+        notes.append(
+            f"the tokenizer does not know {host.spec.seg_token}: host.add_tokens([{host.spec.seg_token!r}])"
+        )
     if model is not host:
         model.learn_tokens()
     return notes

@@ -26,7 +26,9 @@ FORMAT = 1
 _UNCOMPARED = ("format", "version", "only")
 
 
-def save(model: nn.Module, folder: str | Path, only: Literal["trainable", "all"] = "trainable") -> None:
+def save(
+    model: nn.Module, folder: str | Path, only: Literal["trainable", "all"] = "trainable"
+) -> None:
     """Write a Sparrow (or a bare Host) to `folder`; what an earlier save left there is replaced.
 
     only: "trainable" writes the parameters that require gradients, LoRA and new rows among them, to be put on the
@@ -40,9 +42,13 @@ def save(model: nn.Module, folder: str | Path, only: Literal["trainable", "all"]
     tree, folder = Tree(model), Path(folder)
     if only == "all":
         require_filled(model)
-    tensors = {name: t.detach() for name, t in tree.tensors.items() if only == "all" or t.requires_grad}
+    tensors = {
+        name: t.detach() for name, t in tree.tensors.items() if only == "all" or t.requires_grad
+    }
     if not tensors or any(t.is_meta for t in tensors.values()):
-        raise CheckpointError(f"{folder}: the model has no trainable parameters with values: nothing to save")
+        raise CheckpointError(
+            f"{folder}: the model has no trainable parameters with values: nothing to save"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     save_torch_state_dict(tensors, str(folder))
@@ -71,9 +77,13 @@ def describe(folder: str | Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         known = about["format"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a finished checkpoint of this project: {path.name}: {error!r}") from error
+        raise CheckpointError(
+            f"{folder}: not a finished checkpoint of this project: {path.name}: {error!r}"
+        ) from error
     if known != FORMAT:
-        raise CheckpointError(f"{path}: format {known}, but this code (format {FORMAT}) cannot read it: update it")
+        raise CheckpointError(
+            f"{path}: format {known}, but this code (format {FORMAT}) cannot read it: update it"
+        )
     return about
 
 
@@ -110,20 +120,26 @@ def load(
     if everything and (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        host.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        host.tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
 def _misfits(tree: Tree, tensors: Tensors, everything: bool) -> list[tuple]:
     stored = {tree.first[name] for name in tensors if name in tree.first}
     rows: list[tuple] = [
-        ("unknown", name, "", shape) for name, shape in tensors.shapes.items() if name not in tree.first
+        ("unknown", name, "", shape)
+        for name, shape in tensors.shapes.items()
+        if name not in tree.first
     ]
     for name, tensor in tree.tensors.items():
         if everything and name not in stored:
             rows.append(("missing", name, tuple(tensor.shape), ""))
     for name, shape in tensors.shapes.items():
         wanted = tuple(tree.tensors[tree.first[name]].shape) if name in tree.first else shape
-        same = shape[1:] == wanted[1:] if everything and name.endswith(VOCABULARY) else shape == wanted
+        same = (
+            shape[1:] == wanted[1:] if everything and name.endswith(VOCABULARY) else shape == wanted
+        )
         if not same:
             rows.append(("mis-shaped", name, wanted, shape))
     return rows
@@ -146,12 +162,14 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _compare(folder: Path, theirs: dict, ours: dict, allowed: set[str]) -> None:
     flat = [
-        _flat({k: v for k, v in about.items() if k not in ("format", "version", "only")}) for about in (ours, theirs)
+        _flat({k: v for k, v in about.items() if k not in ("format", "version", "only")})
+        for about in (ours, theirs)
     ]
     rows = [
         f"  {name:40} model {flat[0].get(name, 'has it not')!s:24} saved {flat[1].get(name, 'has it not')}"
         for name in sorted({*flat[0], *flat[1]})
-        if flat[0].get(name) != flat[1].get(name) and not any(f"{name}.".startswith(f"{word}.") for word in allowed)
+        if flat[0].get(name) != flat[1].get(name)
+        and not any(f"{name}.".startswith(f"{word}.") for word in allowed)
     ]
     if rows:
         raise CheckpointError(
@@ -169,5 +187,7 @@ def _compare(folder: Path, theirs: dict, ours: dict, allowed: set[str]) -> None:
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, inner in value.items():
-        found |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner}
+        found |= (
+            _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner}
+        )
     return found

@@ -28,7 +28,9 @@ class Plan:
         """Of the vocabulary, where the file's is not the model's."""
         host: Any = getattr(tree.model, "host", tree.model)
         if one.hosts and host.spec.name not in one.hosts:
-            raise CheckpointError(f"{what} is {one.about}, for {' and '.join(one.hosts)}, not for {host.spec.name}")
+            raise CheckpointError(
+                f"{what} is {one.about}, for {' and '.join(one.hosts)}, not for {host.spec.name}"
+            )
         for official in tensors:
             self._place(official)
         if not self.sources and not self.problems:
@@ -41,7 +43,11 @@ class Plan:
 
     def _place(self, official: str) -> None:
         reason, ours = self.layout.ignored(official), self.layout.to_ours(official)
-        if reason is None and ours is not None and not self.tree.has(part := ours.partition(".")[0] + "."):
+        if (
+            reason is None
+            and ours is not None
+            and not self.tree.has(part := ours.partition(".")[0] + ".")
+        ):
             reason = f"for {part[:-1]}, which this {type(self.tree.model).__name__} has not"
         if reason is not None:
             self.ignored.setdefault(reason, []).append(official)
@@ -51,7 +57,11 @@ class Plan:
             self.sources.setdefault(self.tree.first[ours], []).append(official)
 
     def _fit_vocabulary(self) -> None:
-        tables = [name for name in self.sources if name.startswith("host.llm.") and name.endswith(VOCABULARY)]
+        tables = [
+            name
+            for name in self.sources
+            if name.startswith("host.llm.") and name.endswith(VOCABULARY)
+        ]
         pairs = [
             (self.tensors.shapes[official], self.tree.tensors[name].shape)
             for name in tables
@@ -66,12 +76,20 @@ class Plan:
             wanted = tuple(self.tree.tensors[name].shape)
             if self.rows is not None and name.startswith("host.llm.") and name.endswith(VOCABULARY):
                 wanted = (self.rows, *wanted[1:])
-            if wrong := [official for official in officials if self.tensors.shapes[official] != wanted]:
-                self.problems += [("mis-shaped", name, wanted, self.tensors.shapes[name]) for name in wrong]
+            if wrong := [
+                official for official in officials if self.tensors.shapes[official] != wanted
+            ]:
+                self.problems += [
+                    ("mis-shaped", name, wanted, self.tensors.shapes[name]) for name in wrong
+                ]
                 del self.sources[name]
 
     def _find_missing(self) -> None:
-        found = {self.tree.first[ours] for ours in map(self.layout.to_ours, self.tensors) if ours in self.tree.first}
+        found = {
+            self.tree.first[ours]
+            for ours in map(self.layout.to_ours, self.tensors)
+            if ours in self.tree.first
+        }
         wanted = tuple(
             part
             for part in self.layout.parts
@@ -88,13 +106,17 @@ class Plan:
         for first, *others in self.sources.values():
             for other in others:
                 if not torch.equal(self.tensors[first], self.tensors[other]):
-                    raise CheckpointError(f"{self.what}: {first} and {other} must be equal (one tensor), and differ")
+                    raise CheckpointError(
+                        f"{self.what}: {first} and {other} must be equal (one tensor), and differ"
+                    )
 
     def notes(self) -> list[str]:
         """What a reader of the report should know."""
         copies = sum(len(official) - 1 for official in self.sources.values())
         notes = [f"{copies} tensors are stored under a second name, and equal"] if copies else []
-        return notes + ([f"vocabulary: {self.rows} rows, as in the file"] if self.rows is not None else [])
+        return notes + (
+            [f"vocabulary: {self.rows} rows, as in the file"] if self.rows is not None else []
+        )
 
     def compare_twins(self, tree: Tree) -> list[str]:
         """Whether what was left alone as a copy of the host's is one."""
@@ -106,7 +128,9 @@ class Plan:
                 if name.startswith(twin.official)
             }
             if any(own is not None and own.is_meta for own in pairs.values()):
-                notes.append(f"{twin.official}* was not compared with {twin.ours}*, which has no values yet")
+                notes.append(
+                    f"{twin.official}* was not compared with {twin.ours}*, which has no values yet"
+                )
                 continue
             different = sum(
                 own is None
@@ -114,7 +138,11 @@ class Plan:
                 or not torch.equal(own.cpu(), self.tensors[name].to(own.dtype))
                 for name, own in pairs.items()
             )
-            verdict = f"differ in {different} tensors: trained on other features" if different else "are equal"
+            verdict = (
+                f"differ in {different} tensors: trained on other features"
+                if different
+                else "are equal"
+            )
             if pairs:
                 notes.append(f"{twin.official}* and {twin.ours}* {verdict}")
         return notes

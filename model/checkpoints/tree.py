@@ -15,7 +15,9 @@ class Tree:
 
     def __init__(self, model: nn.Module, rename: Callable[[str], str] = str) -> None:
         self.model = model
-        self.float32 = tuple(f"{part}." for part in getattr(getattr(model, "host", model), "float32", ()))
+        self.float32 = tuple(
+            f"{part}." for part in getattr(getattr(model, "host", model), "float32", ())
+        )
         self.tensors: dict[str, Tensor] = {}
         """First name -> tensor, in the model's order."""
         self.first: dict[str, str] = {}
@@ -32,7 +34,9 @@ class Tree:
         """Whether a name starts with `part`."""
         return any(name.startswith(part) for name in self.first)
 
-    def put(self, name: str, value: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    def put(
+        self, name: str, value: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
+    ) -> None:
         """Values for the tensor with this first name, under all its names.
 
         One that has memory keeps dtype and device. One on meta gets memory on `device` (default: the CPU), and if it

@@ -30,16 +30,23 @@ def to_sample(record: Record, sparrow: Sparrow, words: Words = "host") -> Sample
     crops = None
     if record.crops is not None:
         if config.tsf.path == "none":
-            raise ValueError(f'{record.key} has crops, but tsf.path is "none": give the loader the model\'s own tsf')
+            raise ValueError(
+                f'{record.key} has crops, but tsf.path is "none": give the loader the model\'s own tsf'
+            )
         crops = host.crop_features(record.crops)
     slots = 0 if crops is None else config.tsf.tokens
     inputs, ids, begins = host.lesson(record.frames_fhw3, question, answer, slots)
     return Sample(
-        inputs=inputs, ids=ids, answer_begins=begins,
+        inputs=inputs,
+        ids=ids,
+        answer_begins=begins,
         sam_frames_f3ss=prepare(record.frames_fhw3, host.spec.sam_size, device),
         masks_nfhw=torch.from_numpy(record.masks_fhw)[None].to(device),
-        boxes_n4=box_14.to(device), crops=crops, text=answer, frame=record.frames_fhw3[0],
-    )  # fmt: skip
+        boxes_n4=box_14.to(device),
+        crops=crops,
+        text=answer,
+        frame=record.frames_fhw3[0],
+    )
 
 
 def collate(records: Sequence[Record], sparrow: Sparrow, words: Words = "host") -> list[Sample]:
@@ -52,5 +59,9 @@ def _words(record: Record, words: Words, question: str, answer: str) -> tuple[st
         return question, answer
     for qa in record.qa:
         if qa["family"] == "segment":
-            return qa["question"], qa["answer"].replace("{", "{{").replace("}", "}}").replace("[SEG]", "{seg}")
-    raise ValueError(f'{record.key} has no curated question of family "segment": words="host", or curate with it')
+            return qa["question"], qa["answer"].replace("{", "{{").replace("}", "}}").replace(
+                "[SEG]", "{seg}"
+            )
+    raise ValueError(
+        f'{record.key} has no curated question of family "segment": words="host", or curate with it'
+    )

@@ -48,7 +48,14 @@ class Entry:
 class Index:
     """Referents in the order of their bytes; rows are numbered from 0."""
 
-    def __init__(self, out: str, shards: pa.Table, referents: pa.Table, members: pa.Table, starts: NDArray[np.int64]):
+    def __init__(
+        self,
+        out: str,
+        shards: pa.Table,
+        referents: pa.Table,
+        members: pa.Table,
+        starts: NDArray[np.int64],
+    ):
         self.out = out
         self.shards, self.referents = shards, referents
         self._members, self._starts = members, starts
@@ -56,9 +63,12 @@ class Index:
 
     @classmethod
     def open(
-        cls, out: str, sources: Sequence[str] | None = None, splits: Sequence[str] = ("train",),
+        cls,
+        out: str,
+        sources: Sequence[str] | None = None,
+        splits: Sequence[str] = ("train",),
         where: pc.Expression | None = None,
-    ) -> "Index":  # fmt: skip
+    ) -> "Index":
         """The committed referents of an output that have at least one mask.
 
         out: a folder, or any address that fsspec opens. sources: None is all. where: a condition on the columns of
@@ -69,7 +79,9 @@ class Index:
         fs, root = fsspec.core.url_to_fs(out)
         parts = sorted(fs.glob(f"{root}/manifests/shards/*.parquet"))
         if not parts:
-            raise ValueError(f"{out}: no committed shard (manifests/shards is empty); curate first, or mend the path")
+            raise ValueError(
+                f"{out}: no committed shard (manifests/shards is empty); curate first, or mend the path"
+            )
         shards = _read(fs, parts, ["path", "source", "split", "index", "sha256", "shard"])
         chosen = pc.is_in(shards["split"].cast(pa.string()), pa.array(list(splits), pa.string()))
         if sources is not None:
@@ -78,29 +90,42 @@ class Index:
                 raise ValueError(
                     f"{out}: no shard of {', '.join(sorted(unknown))}; there are {', '.join(sorted(there))}"
                 )
-            chosen = pc.and_(chosen, pc.is_in(shards["source"].cast(pa.string()), pa.array(list(sources), pa.string())))
+            chosen = pc.and_(
+                chosen,
+                pc.is_in(shards["source"].cast(pa.string()), pa.array(list(sources), pa.string())),
+            )
         shards = shards.filter(chosen).sort_by(
             [("source", "ascending"), ("split", "ascending"), ("index", "ascending")]
         )
         if not len(shards):
             raise ValueError(f"{out}: no committed shard of split {', '.join(splits)}")
 
-        def table(name: str, columns: Sequence[str], condition: pc.Expression | None = None) -> pa.Table:
-            paths = [f"{root}/manifests/{name}/{shard}.parquet" for shard in shards["shard"].to_pylist()]
+        def table(
+            name: str, columns: Sequence[str], condition: pc.Expression | None = None
+        ) -> pa.Table:
+            paths = [
+                f"{root}/manifests/{name}/{shard}.parquet" for shard in shards["shard"].to_pylist()
+            ]
             return _read(fs, paths, [*columns, "shard"], condition)
 
         condition = pc.field("n_masks") > 0
         referents = table("referents", _REFERENT, condition if where is None else condition & where)
         clips = table("clips", _CLIP).drop_columns("shard")
-        if without := sorted(set(clips["clip_id"].filter(pc.equal(clips["media"], "none")).to_pylist())):
+        if without := sorted(
+            set(clips["clip_id"].filter(pc.equal(clips["media"], "none")).to_pylist())
+        ):
             raise ValueError(
                 f"{out}: {len(without)} clips have no media, {without[0]} for one: the loader reads frames from the "
                 "shards; curate with media.media=mp4"
             )
-        clips = clips.take(pc.index_in(referents["clip_id"], value_set=clips["clip_id"].combine_chunks()))
+        clips = clips.take(
+            pc.index_in(referents["clip_id"], value_set=clips["clip_id"].combine_chunks())
+        )
         for name in ("height", "width", "media"):
             referents = referents.append_column(name, clips[name])
-        return cls._place(out, shards, referents, table("members", ["key", "name", "offset", "size", "sha256"]))
+        return cls._place(
+            out, shards, referents, table("members", ["key", "name", "offset", "size", "sha256"])
+        )
 
     @classmethod
     def _place(cls, out: str, shards: pa.Table, referents: pa.Table, members: pa.Table) -> "Index":
@@ -113,16 +138,22 @@ class Index:
             [("shard_row", "ascending"), ("offset", "ascending")]
         )
         keys = members["key"].to_pylist()
-        starts = np.array([i for i, key in enumerate(keys) if not i or key != keys[i - 1]] + [len(keys)], np.int64)
+        starts = np.array(
+            [i for i, key in enumerate(keys) if not i or key != keys[i - 1]] + [len(keys)], np.int64
+        )
         if len(starts) - 1 != len(row_of):
             raise ValueError(
                 f"{out}: {len(row_of)} referents have {len(starts) - 1} runs of members: a key is missing, twice, or "
                 "not contiguous; `sparrow verify` says which"
             )
         if not row_of:
-            raise ValueError(f"{out}: no referent with a mask is left; loosen `where`, or curate more")
+            raise ValueError(
+                f"{out}: no referent with a mask is left; loosen `where`, or curate more"
+            )
         order = pa.array([row_of[keys[i]] for i in starts[:-1]])
-        referents = referents.take(order).append_column("shard_row", members["shard_row"].take(pa.array(starts[:-1])))
+        referents = referents.take(order).append_column(
+            "shard_row", members["shard_row"].take(pa.array(starts[:-1]))
+        )
         return cls(out, shards, referents.combine_chunks(), members.combine_chunks(), starts)
 
     def __len__(self) -> int:
@@ -132,12 +163,21 @@ class Index:
         """Where the bytes of a row are."""
         meta = self.referents.slice(row, 1).to_pylist()[0]
         start, stop = self._starts[row : row + 2]
-        found = self._members.slice(start, stop - start).select(["name", "offset", "size", "sha256"]).to_pylist()
+        found = (
+            self._members.slice(start, stop - start)
+            .select(["name", "offset", "size", "sha256"])
+            .to_pylist()
+        )
         tar = self.shards["path"][meta["shard_row"]].as_py()
         return Entry(
-            meta["referent_id"], meta["source"], tar, tuple(Member(**one) for one in found),
-            meta["height"], meta["width"], meta["media"],
-        )  # fmt: skip
+            meta["referent_id"],
+            meta["source"],
+            tar,
+            tuple(Member(**one) for one in found),
+            meta["height"],
+            meta["width"],
+            meta["media"],
+        )
 
     @cached_property
     def sources(self) -> dict[str, NDArray[np.int64]]:
@@ -170,11 +210,16 @@ class Index:
 
 
 def _read(
-    fs: fsspec.AbstractFileSystem, paths: list[str], columns: Sequence[str], condition: pc.Expression | None = None
+    fs: fsspec.AbstractFileSystem,
+    paths: list[str],
+    columns: Sequence[str],
+    condition: pc.Expression | None = None,
 ) -> pa.Table:
     """Part files of one table as one table; dictionary columns as plain text, for parts have their own dictionaries."""
     parts = [
-        pq.read_table(path, columns=list(columns), filesystem=fs, partitioning=None, filters=condition)
+        pq.read_table(
+            path, columns=list(columns), filesystem=fs, partitioning=None, filters=condition
+        )
         if condition is None
         else _filtered(pq.read_table(path, filesystem=fs, partitioning=None), columns, condition)
         for path in paths

@@ -87,7 +87,13 @@ class Loader:
     """
 
     def __init__(
-        self, index: Index, options: LoaderOptions | None = None, *, rank: int = 0, world: int = 1, workers: int = 0
+        self,
+        index: Index,
+        options: LoaderOptions | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
     ):
         self.index, self.options = index, options or LoaderOptions()
         self.rank, self.world, self.workers = rank, world, workers
@@ -98,11 +104,15 @@ class Loader:
         """Samples with TSF of this epoch, on this rank, that "id_switch" left as they are: alone in their clip."""
         batch = self.options.batch
         if not 0 <= rank < world or batch % world:
-            raise ValueError(f"batch {batch} must be a multiple of world {world}, and rank {rank} below it")
+            raise ValueError(
+                f"batch {batch} must be a multiple of world {world}, and rank {rank} below it"
+            )
         self.counts = shares(index.sources, self.options.weights, self.options.samples)
         self._steps = sum(self.counts.values()) // batch
         if not self._steps:
-            raise ValueError(f"an epoch of {sum(self.counts.values())} samples has no step of {batch}: lower the batch")
+            raise ValueError(
+                f"an epoch of {sum(self.counts.values())} samples has no step of {batch}: lower the batch"
+            )
         self._tasks = _Tasks()
         self._reads: DataLoader | None = None
 
@@ -114,9 +124,14 @@ class Loader:
         """Rows of an epoch in order, of all ranks; whole steps only."""
         options = self.options
         return epoch_order(
-            self.index.sources, self.index.tar_of_row, options.seed, epoch,
-            counts=self.counts, block=options.block, window=options.window,
-        )[: self._steps * options.batch]  # fmt: skip
+            self.index.sources,
+            self.index.tar_of_row,
+            options.seed,
+            epoch,
+            counts=self.counts,
+            block=options.block,
+            window=options.window,
+        )[: self._steps * options.batch]
 
     def __iter__(self) -> Iterator[list[Record]]:
         if self._reads is None:
@@ -124,9 +139,15 @@ class Loader:
             if self.workers:
                 workers = {"prefetch_factor": self.options.prefetch, "persistent_workers": True}
             self._reads = DataLoader(
-                _Reads(self.index, self.options), batch_size=None, sampler=self._tasks, num_workers=self.workers,
-                collate_fn=_send, worker_init_fn=_quiet_worker, generator=torch.Generator(), **workers,
-            )  # fmt: skip
+                _Reads(self.index, self.options),
+                batch_size=None,
+                sampler=self._tasks,
+                num_workers=self.workers,
+                collate_fn=_send,
+                worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),
+                **workers,
+            )
         order, options = self.order(self.epoch), self.options
         positions = range(self.step * options.batch + self.rank, len(order), self.world)
         self._tasks.todo = _todo(order, options, self.epoch, positions)
@@ -158,9 +179,13 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text: where the loader stands, and what it must be given to go on from there."""
         return {
-            "version": STATE_VERSION, **self._identity(), "epoch": self.epoch, "step": self.step,
-            "skipped": list(self.skipped), "uncorrupted": self.uncorrupted,
-        }  # fmt: skip
+            "version": STATE_VERSION,
+            **self._identity(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "skipped": list(self.skipped),
+            "uncorrupted": self.uncorrupted,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader stood. ValueError says what is not the same: data, options, or ranks."""
@@ -180,11 +205,16 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         """What decides which sample comes when; `rank` is left out, as rank 0 may save for all."""
         options = self.options
-        fixed = options.model_dump(mode="json", exclude={"seed", "batch", "max_corrupt", "verify", "prefetch"})
+        fixed = options.model_dump(
+            mode="json", exclude={"seed", "batch", "max_corrupt", "verify", "prefetch"}
+        )
         return {
-            "manifest": self.index.fingerprint, "seed": options.seed, "batch": options.batch, "world": self.world,
+            "manifest": self.index.fingerprint,
+            "seed": options.seed,
+            "batch": options.batch,
+            "world": self.world,
             "options": fixed,
-        }  # fmt: skip
+        }
 
 
 class _Tasks(Sampler[Task]):
@@ -200,10 +230,16 @@ class _Tasks(Sampler[Task]):
 def _todo(order: Rows, options: LoaderOptions, epoch: int, positions: range) -> Iterator[Task]:
     """The tasks at some positions of an epoch."""
     # The share of TSF-free samples is met by drawing without replacement: (place in a shuffle + 1/2) / length.
-    draws = (np.random.default_rng([options.seed, epoch, 1]).permutation(len(order)) + 0.5) / len(order)
+    draws = (np.random.default_rng([options.seed, epoch, 1]).permutation(len(order)) + 0.5) / len(
+        order
+    )
     for position in positions:
-        rows = tuple(int(order[(position + i) % len(order)]) for i in range(min(_SPARES + 1, len(order))))
-        yield Task(epoch, position, rows, options.tsf.wanted(training=True, draw=float(draws[position])))
+        rows = tuple(
+            int(order[(position + i) % len(order)]) for i in range(min(_SPARES + 1, len(order)))
+        )
+        yield Task(
+            epoch, position, rows, options.tsf.wanted(training=True, draw=float(draws[position]))
+        )
 
 
 class _Reads(Dataset[Loaded]):
@@ -225,12 +261,20 @@ class _Reads(Dataset[Loaded]):
         entry, options = self.index.entry(row), self.options
 
         def others() -> list[bytes]:
-            return [reader.members(self.index.entry(i), "track.npy")["track.npy"] for i in self.index.others(row)]
+            return [
+                reader.members(self.index.entry(i), "track.npy")["track.npy"]
+                for i in self.index.others(row)
+            ]
 
         return make_record(
-            entry, reader.members(entry), np.random.default_rng([options.seed, task.epoch, task.position]),
-            frames=options.frames, tsf=options.tsf if task.tsf else None, corruption=options.corruption, others=others,
-        )  # fmt: skip
+            entry,
+            reader.members(entry),
+            np.random.default_rng([options.seed, task.epoch, task.position]),
+            frames=options.frames,
+            tsf=options.tsf if task.tsf else None,
+            corruption=options.corruption,
+            others=others,
+        )
 
 
 def _send(loaded: Any) -> Any:

@@ -63,8 +63,16 @@ class Record:
 
 
 NONSENSE = (
-    KeyError, IndexError, TypeError, ValueError, EOFError, RuntimeError, tarfile.TarError, cv2.error, av.FFmpegError,
-)  # fmt: skip
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    tarfile.TarError,
+    cv2.error,
+    av.FFmpegError,
+)
 """What bytes that are not what they should be can raise. Errors of the machine (OSError) are not among them."""
 
 Others = Callable[[], Sequence[bytes]]
@@ -72,9 +80,15 @@ Others = Callable[[], Sequence[bytes]]
 
 
 def make_record(
-    entry: Entry, members: dict[str, bytes], rng: np.random.Generator, *, frames: int = 8,
-    tsf: TSFConfig | None = None, corruption: Corruption | None = None, others: Others = tuple,
-) -> Record:  # fmt: skip
+    entry: Entry,
+    members: dict[str, bytes],
+    rng: np.random.Generator,
+    *,
+    frames: int = 8,
+    tsf: TSFConfig | None = None,
+    corruption: Corruption | None = None,
+    others: Others = tuple,
+) -> Record:
     """Members -> record.
 
     rng: draws the frames. tsf: how crops are chosen, None for a sample that goes without. corruption: applied to the
@@ -92,7 +106,11 @@ def make_record(
         noisy = corruption is not None and corruption.kind != "none"
         stored = tsf is not None and tsf.selection == "offline" and not noisy
         if tsf is not None and not stored:
-            trajectory = _corrupted(boxes_t4, corruption, others, entry.key) if noisy and corruption else None
+            trajectory = (
+                _corrupted(boxes_t4, corruption, others, entry.key)
+                if noisy and corruption
+                else None
+            )
             path = boxes_t4 if trajectory is None else trajectory
             picks = _picks(path, track["kept"], words["tsf"], tsf)
         decoded = decode_frames(entry, members, np.union1d(times, np.array(picks, np.int64)))
@@ -104,15 +122,23 @@ def make_record(
             crops = [crop(decoded[t], path[t]) for t in picks]
         size = np.array([entry.width, entry.height] * 2, np.float32)
         return Record(
-            entry.key, entry.source, words["referent"]["caption"], words["qa"], times,
-            np.stack([decoded[t] for t in times]), _masks(times, masks, absent, entry),
-            (boxes_t4 / size).astype(np.float32), crops,
+            entry.key,
+            entry.source,
+            words["referent"]["caption"],
+            words["qa"],
+            times,
+            np.stack([decoded[t] for t in times]),
+            _masks(times, masks, absent, entry),
+            (boxes_t4 / size).astype(np.float32),
+            crops,
             None if trajectory is None else (trajectory / size).astype(np.float32),
-        )  # fmt: skip
+        )
     except NONSENSE as error:
         if isinstance(error, Corrupt):
             raise
-        raise Corrupt(f"{entry.tar}: {entry.key}: {type(error).__name__}: {str(error)[:300]}") from error
+        raise Corrupt(
+            f"{entry.tar}: {entry.key}: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
 
 
 # --- which frames ---------------------------------------------------------------------------------------------------
@@ -138,11 +164,15 @@ def choose_frames(
     knows = knows[knows >= seen[0]]
     if len(knows) > count:
         edges = np.linspace(0, len(knows), count + 1).round().astype(int)
-        first = seen[seen <= knows[edges[1] - 1]]  # of the first stretch, those with a mask; never empty
+        first = seen[
+            seen <= knows[edges[1] - 1]
+        ]  # of the first stretch, those with a mask; never empty
         rest = [knows[rng.integers(low, high)] for low, high in pairwise(edges[1:])]
         return np.array([first[rng.integers(len(first))], *rest], np.int64)
     others = np.setdiff1d(np.arange(knows[0], total), knows)
-    return np.union1d(knows, others[evenly_spaced(len(others), min(count - len(knows), len(others)))])
+    return np.union1d(
+        knows, others[evenly_spaced(len(others), min(count - len(knows), len(others)))]
+    )
 
 
 def _known_absent(track: NDArray) -> NDArray[np.bool_]:
@@ -153,7 +183,9 @@ def _known_absent(track: NDArray) -> NDArray[np.bool_]:
     return meets_none & (has_box | np.isin(track["origin"], _GIVEN).all())
 
 
-def _picks(trajectory: NDArray, kept: NDArray[np.bool_], stored: list[dict], tsf: TSFConfig) -> list[int]:
+def _picks(
+    trajectory: NDArray, kept: NDArray[np.bool_], stored: list[dict], tsf: TSFConfig
+) -> list[int]:
     """Frames to cut crops from: the curated representatives that still have a box, else others that do."""
     there = ~np.isnan(trajectory).any(1)
     if tsf.selection == "online":
@@ -174,7 +206,10 @@ def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str)
     """The trajectory with noise; None where "id_switch" has nobody to switch to."""
     tracks: tuple[NDArray, ...] = ()
     if options.kind == "id_switch":
-        tracks = tuple(np.stack([read_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1) for data in others())
+        tracks = tuple(
+            np.stack([read_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1)
+            for data in others()
+        )
         if not tracks:
             return None
     return corrupt(boxes_t4, options, tracks, zlib.crc32(key.encode()))
@@ -187,11 +222,15 @@ def read_track(data: bytes) -> NDArray:
     """`.track.npy` -> a row of TRACK_DTYPE per frame. ValueError if it is none."""
     track = np.load(io.BytesIO(data), allow_pickle=False)
     if track.dtype != TRACK_DTYPE or not len(track):
-        raise ValueError(f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}")
+        raise ValueError(
+            f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}"
+        )
     return track
 
 
-def _masks(times: NDArray, masks: dict, absent: NDArray[np.bool_], entry: Entry) -> NDArray[np.int8]:
+def _masks(
+    times: NDArray, masks: dict, absent: NDArray[np.bool_], entry: Entry
+) -> NDArray[np.int8]:
     found = np.full((len(times), entry.height, entry.width), UNKNOWN, np.int8)
     for place, t in zip(found, times, strict=True):
         if t in masks:
@@ -203,7 +242,7 @@ def _masks(times: NDArray, masks: dict, absent: NDArray[np.bool_], entry: Entry)
 
 def decode_frames(
     entry: Entry, members: dict[str, bytes], times: NDArray[np.int64]
-) -> dict[int, NDArray[np.uint8]]:  # fmt: skip
+) -> dict[int, NDArray[np.uint8]]:
     """Frames [H, W, 3] RGB of the clip by number; decoded are they, and what lies between them and a key frame.
 
     One of NONSENSE where the media is not what it should be.
@@ -230,13 +269,18 @@ def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
     """
     found = {}
     # Without these, opening decodes a frame to learn what the header and the decoder say anyway.
-    quick: dict[str, Any] = {"options": {"probesize": "32"}, "stream_options": [{"skip_frame": "all"}]}
+    quick: dict[str, Any] = {
+        "options": {"probesize": "32"},
+        "stream_options": [{"skip_frame": "all"}],
+    }
     with av.open(io.BytesIO(data), "r", **quick) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context
         codec.thread_count = 1
         packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        number = {pts: n for n, pts in enumerate(sorted(int(packet.pts or 0) for packet in packets))}
+        number = {
+            pts: n for n, pts in enumerate(sorted(int(packet.pts or 0) for packet in packets))
+        }
         keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
         for start, stop in pairwise([*keys, len(packets)]):
             needed = wanted & {number[packet.pts or 0] for packet in packets[start:stop]}

@@ -23,7 +23,9 @@ class Kept:
     the GPU, else 2 GiB.
     """
 
-    def __init__(self, host: Host, frames: Frames, boxed: Container[int], budget: int | None = None):
+    def __init__(
+        self, host: Host, frames: Frames, boxed: Container[int], budget: int | None = None
+    ):
         self.host, self.frames, self.boxed = host, frames, boxed
         where = host.sam.no_mem_embed.device
         free = torch.cuda.mem_get_info(where)[0] // 4 if where.type == "cuda" else CPU_BYTES

@@ -57,7 +57,9 @@ class Settings(Config):
     def note(self) -> str:
         """What must be said beside every number of this run."""
         made_up = "random weights" if not self.weights else "tiny weights"
-        return f"tiny {self.host}, {made_up}: the numbers mean nothing" if self.size == "tiny" else ""
+        return (
+            f"tiny {self.host}, {made_up}: the numbers mean nothing" if self.size == "tiny" else ""
+        )
 
 
 class Folder:
@@ -76,7 +78,11 @@ class Folder:
     def finished(self, video: Video, *, retry: bool = False) -> bool:
         """Whether a video's part is there, whole and of this run; retry: and nothing in it failed."""
         try:
-            mark = (pq.read_schema(part_path(self.out, video)).metadata or {}).get(b"run", b"").decode()
+            mark = (
+                (pq.read_schema(part_path(self.out, video)).metadata or {})
+                .get(b"run", b"")
+                .decode()
+            )
             failed = retry and any(row["error"] for row in self.rows(video))
         except (OSError, pa.ArrowInvalid):
             return False
@@ -104,7 +110,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): delete that folder, or choose another --out") from error
+        raise ValueError(
+            f"{path}: not JSON ({error}): delete that folder, or choose another --out"
+        ) from error
 
 
 def part_path(out: Path, video: Video) -> Path:
@@ -118,8 +126,13 @@ def write_part(out: Path, video: Video, rows: Sequence[Mapping[str, Any]], mark:
 
 def parquet(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str] | None = None) -> bytes:
     """Rows as a Parquet file; a column that some rows have not is NULL there."""
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    form = pa.schema([(name, column_kind(name, v)) for name, v in columns.items()], metadata=dict(metadata or {}))
+    columns = {
+        name: [row.get(name) for row in rows]
+        for name in dict.fromkeys(name for row in rows for name in row)
+    }
+    form = pa.schema(
+        [(name, column_kind(name, v)) for name, v in columns.items()], metadata=dict(metadata or {})
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pydict(columns, schema=form), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
@@ -135,7 +148,9 @@ def column_kind(name: str, values: Sequence[Any]) -> pa.DataType:
     if kinds and kinds <= {str}:
         return pa.string()
     if kinds and kinds <= {list, tuple, np.ndarray}:
-        return pa.list_(column_kind("", [inner for value in values if value is not None for inner in value]))
+        return pa.list_(
+            column_kind("", [inner for value in values if value is not None for inner in value])
+        )
     return pa.float64()
 
 
@@ -145,7 +160,9 @@ def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
         return [
             line
             for key in sorted({*theirs, *ours})
-            for line in differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
+            for line in differences(
+                theirs.get(key), ours.get(key), f"{name}.{key}" if name else key
+            )
         ]
     return [] if theirs == ours else [f"  {name}: there {theirs!s:.80}, now {ours!s:.80}"]
 

@@ -40,7 +40,8 @@ def _jf(benchmark: str, split: str, title: str) -> tuple[Column, ...]:
 
 MAIN = (
     PaperTable(
-        "Table 1", "MeViS",
+        "Table 1",
+        "MeViS",
         _jf("mevis", "val", "val") + _jf("mevis", "val_u", "val_u"),
         {
             ("unipixel", False): (50.4, 55.7, 53.1, 56.1, 63.2, 59.7),
@@ -52,7 +53,8 @@ MAIN = (
         },
     ),
     PaperTable(
-        "Table 2", "Ref-YTVOS and Ref-DAVIS17",
+        "Table 2",
+        "Ref-YTVOS and Ref-DAVIS17",
         _jf("ref-ytvos", "val", "YTVOS") + _jf("ref-davis17", "val", "DAVIS17"),
         {
             ("unipixel", False): (68.6, 72.3, 70.5, 70.7, 77.8, 74.2),
@@ -64,20 +66,31 @@ MAIN = (
         },
     ),
     PaperTable(
-        "Figure 5", "VidSTG",
-        (Column("vidstg", "test", "mIoU_interrogative", "mIoU, interrogative", digits=2),
-         Column("vidstg", "test", "mIoU_declarative", "mIoU, declarative", digits=2)),
+        "Figure 5",
+        "VidSTG",
+        (
+            Column("vidstg", "test", "mIoU_interrogative", "mIoU, interrogative", digits=2),
+            Column("vidstg", "test", "mIoU_declarative", "mIoU, declarative", digits=2),
+        ),
         {
-            ("unipixel", False): (41.25, None), ("unipixel", True): (46.74, None),
-            ("glus", False): (29.92, None), ("glus", True): (35.17, None),
-            ("videoglamm", False): (39.66, None), ("videoglamm", True): (45.06, None),
+            ("unipixel", False): (41.25, None),
+            ("unipixel", True): (46.74, None),
+            ("glus", False): (29.92, None),
+            ("glus", True): (35.17, None),
+            ("videoglamm", False): (39.66, None),
+            ("videoglamm", True): (45.06, None),
         },
     ),
     PaperTable(
-        "Table 3", "VideoGCG",
-        (Column("videogcg", "test", "mIoU", "mIoU", digits=2), Column("videogcg", "test", "Recall", "Recall", 1.0, 3),
-         Column("videogcg", "test", "METEOR", "METEOR", 1.0, 3), Column("videogcg", "test", "CIDEr", "CIDEr", 1.0, 2),
-         Column("videogcg", "test", "CLAIR", "CLAIR")),
+        "Table 3",
+        "VideoGCG",
+        (
+            Column("videogcg", "test", "mIoU", "mIoU", digits=2),
+            Column("videogcg", "test", "Recall", "Recall", 1.0, 3),
+            Column("videogcg", "test", "METEOR", "METEOR", 1.0, 3),
+            Column("videogcg", "test", "CIDEr", "CIDEr", 1.0, 2),
+            Column("videogcg", "test", "CLAIR", "CLAIR"),
+        ),
         {
             ("unipixel", False): (52.0, 0.311, 0.095, 0.55, 26.0),
             ("unipixel", True): (54.5, None, None, None, None),
@@ -87,15 +100,19 @@ MAIN = (
             ("videoglamm", True): (65.59, None, None, None, 33.6),
         },
     ),
-)  # fmt: skip
+)
 
 ABLATED = Column("ref-davis17", "val", "J&F", "J&F")
 """What Tables 4 and 5 measure, on VideoGLaMM."""
 
 TABLE_4 = {
-    ("none", False): 69.5, ("none", True): 72.5, ("train", False): 72.4, ("train", True): 76.8,
-    ("train+infer", False): 75.3, ("train+infer", True): 77.7,
-}  # fmt: skip
+    ("none", False): 69.5,
+    ("none", True): 72.5,
+    ("train", False): 72.4,
+    ("train", True): 76.8,
+    ("train+infer", False): 75.3,
+    ("train+infer", True): 77.7,
+}
 """(TSF usage, [BOX] on) -> J&F."""
 
 TABLE_5 = {
@@ -116,11 +133,17 @@ FPS = {"videoglamm": (2.40, 2.40), "unipixel": (15.38, 15.04), "glus": (6.374, 6
 """Table 15's frames per second over Ref-DAVIS17 on an A100: host, host + SPARROW."""
 
 
-def beside(benchmark: str, split: str, host: str) -> dict[str, tuple[Column, float | None, float | None]]:
+def beside(
+    benchmark: str, split: str, host: str
+) -> dict[str, tuple[Column, float | None, float | None]]:
     """Key of a summary -> (its column, the paper's number of the host, and of the host with SPARROW), as printed."""
     found = {}
     for table in MAIN:
         for i, column in enumerate(table.columns):
             if (column.benchmark, column.split) == (benchmark, split):
-                found[column.key] = column, table.values[host, False][i], table.values[host, True][i]
+                found[column.key] = (
+                    column,
+                    table.values[host, False][i],
+                    table.values[host, True][i],
+                )
     return found

@@ -43,7 +43,11 @@ class Asking(Config):
         template = getattr(self, query.kind)
         if template is None:
             return None
-        text = query.text.strip().removesuffix(".").lower() if query.kind == "expression" else query.text.strip()
+        text = (
+            query.text.strip().removesuffix(".").lower()
+            if query.kind == "expression"
+            else query.text.strip()
+        )
         return template.replace("{phrase}", text)
 
 
@@ -69,8 +73,11 @@ def asking(protocol: str, host: str, benchmark: str, **changes: Any) -> Asking:
     """
     from model.evaluate.benchmarks import BENCHMARKS
 
-    for what, name, known in (("protocol", protocol, PROTOCOLS), ("host", host, HOSTS),
-                              ("benchmark", benchmark, BENCHMARKS)):  # fmt: skip
+    for what, name, known in (
+        ("protocol", protocol, PROTOCOLS),
+        ("host", host, HOSTS),
+        ("benchmark", benchmark, BENCHMARKS),
+    ):
         if name not in known:
             raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
     fields: dict[str, Any] = {**_VIDEOGLAMM.model_dump(), "name": protocol}
@@ -79,6 +86,8 @@ def asking(protocol: str, host: str, benchmark: str, **changes: Any) -> Asking:
     if benchmark == "videogcg":
         fields["merge"] = "all"
     fields |= PROTOCOLS[protocol]
-    different = {key: value for key, value in changes.items() if key not in fields or fields[key] != value}
+    different = {
+        key: value for key, value in changes.items() if key not in fields or fields[key] != value
+    }
     name = "+".join([protocol, *(f"{key}={value}" for key, value in sorted(different.items()))])
     return Asking.model_validate({**fields, **different, "name": name})

@@ -13,30 +13,49 @@ from model.evaluate.paper import beside
 from model.evaluate.task import Benchmark, Video
 
 
-def conclude(folder: Folder, benchmark: Benchmark, videos: Sequence[Video], total: int) -> dict[str, Any]:
+def conclude(
+    folder: Folder, benchmark: Benchmark, videos: Sequence[Video], total: int
+) -> dict[str, Any]:
     """Write and return the results of `videos`, whose parts are all there, of the benchmark's `total` videos."""
     rows = [row for video in videos for row in folder.rows(video)]
     settings = folder.settings
     scored = benchmark.scored and bool(rows)
     summary = benchmark.summary(rows) if scored else {}
     bounds = benchmark.intervals(rows) if scored else {}
-    failures = [{name: row[name] for name in ("video", "query", "error")} for row in rows if row["error"]]
+    failures = [
+        {name: row[name] for name in ("video", "query", "error")} for row in rows if row["error"]
+    ]
     results = {
-        "benchmark": settings.benchmark, "split": settings.split, "scoring": settings.scoring,
-        "host": settings.host, "size": settings.size, "preset": settings.preset, "model": settings.model,
-        "protocol": settings.asking["name"], "answer": settings.asking["answer"], "seed": settings.seed,
-        "changes": settings.changes, "tsf": settings.tsf,
-        "weights": settings.weights, "note": settings.note,
-        "videos": len(videos), "of_videos": total, "queries": len(rows), "failed": len(failures),
+        "benchmark": settings.benchmark,
+        "split": settings.split,
+        "scoring": settings.scoring,
+        "host": settings.host,
+        "size": settings.size,
+        "preset": settings.preset,
+        "model": settings.model,
+        "protocol": settings.asking["name"],
+        "answer": settings.asking["answer"],
+        "seed": settings.seed,
+        "changes": settings.changes,
+        "tsf": settings.tsf,
+        "weights": settings.weights,
+        "note": settings.note,
+        "videos": len(videos),
+        "of_videos": total,
+        "queries": len(rows),
+        "failed": len(failures),
         "without_mask": sum(not row["error"] and not row["tracks"] for row in rows),
-        "headline": list(benchmark.headline), "summary": summary,
+        "headline": list(benchmark.headline),
+        "summary": summary,
         "intervals": {key: [bound.low, bound.high] for key, bound in bounds.items()},
         "paper": {
             key: {"host": host, "sparrow": sparrow, "scale": column.scale}
-            for key, (column, host, sparrow) in beside(settings.benchmark, settings.split, settings.host).items()
+            for key, (column, host, sparrow) in beside(
+                settings.benchmark, settings.split, settings.host
+            ).items()
         },
         "failures": failures,
-    }  # fmt: skip
+    }
     write_atomically(folder.out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     write_atomically(folder.out / "per_query.parquet", parquet(rows))
     return results
@@ -48,11 +67,15 @@ def caveats(results: dict[str, Any]) -> list[str]:
     if results["answer"] == "force":
         said.append("answers were forced: the language model was not asked whether to ground")
     if results["videos"] < results["of_videos"]:
-        said.append(f"{results['videos']} of {results['of_videos']} videos: not the benchmark's number")
+        said.append(
+            f"{results['videos']} of {results['of_videos']} videos: not the benchmark's number"
+        )
     if results["failed"]:
         said.append(f"{results['failed']} of {results['queries']} queries failed and count as zero")
     if results["without_mask"]:
-        said.append(f"{results['without_mask']} of {results['queries']} answers name no object: they are empty masks")
+        said.append(
+            f"{results['without_mask']} of {results['queries']} answers name no object: they are empty masks"
+        )
     if not results["summary"]:
         said.append("no public truth: make an archive for the benchmark's server (--archive)")
     return said

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 def predict(
-    sparrow: "Sparrow", frames: Frames, query: Query, asking: Asking, seed: int = 0,
-    kept: "Kept | None" = None, tsf: "Extractor | None" = None,
-) -> Prediction:  # fmt: skip
+    sparrow: "Sparrow",
+    frames: Frames,
+    query: Query,
+    asking: Asking,
+    seed: int = 0,
+    kept: "Kept | None" = None,
+    tsf: "Extractor | None" = None,
+) -> Prediction:
     """Ask a model one query about frames [T, H, W, 3] the way a protocol does. Decoding is greedy.
 
     One track per [SEG] of the answer (boxes of one [SEG] together), or one in all, as `asking.merge` says; chunks of
@@ -42,27 +47,43 @@ def predict(
         for start, prompted in prompted_frames(len(frames), asking):
             part = frames[start : start + (asking.chunk or len(frames))]
             steps = sparrow.stream(
-                part, query.text, questions={query.text: question}, answer=asking.answer, prompt_frames=prompted,
-                crops=None if tsf is None else {query.text: _pictures(tsf, part, query.text, sparrow)},
+                part,
+                query.text,
+                questions={query.text: question},
+                answer=asking.answer,
+                prompt_frames=prompted,
+                crops=None
+                if tsf is None
+                else {query.text: _pictures(tsf, part, query.text, sparrow)},
                 max_new_tokens=asking.max_new_tokens,
                 features=None if kept is None else partial(_shifted, kept, start),
-            )  # fmt: skip
+            )
             texts += steps.texts.values()
             for step in steps:
                 for target, mask in zip(step.targets, step.masks_nhw, strict=True):
                     segment = steps.targets[target].referent
                     if segment and asking.merge == "first":
                         continue
-                    track = tracks.setdefault(segment if asking.merge == "all" else 0, np.zeros(frames.shape[:3], bool))
+                    track = tracks.setdefault(
+                        segment if asking.merge == "all" else 0, np.zeros(frames.shape[:3], bool)
+                    )
                     track[start + step.frame] |= mask
-    except (ValueError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+    except (
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # torch's out of memory is a RuntimeError
         torch.cuda.empty_cache()
         return _failed(frames.shape[:3], f"{type(error).__name__}: {error}")
     phrases: tuple[str, ...] = ()
     if query.kind == "gcg":
         said = phrases_of(texts[0], sparrow.host.spec.seg_token)
         phrases = tuple(said[k] if k < len(said) else "" for k in sorted(tracks))
-    masks = np.stack([tracks[k] for k in sorted(tracks)]) if tracks else np.zeros((0, *frames.shape[:3]), bool)
+    masks = (
+        np.stack([tracks[k] for k in sorted(tracks)])
+        if tracks
+        else np.zeros((0, *frames.shape[:3]), bool)
+    )
     return Prediction(masks, "\n".join(texts), phrases)
 
 
@@ -70,14 +91,19 @@ def prompted_frames(total: int, asking: Asking) -> list[tuple[int, list[int]]]:
     """First frame of each chunk, and the frames within it at which the model is asked."""
     length = asking.chunk or total
     every = asking.prompt_every or length
-    return [(start, list(range(0, min(length, total - start), every))) for start in range(0, total, length)]
+    return [
+        (start, list(range(0, min(length, total - start), every)))
+        for start in range(0, total, length)
+    ]
 
 
 def _shifted(kept: "Kept", start: int, t: int) -> "Features":
     return kept(start + t)
 
 
-def _pictures(tsf: "Extractor", frames: Frames, phrase: str, sparrow: "Sparrow") -> Sequence[NDArray[np.uint8]]:
+def _pictures(
+    tsf: "Extractor", frames: Frames, phrase: str, sparrow: "Sparrow"
+) -> Sequence[NDArray[np.uint8]]:
     try:
         found = tsf(frames, phrase)
     except Quarantined:
@@ -105,9 +131,13 @@ def _failed(shape: Sequence[int], error: str) -> Prediction:
 
 
 def evaluate_video(
-    sparrow: "Sparrow", benchmark: Benchmark, video: Video, asking: Asking, seed: int = 0,
+    sparrow: "Sparrow",
+    benchmark: Benchmark,
+    video: Video,
+    asking: Asking,
+    seed: int = 0,
     tsf: "Extractor | None" = None,
-) -> tuple[list[dict[str, Any]], float]:  # fmt: skip
+) -> tuple[list[dict[str, Any]], float]:
     """Every query of a video asked and scored: rows of its part, and the seconds of reading and asking.
 
     What cannot be read, asked or scored scores zero, with the reason. Raises ValueError if there is no score even
@@ -120,19 +150,29 @@ def evaluate_video(
         frames = video.read()
     except (ValueError, MemoryError) as error:
         return failed_video(benchmark, video, str(error)), time.perf_counter() - start
-    boxed = {start + t for start, prompted in prompted_frames(len(frames), asking) for t in prompted}
+    boxed = {
+        start + t for start, prompted in prompted_frames(len(frames), asking) for t in prompted
+    }
     kept = Kept(sparrow.host, frames, boxed) if len(queries) > 1 else None
-    predictions = {query.id: predict(sparrow, frames, query, asking, seed, kept, tsf) for query in queries}
+    predictions = {
+        query.id: predict(sparrow, frames, query, asking, seed, kept, tsf) for query in queries
+    }
     seconds = time.perf_counter() - start
     return to_rows(benchmark, video, predictions), seconds
 
 
 def failed_video(benchmark: Benchmark, video: Video, reason: str) -> list[dict[str, Any]]:
     """Rows of a video that nothing could be asked about, because of its media or of a worker that died on it."""
-    return to_rows(benchmark, video, {query.id: _failed((0, 0, 0), reason) for query in benchmark.queries(video)})
+    return to_rows(
+        benchmark,
+        video,
+        {query.id: _failed((0, 0, 0), reason) for query in benchmark.queries(video)},
+    )
 
 
-def to_rows(benchmark: Benchmark, video: Video, predictions: Mapping[str, Prediction]) -> list[dict[str, Any]]:
+def to_rows(
+    benchmark: Benchmark, video: Video, predictions: Mapping[str, Prediction]
+) -> list[dict[str, Any]]:
     """Predictions of a video, by query -> rows with the benchmark's scores, in the benchmark's order.
 
     A video whose truth cannot be read scores zero, with the reason, where the benchmark has such a score.
@@ -143,15 +183,26 @@ def to_rows(benchmark: Benchmark, video: Video, predictions: Mapping[str, Predic
         try:
             scores = benchmark.score(video, predictions)
         except ValueError as error:
-            predictions = {key: _failed((0, 0, 0), f"cannot be scored: {error}") for key in predictions}
+            predictions = {
+                key: _failed((0, 0, 0), f"cannot be scored: {error}") for key in predictions
+            }
             scores = benchmark.score(video, predictions)
     else:
         scores = [
-            {"video": video.id, "query": q.id, "group": q.group, "kind": q.kind, "error": predictions[q.id].error}
+            {
+                "video": video.id,
+                "query": q.id,
+                "group": q.group,
+                "kind": q.kind,
+                "error": predictions[q.id].error,
+            }
             for q in queries
         ]
     texts = {query.id: query.text for query in queries}
-    return [one | _answer_row(texts.get(one["query"], ""), predictions.get(one["query"])) for one in scores]
+    return [
+        one | _answer_row(texts.get(one["query"], ""), predictions.get(one["query"]))
+        for one in scores
+    ]
 
 
 def _answer_row(text: str, prediction: Prediction | None) -> dict[str, Any]:
@@ -159,7 +210,14 @@ def _answer_row(text: str, prediction: Prediction | None) -> dict[str, Any]:
         prediction = _failed((0, 0, 0), "no prediction")
     tracks, frames, height, width = prediction.masks_nthw.shape
     return {
-        "text": text, "answer": prediction.text, "answer_phrases": list(prediction.phrases), "tracks": tracks,
-        "frames": frames, "height": height, "width": width,
-        "masks": [[rle_encode(mask)["counts"] for mask in track] for track in prediction.masks_nthw],
-    }  # fmt: skip
+        "text": text,
+        "answer": prediction.text,
+        "answer_phrases": list(prediction.phrases),
+        "tracks": tracks,
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "masks": [
+            [rle_encode(mask)["counts"] for mask in track] for track in prediction.masks_nthw
+        ],
+    }

@@ -56,7 +56,9 @@ def write_archive(
 
             for name, answers in predictions:
                 if name not in left:
-                    raise ValueError(f"{benchmark.name} {benchmark.split} has no video {name!r}, or it came twice")
+                    raise ValueError(
+                        f"{benchmark.name} {benchmark.split} has no video {name!r}, or it came twice"
+                    )
                 add(left.pop(name), answers)
             for video in left.values():
                 add(video, {})
@@ -79,15 +81,22 @@ def check_archive(benchmark: Benchmark, path: Path) -> list[str]:
 
 def _need_layout(benchmark: Benchmark) -> None:
     if benchmark.name not in _PREFIX and not isinstance(benchmark, RefDAVIS17):
-        raise ValueError(f"{benchmark.name} has no evaluation server: archives are for {', '.join(_PREFIX)} and "
-                         f"{RefDAVIS17.name}")  # fmt: skip
+        raise ValueError(
+            f"{benchmark.name} has no evaluation server: archives are for {', '.join(_PREFIX)} and "
+            f"{RefDAVIS17.name}"
+        )
 
 
 def _folders(benchmark: Benchmark, video: Video) -> dict[str, str]:
     """Folder in the archive -> id of its query (or of its annotator)."""
     if isinstance(benchmark, RefDAVIS17):
-        return {f"{group}/{video.id}": group for group in sorted({one.group for one in benchmark.queries(video)})}
-    return {f"{_PREFIX[benchmark.name]}{video.id}/{one.id}": one.id for one in benchmark.queries(video)}
+        return {
+            f"{group}/{video.id}": group
+            for group in sorted({one.group for one in benchmark.queries(video)})
+        }
+    return {
+        f"{_PREFIX[benchmark.name]}{video.id}/{one.id}": one.id for one in benchmark.queries(video)
+    }
 
 
 def _images(
@@ -99,7 +108,11 @@ def _images(
             values_thw = benchmark.merged(video, key, answers, size)
         else:
             mask_thw = one_mask(answers.get(key), video, queries[key], size)
-            values_thw = np.zeros((len(video), *size), np.uint8) if mask_thw is None else mask_thw * np.uint8(255)
+            values_thw = (
+                np.zeros((len(video), *size), np.uint8)
+                if mask_thw is None
+                else mask_thw * np.uint8(255)
+            )
         for frame, values_hw in zip(video.frames, values_thw, strict=True):
             image = Image.fromarray(values_hw)
             if isinstance(benchmark, RefDAVIS17):
@@ -114,7 +127,11 @@ def _size_of(video: Video, answers: Mapping[str, Prediction]) -> tuple[int, int]
         with Image.open(io.BytesIO(data)) as header:
             return header.height, header.width
     except (Quarantined, UnidentifiedImageError, Image.DecompressionBombError, OSError):
-        sizes = [one.masks_nthw.shape[2:] for one in answers.values() if not one.error and len(one.masks_nthw)]
+        sizes = [
+            one.masks_nthw.shape[2:]
+            for one in answers.values()
+            if not one.error and len(one.masks_nthw)
+        ]
         return sizes[0] if sizes else None
 
 
@@ -142,7 +159,9 @@ def _problems(benchmark: Benchmark, archive: zipfile.ZipFile) -> list[str]:
     found: dict[str, list[str]] = defaultdict(list)
     names = [info.filename for info in archive.infolist() if not info.is_dir()]
     left = set(names)
-    found["twice in the archive"] = sorted(name for name, times in Counter(names).items() if times > 1)
+    found["twice in the archive"] = sorted(
+        name for name, times in Counter(names).items() if times > 1
+    )
     for video in benchmark.videos():
         size = _size_of(video, {})
         for folder in _folders(benchmark, video):
@@ -155,13 +174,19 @@ def _problems(benchmark: Benchmark, archive: zipfile.ZipFile) -> list[str]:
                 problem, image_size = _image_problem(benchmark, archive, path)
                 size = size or image_size
                 if problem is None and image_size != size:
-                    problem = f"not of the video's size, which is {size[0]}x{size[1]}" if size else "of no size"
+                    problem = (
+                        f"not of the video's size, which is {size[0]}x{size[1]}"
+                        if size
+                        else "of no size"
+                    )
                 if problem:
                     found[problem].append(path)
     found["not expected"] += sorted(left)
     problems = [_words(kind, paths) for kind, paths in found.items() if paths]
     if (hint := _shifted(found["missing"], left)) is not None:
-        problems.append(f"all entries lie one folder too deep: zip the contents of {hint}/, not the folder")
+        problems.append(
+            f"all entries lie one folder too deep: zip the contents of {hint}/, not the folder"
+        )
     return problems
 
 
@@ -179,7 +204,12 @@ def _image_problem(
             if image.format != "PNG" or image.mode not in ("P", "L", "1"):
                 return f"{image.format} of mode {image.mode}, not a grey or palette PNG", size
             values = np.flatnonzero(image.histogram()[:256])
-    except (UnidentifiedImageError, Image.DecompressionBombError, zipfile.BadZipFile, OSError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        zipfile.BadZipFile,
+        OSError,
+    ) as error:
         return f"unreadable ({type(error).__name__})", None
     if isinstance(benchmark, RefDAVIS17):
         if len(values) and values[-1] > 20:

@@ -27,8 +27,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def checked_name(name: object, what: str) -> str:
     """`name` if result folders and files may be called so ([A-Za-z0-9_-]+), else ValueError."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{what} {name!r:.100}: results are saved under this name, so it may hold letters, digits, "
-                         "_ and - only; the annotation file is damaged or not the official one")  # fmt: skip
+        raise ValueError(
+            f"{what} {name!r:.100}: results are saved under this name, so it may hold letters, digits, "
+            "_ and - only; the annotation file is damaged or not the official one"
+        )
     return name
 
 
@@ -61,20 +63,30 @@ class Video:
     def read(self) -> Frames:
         """All frames [T, H, W, 3] uint8 RGB. ValueError with video, file and reason where they cannot be had."""
         if not self.frames:
-            raise ValueError(f"video {self.id}: no frames found in {self.media.path} under {self.root.path}")
+            raise ValueError(
+                f"video {self.id}: no frames found in {self.media.path} under {self.root.path}"
+            )
         wanted = self.pick or tuple(range(len(self)))
-        clip = _Picked(self.id, "", "", self.id, self.media, wanted[0], wanted[-1] + 1, wanted=wanted)
+        clip = _Picked(
+            self.id, "", "", self.id, self.media, wanted[0], wanted[-1] + 1, wanted=wanted
+        )
         try:
             frames = decode(self.root, clip, DecodeConfig()).frames
         except Quarantined as problem:
-            raise ValueError(f"video {self.id}: {problem.message} (under {self.root.path})") from problem
+            raise ValueError(
+                f"video {self.id}: {problem.message} (under {self.root.path})"
+            ) from problem
         if self.size is None or frames.shape[1:3] == self.size:
             return frames
         if not self.resized:
-            raise ValueError(f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]}, "
-                             f"the annotation says {self.size[0]}x{self.size[1]}: another video")  # fmt: skip
+            raise ValueError(
+                f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]}, "
+                f"the annotation says {self.size[0]}x{self.size[1]}: another video"
+            )
         height, width = self.size
-        resized = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]
+        resized = [
+            cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames
+        ]
         return np.stack(resized).astype(np.uint8)
 
 

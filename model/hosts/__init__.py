@@ -14,7 +14,9 @@ HOSTS = {
 }
 
 
-def build(name: str, size: Literal["full", "tiny"] = "full", device: str = "meta", **changes: Any) -> Host:
+def build(
+    name: str, size: Literal["full", "tiny"] = "full", device: str = "meta", **changes: Any
+) -> Host:
     """An untrained host in eval mode, without SPARROW's modules.
 
     size: "full" has the exact official sizes, "tiny" runs on a laptop and speaks bytes. device: "meta" makes no

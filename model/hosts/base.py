@@ -153,7 +153,9 @@ class Host(nn.Module, ABC):
         """[..., patches, patch_dim] -> [..., patches', D]: the host's spatial projector, not pooled further."""
 
     @abstractmethod
-    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+    def conversation(
+        self, question: str, answer: str | None = None, tsf: int = 0
+    ) -> tuple[list[int], int]:
         """Ids of a whole dialogue, IMAGE and `tsf` TSF sentinels in place, and where the answer begins.
 
         TSF slots follow the question on a line of their own. Without an answer the ids end where it would begin.
@@ -185,9 +187,13 @@ class Host(nn.Module, ABC):
 
     def project_temporal(self, features: Tensor) -> Tensor:
         """[..., temporal_dim] -> [..., D]. ValueError for hosts without a temporal encoder."""
-        raise ValueError(f"{self.spec.name} has no temporal projector: Table 9's temporal paths need videoglamm")
+        raise ValueError(
+            f"{self.spec.name} has no temporal projector: Table 9's temporal paths need videoglamm"
+        )
 
-    def positions(self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]) -> Tensor:
+    def positions(
+        self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]
+    ) -> Tensor:
         """Position ids [B, L] (or [3, B, L]): 0, 1, 2, ... for all but M-RoPE hosts."""
         return (attention_bl.long().cumsum(1) - 1).clamp(min=0)
 
@@ -231,14 +237,22 @@ class Host(nn.Module, ABC):
         yield from self.sam.propagate(features, num_frames, prompts, multimask=multimask)
         if first > 0:
             back = {first: prompts[first]}
-            for step in self.sam.propagate(features, num_frames, back, multimask=multimask, reverse=True):
+            for step in self.sam.propagate(
+                features, num_frames, back, multimask=multimask, reverse=True
+            ):
                 if step[0] < first:
                     yield step
 
     def states(
-        self, frames: Frames, question: str, prompt_frames: Sequence[int], *, answer: str | None = None,
-        tsf_nd: Tensor | None = None, max_new_tokens: int = 512,
-    ) -> Iterator[PromptState]:  # fmt: skip
+        self,
+        frames: Frames,
+        question: str,
+        prompt_frames: Sequence[int],
+        *,
+        answer: str | None = None,
+        tsf_nd: Tensor | None = None,
+        max_new_tokens: int = 512,
+    ) -> Iterator[PromptState]:
         """Ask about each prompted frame: the language model sees the video from there to the next one.
 
         answer: forced instead of generated. tsf_nd: [n, D] tokens for the prompt's TSF slots.
@@ -250,12 +264,18 @@ class Host(nn.Module, ABC):
             packed = self.pack([ids], [inputs], tsf=[tsf_nd])
             if answer is None:
                 said = self.generate(packed, max_new_tokens)
-                all_ids, hidden, text = said.ids_l, said.hidden_ld, self.tokenizer.decode(said.answer[: said.length])
+                all_ids, hidden, text = (
+                    said.ids_l,
+                    said.hidden_ld,
+                    self.tokenizer.decode(said.answer[: said.length]),
+                )
             else:
                 _, states, _ = self.lm(packed)
                 all_ids, hidden, text = packed.ids_bl[0], states[0, :-1], answer
             answer_from = len(packed) if answer is None else expanded(packed.ids_bl[0], ids, begin)
-            yield self.prompt_state(start, all_ids, hidden, answer_from, text, forced=answer is not None)
+            yield self.prompt_state(
+                start, all_ids, hidden, answer_from, text, forced=answer is not None
+            )
 
     # --- the same for all ---
 
@@ -266,9 +286,13 @@ class Host(nn.Module, ABC):
     def sam_features(self, frames: Frames) -> Features:
         """Frames [F, H, W, 3] through the mask model's image encoder, once."""
         device = self.sam.no_mem_embed.device
-        return self.sam.features(prepare(frames, self.spec.sam_size, device).to(self.sam.no_mem_embed.dtype))
+        return self.sam.features(
+            prepare(frames, self.spec.sam_size, device).to(self.sam.no_mem_embed.dtype)
+        )
 
-    def prompt(self, seg_nd: Tensor | None, boxes_n4: Tensor | None, *, training: bool = False) -> Prompt:
+    def prompt(
+        self, seg_nd: Tensor | None, boxes_n4: Tensor | None, *, training: bool = False
+    ) -> Prompt:
         """The host's order of sparse tokens: [corners | nothing] [padding] [vectors]."""
         spec = self.spec
         pads = spec.box_pads if boxes_n4 is not None else spec.train_pads if training else spec.pads
@@ -278,7 +302,9 @@ class Host(nn.Module, ABC):
         """The id of one of the tokenizer's own tokens. ValueError if it is not one."""
         found = self.tokenizer.convert_tokens_to_ids(token)
         if found is None or found == self.tokenizer.unk_token_id:
-            raise ValueError(f"{self.spec.name}'s tokenizer does not know {token}: add_tokens([{token!r}]) first")
+            raise ValueError(
+                f"{self.spec.name}'s tokenizer does not know {token}: add_tokens([{token!r}]) first"
+            )
         return found
 
     @property
@@ -295,16 +321,23 @@ class Host(nn.Module, ABC):
         if max(ids) >= rows:
             self.llm.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
         new = [i for i in ids if i >= min(before, rows)]
-        tables = {id(m.weight): m.weight for m in (self.token_embeddings(), self.llm.get_output_embeddings())}
+        tables = {
+            id(m.weight): m.weight
+            for m in (self.token_embeddings(), self.llm.get_output_embeddings())
+        }
         for weight in tables.values():
             if new and not weight.is_meta:
                 weight[new] = weight[: min(before, rows)].mean(0)
         return ids
 
     def pack(
-        self, ids: list[list[int]], inputs: list[dict[str, Tensor]], *, tsf: list[Tensor | None] | None = None,
+        self,
+        ids: list[list[int]],
+        inputs: list[dict[str, Tensor]],
+        *,
+        tsf: list[Tensor | None] | None = None,
         answer_begins: list[int] | None = None,
-    ) -> Packed:  # fmt: skip
+    ) -> Packed:
         """Put visual and TSF tokens in place of their sentinels, in order; pad on the right.
 
         ids: a dialogue per sample, with one IMAGE per entry of `visual_tokens`. answer_begins: where each answer
@@ -331,18 +364,28 @@ class Host(nn.Module, ABC):
         flat = [one for one, _, _ in samples]
         attention = stack([torch.ones_like(one, dtype=torch.bool) for one in flat], False)
         ids_bl = stack(flat, self.tokenizer.pad_token_id or 0)
-        labels = None if answer_begins is None else stack([one for _, _, one in samples if one is not None], IGNORE)
+        labels = (
+            None
+            if answer_begins is None
+            else stack([one for _, _, one in samples if one is not None], IGNORE)
+        )
         return Packed(
-            stack([one for _, one, _ in samples], 0.0), ids_bl, attention,
-            self.positions(ids_bl, attention, inputs), labels,
-        )  # fmt: skip
+            stack([one for _, one, _ in samples], 0.0),
+            ids_bl,
+            attention,
+            self.positions(ids_bl, attention, inputs),
+            labels,
+        )
 
     def _fill(
         self, ids: list[int], visual: list[Tensor], tsf: Tensor | None, begin: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         table = self.token_embeddings()
         slots = {IMAGE: iter(visual), TSF: iter(() if tsf is None else tsf[:, None])}
-        wanted = {IMAGE: (ids.count(IMAGE), len(visual)), TSF: (ids.count(TSF), 0 if tsf is None else len(tsf))}
+        wanted = {
+            IMAGE: (ids.count(IMAGE), len(visual)),
+            TSF: (ids.count(TSF), 0 if tsf is None else len(tsf)),
+        }
         for sentinel, (places, given) in wanted.items():
             if places != given:
                 kind = "visual" if sentinel == IMAGE else "TSF"
@@ -353,12 +396,20 @@ class Host(nn.Module, ABC):
             part = text[k : k + 1] if token >= 0 else next(slots[token]).to(text)
             parts.append(part)
             flat += [token] * len(part)
-            labels += [token if begin is not None and k >= begin and token >= 0 else IGNORE] * len(part)
+            labels += [token if begin is not None and k >= begin and token >= 0 else IGNORE] * len(
+                part
+            )
         ids_l = torch.tensor(flat, device=text.device)
-        return ids_l, torch.cat(parts), None if begin is None else torch.tensor(labels, device=text.device)
+        return (
+            ids_l,
+            torch.cat(parts),
+            None if begin is None else torch.tensor(labels, device=text.device),
+        )
 
     @torch.no_grad()
-    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+    def generate(
+        self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
+    ) -> Generated:
         """Greedy decoding of one sample with a key-value cache; the prompt is run once. Ends at `stop` or </s>."""
         if packed.ids_bl.shape[0] != 1:
             raise ValueError(f"generation takes one sample at a time, not {packed.ids_bl.shape[0]}")
@@ -375,23 +426,39 @@ class Host(nn.Module, ABC):
                 break
             step = self._next(step, token)
         new = torch.tensor(answer, device=ids.device)
-        return Generated(torch.cat([ids, new]), torch.cat(hidden), answer, len(answer) - (answer[-1] in ends))
+        return Generated(
+            torch.cat([ids, new]), torch.cat(hidden), answer, len(answer) - (answer[-1] in ends)
+        )
 
     def _next(self, step: Packed, token: int) -> Packed:
         ids = torch.full_like(step.ids_bl[:, :1], token)
         seen = torch.cat([step.attention_bl, torch.ones_like(step.attention_bl[:, :1])], 1)
         return replace(
-            step, embeds_bld=self.token_embeddings()(ids), ids_bl=ids, attention_bl=seen,
+            step,
+            embeds_bld=self.token_embeddings()(ids),
+            ids_bl=ids,
+            attention_bl=seen,
             positions=step.positions[..., -1:] + 1,
-        )  # fmt: skip
+        )
 
     def prompt_state(
-        self, frame: int, ids_l: Tensor, hidden_ld: Tensor, answer_from: int, text: str, *, forced: bool
+        self,
+        frame: int,
+        ids_l: Tensor,
+        hidden_ld: Tensor,
+        answer_from: int,
+        text: str,
+        *,
+        forced: bool,
     ) -> PromptState:
         """Read [SEG] and [BOX] states off an answer. The n-th [BOX] belongs to the n-th [SEG], in either order."""
         said, states = ids_l[answer_from:], hidden_ld[answer_from - 1 :]
         seg = states[said == self.seg_id]
-        box = states[said == self.token_id(BOX_TOKEN)] if BOX_TOKEN in self.tokenizer.get_vocab() else states[:0]
+        box = (
+            states[said == self.token_id(BOX_TOKEN)]
+            if BOX_TOKEN in self.tokenizer.get_vocab()
+            else states[:0]
+        )
         if len(box) not in (0, len(seg)):
             n = min(len(box), len(seg))  # an answer that breaks off: what is not paired is not used
             seg, box = seg[:n], box[:n]
@@ -402,7 +469,9 @@ class Host(nn.Module, ABC):
 def _watch(norm: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What goes into the final norm and what comes out of it, while the model runs."""
     seen: dict[str, Tensor] = {}
-    hook = norm.register_forward_hook(lambda _, args, out: seen.update(pre_norm=args[0], post_norm=out))
+    hook = norm.register_forward_hook(
+        lambda _, args, out: seen.update(pre_norm=args[0], post_norm=out)
+    )
     try:
         yield seen
     finally:

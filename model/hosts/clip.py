@@ -22,7 +22,10 @@ def centre_crops(frames_thwc: NDArray[np.uint8], side: int) -> Tensor:
     short = min(height, width)
     size = (side * height // short, side * width // short)
     images = torch.from_numpy(np.ascontiguousarray(frames_thwc)).permute(0, 3, 1, 2).float()
-    for step in ((height, size[1]), size):  # across, then down, each time cut and rounded to bytes, like PIL
+    for step in (
+        (height, size[1]),
+        size,
+    ):  # across, then down, each time cut and rounded to bytes, like PIL
         images = interpolate(images, step, mode="bicubic", antialias=True).clamp(0, 255).round()
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))

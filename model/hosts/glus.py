@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from model.hosts import clip
-from model.hosts.base import BOX_TOKEN, IMAGE, TSF, Frames, Host, HostSpec, PromptState, expanded, select
+from model.hosts.base import (
+    BOX_TOKEN,
+    IMAGE,
+    TSF,
+    Frames,
+    Host,
+    HostSpec,
+    PromptState,
+    expanded,
+    select,
+)
 from model.hosts.glus_memory import MemoryBank
 from model.hosts.tokenizer import byte_tokenizer
 from model.sam import Decoded, Features, Prompt, build_sam, concatenate
@@ -76,9 +86,20 @@ class GLUS(Host):
     @staticmethod
     def configs() -> dict[str, GLUSConfig]:
         tiny = GLUSConfig(
-            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, clip_dim=32, clip_layers=3, clip_heads=4,
-            clip_mlp=64, clip_size=56, sam="2.0-tiny", sam_size=128, tokenizer="bytes",
-        )  # fmt: skip
+            vocab=320,
+            llm_dim=64,
+            llm_layers=2,
+            llm_heads=4,
+            llm_mlp=128,
+            clip_dim=32,
+            clip_layers=3,
+            clip_heads=4,
+            clip_mlp=64,
+            clip_size=56,
+            sam="2.0-tiny",
+            sam_size=128,
+            tokenizer="bytes",
+        )
         return {"full": GLUSConfig(), "tiny": tiny}
 
     def __init__(self, config: GLUSConfig | None = None) -> None:
@@ -86,27 +107,51 @@ class GLUS(Host):
         self.config = config = config or GLUSConfig()
         dim = config.llm_dim
         self.spec = HostSpec(
-            name="glus", llm_dim=dim, patch_dim=config.clip_dim, seg_token=SEG, seg_vectors=1, seg_read="post_norm",
-            seg_granularity="frame", max_len=config.max_len, sam=config.sam, sam_size=config.sam_size,
-            sam_postprocess=True, pads=0, multimask=False, train_memory=True, loss_on_tokens_only=True,
-        )  # fmt: skip
+            name="glus",
+            llm_dim=dim,
+            patch_dim=config.clip_dim,
+            seg_token=SEG,
+            seg_vectors=1,
+            seg_read="post_norm",
+            seg_granularity="frame",
+            max_len=config.max_len,
+            sam=config.sam,
+            sam_size=config.sam_size,
+            sam_postprocess=True,
+            pads=0,
+            multimask=False,
+            train_memory=True,
+            loss_on_tokens_only=True,
+        )
         self.llm = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=config.vocab, hidden_size=dim, intermediate_size=config.llm_mlp,
-                num_hidden_layers=config.llm_layers, num_attention_heads=config.llm_heads,
-                max_position_embeddings=config.max_len, rms_norm_eps=1e-6,
-                bos_token_id=None, eos_token_id=None, pad_token_id=None,
+                vocab_size=config.vocab,
+                hidden_size=dim,
+                intermediate_size=config.llm_mlp,
+                num_hidden_layers=config.llm_layers,
+                num_attention_heads=config.llm_heads,
+                max_position_embeddings=config.max_len,
+                rms_norm_eps=1e-6,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
             )
-        )  # fmt: skip
+        )
         self.image_encoder = CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=config.clip_dim, intermediate_size=config.clip_mlp, num_hidden_layers=config.clip_layers,
-                num_attention_heads=config.clip_heads, image_size=config.clip_size, patch_size=14,
+                hidden_size=config.clip_dim,
+                intermediate_size=config.clip_mlp,
+                num_hidden_layers=config.clip_layers,
+                num_attention_heads=config.clip_heads,
+                image_size=config.clip_size,
+                patch_size=14,
             )
-        )  # fmt: skip
+        )
         self.image_encoder.requires_grad_(False)
         self.image_projector = nn.Linear(config.clip_dim, dim)
-        self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
+        self.seg_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0)
+        )
         self.sam = build_sam(config.sam, postprocess=True, image_size=config.sam_size)
         self.tokenizer = byte_tokenizer([START, END, SEG]) if config.tokenizer == "bytes" else None
 
@@ -120,9 +165,14 @@ class GLUS(Host):
         float32 on the CPU. ValueError for other shapes.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+            raise ValueError(
+                f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
+            )
         chosen = {"context": context_frames(len(frames), self.config.context), "query": list(query)}
-        return {name: clip.centre_crops(frames[index], self.config.clip_size) for name, index in chosen.items()}
+        return {
+            name: clip.centre_crops(frames[index], self.config.clip_size)
+            for name, index in chosen.items()
+        }
 
     def look(self, pixels_n3ss: Tensor) -> Tensor:
         """[n, 3, 224, 224] -> CLIP's patch features [n, 256, 1024].
@@ -136,7 +186,12 @@ class GLUS(Host):
         side = self.config.clip_size
         shapes = ((3, side, side), ((side // 14) ** 2, self.config.clip_dim))
         context, query = inputs.get("context"), inputs.get("query")
-        bad = context is None or query is None or len(context) != self.config.context or not len(query)
+        bad = (
+            context is None
+            or query is None
+            or len(context) != self.config.context
+            or not len(query)
+        )
         if bad or any(tuple(x.shape[1:]) not in shapes for x in inputs.values()):
             seen = {name: list(x.shape) for name, x in inputs.items()}
             raise ValueError(
@@ -156,7 +211,9 @@ class GLUS(Host):
         """
         pool = 1 if patches.shape[-2] == 1 else self.config.pool
         if patches.shape[-2] % pool:
-            raise ValueError(f"glus pools {pool} patches into a token: {list(patches.shape)} has no such groups")
+            raise ValueError(
+                f"glus pools {pool} patches into a token: {list(patches.shape)} has no such groups"
+            )
         return self.image_projector(patches.unflatten(-2, (-1, pool)).mean(-2))
 
     # --- words ---
@@ -165,12 +222,16 @@ class GLUS(Host):
         """The evaluation script's request: lower case, without a final period."""
         return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
 
-    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+    def conversation(
+        self, question: str, answer: str | None = None, tsf: int = 0
+    ) -> tuple[list[int], int]:
         """A dialogue of one turn: see `dialogue`."""
         ids, begins = self.dialogue([(question, answer)], tsf)
         return ids, begins[0]
 
-    def dialogue(self, turns: Sequence[tuple[str, str | None]], tsf: int = 0) -> tuple[list[int], list[int]]:
+    def dialogue(
+        self, turns: Sequence[tuple[str, str | None]], tsf: int = 0
+    ) -> tuple[list[int], list[int]]:
         """Questions and answers about successive frames -> ids, and where each answer begins (Vicuna's format).
 
         Every question follows its frame's picture. The first one also has the context pictures before it, and the TSF
@@ -178,7 +239,9 @@ class GLUS(Host):
         it would begin. ValueError if there is no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("glus has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+            raise ValueError(
+                "glus has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
+            )
         picture: list[str | int] = [START, IMAGE, END]
         pieces: list[str | int] = [SYSTEM]
         begins = []
@@ -216,9 +279,15 @@ class GLUS(Host):
     # --- frame by frame ---
 
     def states(
-        self, frames: Frames, question: str, prompt_frames: Sequence[int], *, answer: str | None = None,
-        tsf_nd: Tensor | None = None, max_new_tokens: int = 512,
-    ) -> Iterator[PromptState]:  # fmt: skip
+        self,
+        frames: Frames,
+        question: str,
+        prompt_frames: Sequence[int],
+        *,
+        answer: str | None = None,
+        tsf_nd: Tensor | None = None,
+        max_new_tokens: int = 512,
+    ) -> Iterator[PromptState]:
         """Ask about every frame from the first prompted one on, the dialogue holding the last four; [BOX] is said on
         prompted frames only. Context comes from the whole video.
 
@@ -229,12 +298,18 @@ class GLUS(Host):
         """
         context = self.look(self.prepare(frames)["context"])
         plain = self.answer.format(seg=SEG)
-        both = [self.answer.format(seg=f"{SEG} {BOX_TOKEN}"), self.answer.format(seg=f"{BOX_TOKEN} {SEG}")]
+        both = [
+            self.answer.format(seg=f"{SEG} {BOX_TOKEN}"),
+            self.answer.format(seg=f"{BOX_TOKEN} {SEG}"),
+        ]
         has_box = BOX_TOKEN in self.tokenizer.get_vocab()
         past: deque[tuple[str, Tensor]] = deque(maxlen=self.config.window - 1)
         for t in range(min(prompt_frames), len(frames)):
             picture = self.look(clip.centre_crops(frames[t : t + 1], self.config.clip_size))
-            inputs = {"context": context, "query": torch.cat([*(seen for _, seen in past), picture])}
+            inputs = {
+                "context": context,
+                "query": torch.cat([*(seen for _, seen in past), picture]),
+            }
             if answer is not None:
                 texts = [answer if t in prompt_frames else without_box(answer)]
             else:
@@ -245,12 +320,21 @@ class GLUS(Host):
             yield state
 
     def _ask(
-        self, t: int, inputs: dict[str, Tensor], question: str, turns: list[tuple[str, str]], texts: list[str],
-        tsf_nd: Tensor | None, *, forced: bool,
-    ) -> PromptState:  # fmt: skip
+        self,
+        t: int,
+        inputs: dict[str, Tensor],
+        question: str,
+        turns: list[tuple[str, str]],
+        texts: list[str],
+        tsf_nd: Tensor | None,
+        *,
+        forced: bool,
+    ) -> PromptState:
         """The first of `texts` that the model would begin as it is written, or any if it is forced."""
         for text in texts:
-            ids, begins = self.dialogue([*turns, (question, text)], 0 if tsf_nd is None else len(tsf_nd))
+            ids, begins = self.dialogue(
+                [*turns, (question, text)], 0 if tsf_nd is None else len(tsf_nd)
+            )
             packed = self.pack([ids], [inputs], tsf=[tsf_nd])
             logits, hidden, _ = self.lm(packed)
             flat = packed.ids_bl[0]
@@ -258,7 +342,9 @@ class GLUS(Host):
             state = self.prompt_state(t, flat, hidden[0, :-1], begin, text, forced=forced)
             if forced:
                 return state
-            here = begin + next(i for i, token in enumerate(flat[begin:].tolist()) if token in self._grounding)
+            here = begin + next(
+                i for i, token in enumerate(flat[begin:].tolist()) if token in self._grounding
+            )
             said = int(logits[0, here - 1].argmax())
             if said == flat[here]:
                 return state
@@ -271,13 +357,22 @@ class GLUS(Host):
         return {vocabulary[token] for token in (SEG, BOX_TOKEN) if token in vocabulary}
 
     def prompt_state(
-        self, frame: int, ids_l: Tensor, hidden_ld: Tensor, answer_from: int, text: str, *, forced: bool
+        self,
+        frame: int,
+        ids_l: Tensor,
+        hidden_ld: Tensor,
+        answer_from: int,
+        text: str,
+        *,
+        forced: bool,
     ) -> PromptState:
         """Read the states off one answer, or off all answers of a training dialogue: [SEG] of every turn in order, and
         the [BOX] of the first, paired with its [SEG]."""
         pictures = (ids_l[answer_from:] == IMAGE).nonzero()
         end = answer_from + int(pictures[0]) if len(pictures) else len(ids_l)
-        first = super().prompt_state(frame, ids_l[:end], hidden_ld[: end - 1], answer_from, text, forced=forced)
+        first = super().prompt_state(
+            frame, ids_l[:end], hidden_ld[: end - 1], answer_from, text, forced=forced
+        )
         later = select(hidden_ld[end - 1 :], ids_l[end - 1 :], self.seg_id)
         return replace(first, seg_nd=torch.cat([first.seg_nd, later]))
 
@@ -298,7 +393,9 @@ class GLUS(Host):
         multimask = self.spec.multimask if multimask is None else multimask
         yield from self._follow(range(first, num_frames), features, prompts, multimask)
         if first > 0:
-            for step in self._follow(range(first, -1, -1), features, {first: prompts[first]}, multimask):
+            for step in self._follow(
+                range(first, -1, -1), features, {first: prompts[first]}, multimask
+            ):
                 if step[0] < first:
                     yield step
 
@@ -323,7 +420,12 @@ class GLUS(Host):
             rows = embedding.split([len(names) for names, _ in batches])
             decoded = concatenate(
                 [
-                    self.sam.decode(frame.rows([0] * len(names)), prompt, multimask=multimask, embedding=embedding_n)
+                    self.sam.decode(
+                        frame.rows([0] * len(names)),
+                        prompt,
+                        multimask=multimask,
+                        embedding=embedding_n,
+                    )
                     for (names, prompt), embedding_n in zip(batches, rows, strict=True)
                 ]
             )

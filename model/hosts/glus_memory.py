@@ -59,15 +59,21 @@ class MemoryBank:
         return out.permute(1, 2, 0).reshape(n, *top.shape[1:])
 
     @torch.no_grad()
-    def add(self, position: int, objects: Sequence[int], embedding: Tensor, logits_n1hw: Tensor) -> None:
+    def add(
+        self, position: int, objects: Sequence[int], embedding: Tensor, logits_n1hw: Tensor
+    ) -> None:
         """Remember masks of a frame, with the map they were decoded from; forget what will not be read again."""
         size = (self.sam.image_size, self.sam.image_size)
-        masks = interpolate(logits_n1hw.float(), size, mode="bilinear", align_corners=False).sigmoid()
+        masks = interpolate(
+            logits_n1hw.float(), size, mode="bilinear", align_corners=False
+        ).sigmoid()
         masks = masks * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
         out = self.sam.memory_encoder(embedding, masks.to(embedding.dtype), skip_mask_sigmoid=True)
         self.pos = out["vision_pos_enc"][0][:1]
         self.memories[position] = dict(zip(objects, out["vision_features"], strict=True))
         oldest = min(self.reads(position + 1))
         self.memories = {
-            p: m for p, m in self.memories.items() if p == position or (p >= oldest and p % self.stride == 0)
+            p: m
+            for p, m in self.memories.items()
+            if p == position or (p >= oldest and p % self.stride == 0)
         }

@@ -52,7 +52,9 @@ class InternVideo2(nn.Module):
         self.clip_pos_embed = nn.Parameter(wave_table(c, config.frames, side))
         self.clip_img_pos_embed = nn.Parameter(wave_table(c, 1, side))
         self.clip_projector = UnusedPool(c, config.pooled)
-        self.clip_decoder = nn.ModuleList(unused_head(c, config.teacher) for _ in range(config.teacher_layers))
+        self.clip_decoder = nn.ModuleList(
+            unused_head(c, config.teacher) for _ in range(config.teacher_layers)
+        )
         self.final_clip_decoder = unused_head(config.pooled, config.teacher_final)
 
     def forward(self, pixels_bcthw: Tensor, return_index: int = -2) -> Tensor:
@@ -70,7 +72,9 @@ class InternVideo2(nn.Module):
                 f"video must be [B, 3, T, {config.image_size}, {config.image_size}], not {tuple(pixels_bcthw.shape)}"
             )
         if not -config.depth <= return_index < 0:
-            raise ValueError(f"return_index {return_index}: count from the end, -1 to -{config.depth}")
+            raise ValueError(
+                f"return_index {return_index}: count from the end, -1 to -{config.depth}"
+            )
         x_bnc = self.patch_embed["proj"](pixels_bcthw).flatten(2).transpose(1, 2)
         x_bnc = torch.cat([self.cls_token.expand(len(x_bnc), -1, -1), x_bnc], 1)
         x_bnc = x_bnc + self.positions(pixels_bcthw.shape[2])
@@ -121,7 +125,10 @@ class Attention(nn.Module):
 
     def forward(self, x_bnc: Tensor) -> Tensor:
         q, k, v = self.qkv(x_bnc).chunk(3, -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q_norm(q), self.k_norm(k), v)
+        )
         return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 

@@ -21,7 +21,15 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from model import sam
 from model.hosts.base import IMAGE, TSF, Frames, Generated, Host, HostSpec, Packed
 from model.hosts.tokenizer import byte_tokenizer
-from model.hosts.unipixel_reference import MEM, REF, Pointed, TimeCode, fill, pointed_tokens, region_tokens
+from model.hosts.unipixel_reference import (
+    MEM,
+    REF,
+    Pointed,
+    TimeCode,
+    fill,
+    pointed_tokens,
+    region_tokens,
+)
 from schemas.config import Config
 
 START, END, VISION, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
@@ -78,10 +86,27 @@ class UniPixel(Host):
     @staticmethod
     def configs() -> dict[str, UniPixelConfig]:
         tiny = UniPixelConfig(
-            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_kv_heads=2, llm_mlp=128, rope_section=(2, 3, 3),
-            max_len=1024, vit_dim=32, vit_layers=2, vit_heads=4, vit_mlp=64, vit_window=56, vit_full=(1,),
-            min_tokens=4, max_tokens=16, crop_size=56, sam="2.1-tiny", sam_size=128, tokenizer="bytes",
-        )  # fmt: skip
+            vocab=320,
+            llm_dim=64,
+            llm_layers=2,
+            llm_heads=4,
+            llm_kv_heads=2,
+            llm_mlp=128,
+            rope_section=(2, 3, 3),
+            max_len=1024,
+            vit_dim=32,
+            vit_layers=2,
+            vit_heads=4,
+            vit_mlp=64,
+            vit_window=56,
+            vit_full=(1,),
+            min_tokens=4,
+            max_tokens=16,
+            crop_size=56,
+            sam="2.1-tiny",
+            sam_size=128,
+            tokenizer="bytes",
+        )
         return {"full": UniPixelConfig(), "tiny": tiny}
 
     def __init__(self, config: UniPixelConfig | None = None) -> None:
@@ -89,11 +114,24 @@ class UniPixel(Host):
         self.config = config = config or UniPixelConfig()
         dim, merged = config.llm_dim, 4 * config.vit_dim
         self.spec = HostSpec(
-            name="unipixel", llm_dim=dim, patch_dim=config.vit_dim, seg_token=SEG, seg_vectors=2, seg_read="pre_norm",
-            seg_granularity="video", max_len=config.max_len, sam=config.sam, sam_size=config.sam_size,
-            sam_postprocess=False, pads=2, train_pads=2, lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-            projectors=("llm.model.visual.merger",), train_memory=True, visual_token=VIDEO,
-        )  # fmt: skip
+            name="unipixel",
+            llm_dim=dim,
+            patch_dim=config.vit_dim,
+            seg_token=SEG,
+            seg_vectors=2,
+            seg_read="pre_norm",
+            seg_granularity="video",
+            max_len=config.max_len,
+            sam=config.sam,
+            sam_size=config.sam_size,
+            sam_postprocess=False,
+            pads=2,
+            train_pads=2,
+            lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+            projectors=("llm.model.visual.merger",),
+            train_memory=True,
+            visual_token=VIDEO,
+        )
         self.llm = Qwen2_5_VLForConditionalGeneration(_qwen(config))
         self.sam = sam.build_sam(config.sam, postprocess=False, image_size=config.sam_size)
         self.seg_head = nn.Sequential(
@@ -103,7 +141,11 @@ class UniPixel(Host):
         self.ref_encoder = PromptEncoder(256, (side, side), (size, size), 16)
         self.ref_proj_single, self.ref_proj_double = nn.Linear(512, 768), nn.Linear(768, 768)
         self.ref_proj = nn.Sequential(nn.GELU(), nn.Linear(1536, dim))
-        self.tem_pe, self.tem_emb, self.tem_proj = TimeCode(128), nn.Embedding(1, 256), nn.Linear(256, 768)
+        self.tem_pe, self.tem_emb, self.tem_proj = (
+            TimeCode(128),
+            nn.Embedding(1, 256),
+            nn.Linear(256, 768),
+        )
         self.msk_proj = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, dim))
         words = [START, END, VISION, VISION_END, VIDEO, REF, SEG, MEM]
         self.tokenizer = byte_tokenizer(words) if config.tokenizer == "bytes" else None
@@ -128,7 +170,9 @@ class UniPixel(Host):
         statistics. ValueError for other shapes.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+            raise ValueError(
+                f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
+            )
         config = self.config
         chosen = frames[sample_frames(len(frames), config.frames)]
         most = config.max_tokens * (config.frames // len(chosen))
@@ -149,7 +193,9 @@ class UniPixel(Host):
                 f"unipixel looks at patches [t * h * w, 1176] and a grid [[t, h, w]], not {list(patches.shape)} and"
                 f" {grid.tolist()}"
             )
-        out = self.visual(patches.to(self.llm.device, self.llm.dtype), grid_thw=grid.to(self.llm.device))
+        out = self.visual(
+            patches.to(self.llm.device, self.llm.dtype), grid_thw=grid.to(self.llm.device)
+        )
         return out.last_hidden_state, out.pooler_output
 
     def visual_flops(self, inputs: dict[str, Tensor]) -> float:
@@ -158,14 +204,26 @@ class UniPixel(Host):
         vision, (pairs, height, width) = self.visual.config, inputs["grid"][0].tolist()
         patches, dim, mlp = pairs * height * width, vision.hidden_size, vision.intermediate_size
         side = vision.window_size // vision.patch_size
-        sizes = [[min(side, length - start) for start in range(0, length, side)] for length in (height, width)]
+        sizes = [
+            [min(side, length - start) for start in range(0, length, side)]
+            for length in (height, width)
+        ]
         windows = sum((h * w) ** 2 for h in sizes[0] for w in sizes[1])
         whole = len(vision.fullatt_block_indexes)
         pairs_seen = pairs * (whole * (height * width) ** 2 + (vision.depth - whole) * windows)
         block = patches * (4 * dim * dim + 3 * dim * mlp)
         merged = dim * vision.spatial_merge_size**2
-        merger = patches / vision.spatial_merge_size**2 * (merged * merged + merged * vision.out_hidden_size)
-        return 2 * (patches * dim * inputs["patches"].shape[1] + vision.depth * block + merger + 2 * pairs_seen * dim)
+        merger = (
+            patches
+            / vision.spatial_merge_size**2
+            * (merged * merged + merged * vision.out_hidden_size)
+        )
+        return 2 * (
+            patches * dim * inputs["patches"].shape[1]
+            + vision.depth * block
+            + merger
+            + 2 * pairs_seen * dim
+        )
 
     @torch.no_grad()
     def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -178,8 +236,13 @@ class UniPixel(Host):
         if not crops:
             return torch.empty(shape, device=self.llm.device, dtype=self.llm.dtype)
         seen = [patchify(_resized(crop, side, side)[None]) for crop in crops]
-        patches, grids = torch.cat([one["patches"] for one in seen]), torch.cat([one["grid"] for one in seen])
-        out = self.visual(patches.to(self.llm.device, self.llm.dtype), grid_thw=grids.to(self.llm.device))
+        patches, grids = (
+            torch.cat([one["patches"] for one in seen]),
+            torch.cat([one["grid"] for one in seen]),
+        )
+        out = self.visual(
+            patches.to(self.llm.device, self.llm.dtype), grid_thw=grids.to(self.llm.device)
+        )
         return out.last_hidden_state.reshape(shape)
 
     def project_spatial(self, patches: Tensor) -> Tensor:
@@ -190,7 +253,9 @@ class UniPixel(Host):
         if patches.ndim >= 2 and patches.shape[-2] == 1:
             patches = patches.expand(*patches.shape[:-2], 4, -1)
         if patches.ndim < 2 or patches.shape[-2] % 4:
-            raise ValueError(f"unipixel merges four patches into a token: {list(patches.shape)} has no fours")
+            raise ValueError(
+                f"unipixel merges four patches into a token: {list(patches.shape)} has no fours"
+            )
         lead = (*patches.shape[:-2], patches.shape[-2] // 4)
         return self.visual.merger(patches.flatten(0, -2)).unflatten(0, lead)
 
@@ -204,13 +269,17 @@ class UniPixel(Host):
             phrase = phrase.removeprefix(article)
         return self.template.format(phrase=phrase)
 
-    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+    def conversation(
+        self, question: str, answer: str | None = None, tsf: int = 0
+    ) -> tuple[list[int], int]:
         """ChatML with Qwen's system line; the video (between its start and end tokens) right before the question.
 
         ValueError if there is no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("unipixel has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+            raise ValueError(
+                "unipixel has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
+            )
         slots = "\n" if tsf else ""
         ids = [
             *self._ids(f"{START}system\nYou are a helpful assistant.{END}\n{START}user\n{VISION}"),
@@ -224,21 +293,31 @@ class UniPixel(Host):
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def positions(self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]) -> Tensor:
+    def positions(
+        self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]
+    ) -> Tensor:
         """[3, B, L]: see `mrope`. Zero at padding."""
         positions = torch.zeros(3, *ids_bl.shape, dtype=torch.long, device=ids_bl.device)
         for row, (ids_l, seen, one) in enumerate(zip(ids_bl, attention_bl, inputs, strict=True)):
             positions[:, row, seen] = mrope(ids_l[seen], one["grid"]).to(ids_l.device)
         return positions
 
-    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+    def generate(
+        self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
+    ) -> Generated:
         """Greedy; a turn ends with <|im_end|>."""
-        return super().generate(packed, max_new_tokens, [self.token_id(END)] if stop is None else stop)
+        return super().generate(
+            packed, max_new_tokens, [self.token_id(END)] if stop is None else stop
+        )
 
     def refer(
-        self, packed: Packed, inputs: dict[str, Tensor], *, pointed: Sequence[Pointed] = (),
+        self,
+        packed: Packed,
+        inputs: dict[str, Tensor],
+        *,
+        pointed: Sequence[Pointed] = (),
         regions_otyx: Tensor | None = None,
-    ) -> Packed:  # fmt: skip
+    ) -> Packed:
         """One packed sample with objects that were pointed at in place of its <|ref|> and <|mem|> tokens, in order.
 
         pointed: a point or box per <|ref|>. regions_otyx: bool [objects, t, h / 2, w / 2], cells of each object
@@ -252,22 +331,41 @@ class UniPixel(Host):
         if regions_otyx is not None:
             tokens = region_tokens(self, self._see(inputs)[0], inputs["grid"], regions_otyx)
             embeds = fill(embeds, packed.ids_bl == self.token_id(MEM), tokens, MEM)
-        return Packed(embeds, packed.ids_bl, packed.attention_bl, packed.positions, packed.labels_bl)
+        return Packed(
+            embeds, packed.ids_bl, packed.attention_bl, packed.positions, packed.labels_bl
+        )
 
 
 def _qwen(config: UniPixelConfig) -> Qwen2_5_VLConfig:
     text = {
-        "vocab_size": config.vocab, "hidden_size": config.llm_dim, "intermediate_size": config.llm_mlp,
-        "num_hidden_layers": config.llm_layers, "num_attention_heads": config.llm_heads,
-        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_len, "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(config.rope_section)},
-        "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "vocab_size": config.vocab,
+        "hidden_size": config.llm_dim,
+        "intermediate_size": config.llm_mlp,
+        "num_hidden_layers": config.llm_layers,
+        "num_attention_heads": config.llm_heads,
+        "num_key_value_heads": config.llm_kv_heads,
+        "max_position_embeddings": config.max_len,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": list(config.rope_section),
+        },
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "tie_word_embeddings": True,
+    }
     vision = {
-        "depth": config.vit_layers, "hidden_size": config.vit_dim, "intermediate_size": config.vit_mlp,
-        "num_heads": config.vit_heads, "out_hidden_size": config.llm_dim, "patch_size": PATCH,
-        "window_size": config.vit_window, "fullatt_block_indexes": list(config.vit_full), "tokens_per_second": 2,
-    }  # fmt: skip
+        "depth": config.vit_layers,
+        "hidden_size": config.vit_dim,
+        "intermediate_size": config.vit_mlp,
+        "num_heads": config.vit_heads,
+        "out_hidden_size": config.llm_dim,
+        "patch_size": PATCH,
+        "window_size": config.vit_window,
+        "fullatt_block_indexes": list(config.vit_full),
+        "tokens_per_second": 2,
+    }
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
 
 
@@ -307,7 +405,9 @@ def mrope(ids_l: Tensor, grid: Tensor) -> Tensor:
     than cells on a side; UniPixel was trained with 4.53, which does as here.
     """
     t, h, w = grid[0].tolist()
-    axes = torch.meshgrid(2 * torch.arange(t), torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    axes = torch.meshgrid(
+        2 * torch.arange(t), torch.arange(h // 2), torch.arange(w // 2), indexing="ij"
+    )
     video = torch.stack(axes).flatten(1)
     parts, start = [], 0
     runs, lengths = torch.unique_consecutive(ids_l == IMAGE, return_counts=True)

@@ -49,16 +49,24 @@ def pointed_tokens(host: "UniPixel", pointed: Sequence[Pointed], num_frames: int
         raise ValueError(f"frames {bad} are outside the {num_frames} frames that unipixel sampled")
     places = []
     for one in pointed:
-        place = torch.tensor(one.place, device=host.llm.device).view(1, -1, 2) * host.config.sam_size
+        place = (
+            torch.tensor(one.place, device=host.llm.device).view(1, -1, 2) * host.config.sam_size
+        )
         labels = torch.tensor([[1] if len(one.place) == 2 else [2, 3]], device=host.llm.device)
         sparse = host.ref_encoder((place, labels), None, None)[0].flatten(1)
-        places.append((host.ref_proj_single if len(one.place) == 2 else host.ref_proj_double)(sparse))
-    moments = torch.tensor([one.frame / (num_frames - 1) for one in pointed], device=host.llm.device)
+        places.append(
+            (host.ref_proj_single if len(one.place) == 2 else host.ref_proj_double)(sparse)
+        )
+    moments = torch.tensor(
+        [one.frame / (num_frames - 1) for one in pointed], device=host.llm.device
+    )
     times = host.tem_proj(host.tem_pe(moments) + host.tem_emb.weight)
     return host.ref_proj(torch.cat([torch.cat(places), times], 1))
 
 
-def region_tokens(host: "UniPixel", patches_nc: Tensor, grid: Tensor, regions_otyx: Tensor) -> Tensor:
+def region_tokens(
+    host: "UniPixel", patches_nc: Tensor, grid: Tensor, regions_otyx: Tensor
+) -> Tensor:
     """[n, D]: for each object and each frame pair in which it has cells, in this order, the mean of those cells.
 
     patches_nc: what the vision transformer says before its merger, window by window. regions_otyx: bool.
@@ -66,14 +74,21 @@ def region_tokens(host: "UniPixel", patches_nc: Tensor, grid: Tensor, regions_ot
     """
     t, h, w = (int(size) for size in grid[0])
     if regions_otyx.shape[1:] != (t, h // 2, w // 2):
-        raise ValueError(f"regions must be [objects, {t}, {h // 2}, {w // 2}], not {list(regions_otyx.shape)}")
+        raise ValueError(
+            f"regions must be [objects, {t}, {h // 2}, {w // 2}], not {list(regions_otyx.shape)}"
+        )
     merger, config = host.visual.merger, host.config
     cells = merger.ln_q(patches_nc).reshape(t * h * w // 4, -1)
     if config.region_order == "raster":
         cells = cells[window_order(grid, config.vit_window // 28).argsort().to(cells.device)]
     cells_tnc = cells.unflatten(0, (t, -1))
     regions_otn = regions_otyx.flatten(2).to(cells.device)
-    means = [cells_tnc[k, cells_n].mean(0) for one in regions_otn for k, cells_n in enumerate(one) if cells_n.any()]
+    means = [
+        cells_tnc[k, cells_n].mean(0)
+        for one in regions_otn
+        for k, cells_n in enumerate(one)
+        if cells_n.any()
+    ]
     return host.msk_proj(torch.stack(means)) if means else cells.new_zeros(0, host.spec.llm_dim)
 
 
@@ -83,7 +98,9 @@ def window_order(grid: Tensor, side: int) -> Tensor:
     Frame pair by frame pair, window by window of `side` x `side` cells, raster inside; the last ones are cut off.
     """
     t, h, w = (int(size) for size in grid[0])
-    time, y, x = torch.meshgrid(torch.arange(t), torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+    time, y, x = torch.meshgrid(
+        torch.arange(t), torch.arange(h // 2), torch.arange(w // 2), indexing="ij"
+    )
     windows = (time * h + y // side) * w + x // side
     return windows.flatten().argsort(stable=True)
 
@@ -106,5 +123,7 @@ def region_cells(masks_othw: Tensor, grid: Tensor) -> Tensor:
 def fill(embeds_bld: Tensor, slots_bl: Tensor, tokens_nd: Tensor, name: str) -> Tensor:
     """`embeds_bld` with `tokens_nd` at the slots, in order. ValueError if their numbers differ."""
     if len(slots_bl) != 1 or int(slots_bl.sum()) != len(tokens_nd):
-        raise ValueError(f"the prompt has {int(slots_bl.sum())} {name}, but {len(tokens_nd)} were given")
+        raise ValueError(
+            f"the prompt has {int(slots_bl.sum())} {name}, but {len(tokens_nd)} were given"
+        )
     return embeds_bld.masked_scatter(slots_bl[..., None], tokens_nd.to(embeds_bld))

@@ -67,49 +67,99 @@ class VideoGLaMM(Host):
     @staticmethod
     def configs() -> dict[str, VideoGLaMMConfig]:
         tiny = VideoGLaMMConfig(
-            vocab=320, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, max_len=1024, sliding_window=512,
-            clip_dim=32, clip_layers=3, clip_heads=4, clip_mlp=64, clip_size=56,
+            vocab=320,
+            llm_dim=64,
+            llm_layers=2,
+            llm_heads=4,
+            llm_mlp=128,
+            max_len=1024,
+            sliding_window=512,
+            clip_dim=32,
+            clip_layers=3,
+            clip_heads=4,
+            clip_mlp=64,
+            clip_size=56,
             video=InternVideo2Config(
-                width=64, depth=3, heads=4, mlp=128, image_size=56, pooled=32, teacher=32, teacher_final=32,
+                width=64,
+                depth=3,
+                heads=4,
+                mlp=128,
+                image_size=56,
+                pooled=32,
+                teacher=32,
+                teacher_final=32,
                 teacher_layers=1,
             ),
-            video_text=32, sam="2.0-tiny", sam_size=128, tokenizer="bytes",
-        )  # fmt: skip
+            video_text=32,
+            sam="2.0-tiny",
+            sam_size=128,
+            tokenizer="bytes",
+        )
         return {"full": VideoGLaMMConfig(), "tiny": tiny}
 
     def __init__(self, config: VideoGLaMMConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VideoGLaMMConfig()
         if config.frames % config.video.frames:
-            raise ValueError(f"frames={config.frames}: take a multiple of the {config.video.frames} of a video chunk")
+            raise ValueError(
+                f"frames={config.frames}: take a multiple of the {config.video.frames} of a video chunk"
+            )
         dim = config.llm_dim
         self.spec = HostSpec(
-            name="videoglamm", llm_dim=dim, patch_dim=config.clip_dim, seg_token="[SEG]", seg_vectors=1,
-            seg_read="post_norm", seg_granularity="video", max_len=config.max_len, sam=config.sam,
-            sam_size=config.sam_size, sam_postprocess=True, pads=2, temporal_dim=config.video.width,
-            lora_targets=("qkv_proj",), projectors=("image_projector", "video_projector"),
-        )  # fmt: skip
+            name="videoglamm",
+            llm_dim=dim,
+            patch_dim=config.clip_dim,
+            seg_token="[SEG]",
+            seg_vectors=1,
+            seg_read="post_norm",
+            seg_granularity="video",
+            max_len=config.max_len,
+            sam=config.sam,
+            sam_size=config.sam_size,
+            sam_postprocess=True,
+            pads=2,
+            temporal_dim=config.video.width,
+            lora_targets=("qkv_proj",),
+            projectors=("image_projector", "video_projector"),
+        )
         self.llm = Phi3ForCausalLM(
             Phi3Config(
-                vocab_size=config.vocab, hidden_size=dim, intermediate_size=config.llm_mlp,
-                num_hidden_layers=config.llm_layers, num_attention_heads=config.llm_heads,
-                max_position_embeddings=config.max_len, original_max_position_embeddings=config.max_len,
-                sliding_window=config.sliding_window, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+                vocab_size=config.vocab,
+                hidden_size=dim,
+                intermediate_size=config.llm_mlp,
+                num_hidden_layers=config.llm_layers,
+                num_attention_heads=config.llm_heads,
+                max_position_embeddings=config.max_len,
+                original_max_position_embeddings=config.max_len,
+                sliding_window=config.sliding_window,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
             )
-        )  # fmt: skip
+        )
         self.image_encoder = CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=config.clip_dim, intermediate_size=config.clip_mlp, num_hidden_layers=config.clip_layers,
-                num_attention_heads=config.clip_heads, image_size=config.clip_size, patch_size=14,
+                hidden_size=config.clip_dim,
+                intermediate_size=config.clip_mlp,
+                num_hidden_layers=config.clip_layers,
+                num_attention_heads=config.clip_heads,
+                image_size=config.clip_size,
+                patch_size=14,
             )
-        )  # fmt: skip
+        )
         self.video_encoder = InternVideo2(config.video)
         self.vision_proj = nn.Linear(config.video.pooled, config.video_text)
         for tower in (self.image_encoder, self.video_encoder, self.vision_proj):
             tower.requires_grad_(False)
-        self.image_projector = nn.Sequential(nn.Linear(config.clip_dim, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.video_projector = nn.Sequential(nn.Linear(config.video.width, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.seg_head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0))
+        self.image_projector = nn.Sequential(
+            nn.Linear(config.clip_dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.video_projector = nn.Sequential(
+            nn.Linear(config.video.width, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.seg_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 256), nn.Dropout(0.0)
+        )
         self.sam = sam.build_sam(config.sam, postprocess=True, image_size=config.sam_size)
         self.sam.memory_dtype = torch.bfloat16
         self.tokenizer = (
@@ -128,7 +178,9 @@ class VideoGLaMM(Host):
         section 1.1. float32 on the CPU. ValueError for other shapes.
         """
         if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise ValueError(f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+            raise ValueError(
+                f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
+            )
         if len(frames) == 1:
             return {"image": clip.centre_crops(frames, self.config.clip_size)}
         chosen = frames[sample_frames(len(frames), self.config.frames)]
@@ -148,7 +200,14 @@ class VideoGLaMM(Host):
     def visual_tokens_each(self, inputs: Sequence[dict[str, Tensor]]) -> list[list[Tensor]]:
         config, side = self.config, self.config.video.image_size
         for one in inputs:
-            good = {"image": (config.frames if "video" in one else 1, 3, config.clip_size, config.clip_size)}
+            good = {
+                "image": (
+                    config.frames if "video" in one else 1,
+                    3,
+                    config.clip_size,
+                    config.clip_size,
+                )
+            }
             if "video" in one:
                 good["video"] = (config.frames, 3, side, side)
             if (seen := {name: tuple(pixels.shape) for name, pixels in one.items()}) != good:
@@ -157,8 +216,11 @@ class VideoGLaMM(Host):
         patches = clip.patch_tokens(self.image_encoder, torch.cat([one["image"] for one in inputs]))
         spatial = self.project_spatial(patches).split(counts)
         videos = [one["video"] for one in inputs if "video" in one]
-        temporal = iter(self.project_temporal(self.video_patches(torch.cat(videos))).split(config.frames)
-                        if videos else ())  # fmt: skip
+        temporal = iter(
+            self.project_temporal(self.video_patches(torch.cat(videos))).split(config.frames)
+            if videos
+            else ()
+        )
         return [
             [torch.cat([halve(seen).flatten(0, 1), halve(next(temporal)).flatten(0, 1)])]
             if "video" in one
@@ -170,7 +232,11 @@ class VideoGLaMM(Host):
         """[T, 3, 224, 224] -> [T, 256, 1408]: four frames at a time, the last block but one, no class token."""
         encoder = self.video_encoder
         weight = encoder.cls_token
-        chunks = pixels_t3ss.to(weight.device, weight.dtype).unflatten(0, (-1, encoder.config.frames)).transpose(1, 2)
+        chunks = (
+            pixels_t3ss.to(weight.device, weight.dtype)
+            .unflatten(0, (-1, encoder.config.frames))
+            .transpose(1, 2)
+        )
         return encoder(chunks)[:, 1:].unflatten(1, (encoder.config.frames, -1)).flatten(0, 1)
 
     def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -189,7 +255,9 @@ class VideoGLaMM(Host):
         """The evaluation scripts' request: lower case, without a final period."""
         return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
 
-    def conversation(self, question: str, answer: str | None = None, tsf: int = 0) -> tuple[list[int], int]:
+    def conversation(
+        self, question: str, answer: str | None = None, tsf: int = 0
+    ) -> tuple[list[int], int]:
         """Phi-3's turns: system, user (visual block, question, TSF slots: a line each), assistant.
 
         The release repeats its visual placeholder 16 times and replaces the run by one block; here it is one IMAGE.
@@ -197,7 +265,9 @@ class VideoGLaMM(Host):
         ValueError if there is no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("videoglamm has no tokenizer: load a checkpoint folder with one, or set host.tokenizer")
+            raise ValueError(
+                "videoglamm has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
+            )
         ids = [*self._ids(SYSTEM, first=True), IMAGE]
         if tsf:
             ids += self._ids(f"\n{question}\n") + [TSF] * tsf + self._ids(ASSISTANT)
@@ -209,9 +279,13 @@ class VideoGLaMM(Host):
         ids = self.tokenizer(text)["input_ids"]
         return ids[1:] if not first and ids[0] == self.tokenizer.bos_token_id else ids
 
-    def generate(self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None) -> Generated:
+    def generate(
+        self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
+    ) -> Generated:
         """Greedy; a turn ends with <|end|>, which is not the tokenizer's end of text."""
-        return super().generate(packed, max_new_tokens, [self.token_id(END)] if stop is None else stop)
+        return super().generate(
+            packed, max_new_tokens, [self.token_id(END)] if stop is None else stop
+        )
 
 
 def sample_frames(total: int, wanted: int) -> NDArray[np.int64]:

@@ -104,7 +104,11 @@ class Clair:
         refuses or stays away: that is no score of the caption.
         """
         body = self._body(caption[:MAX_CHARACTERS], reference[:MAX_CHARACTERS])
-        kept = self.cache / f"{digest({'url': self.config.base_url, **body})}.json" if self.cache else None
+        kept = (
+            self.cache / f"{digest({'url': self.config.base_url, **body})}.json"
+            if self.cache
+            else None
+        )
         if kept and kept.exists():
             self.cost.cached += 1
             return Judgement(**json.loads(kept.read_text()))
@@ -122,7 +126,10 @@ class Clair:
             "model": self.config.model,
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": _QUESTION.format(candidate=caption, reference=reference)},
+                {
+                    "role": "user",
+                    "content": _QUESTION.format(candidate=caption, reference=reference),
+                },
             ],
             "max_tokens": self.config.max_tokens,
             "temperature": self.config.temperature,
@@ -143,26 +150,35 @@ class Clair:
                 problem = f"HTTP {response.status_code}: {response.text[:200]}"
                 continue
             if response.status_code != 200:
-                raise RuntimeError(f"CLAIR: {url} refused with HTTP {response.status_code}: {response.text[:200]} "
-                                   f"(check base_url, model and {self.config.key_variable})")  # fmt: skip
+                raise RuntimeError(
+                    f"CLAIR: {url} refused with HTTP {response.status_code}: {response.text[:200]} "
+                    f"(check base_url, model and {self.config.key_variable})"
+                )
             return self._counted(response)
-        raise RuntimeError(f"CLAIR: {url} gave no answer in {self.config.retries + 1} attempts; last: {problem}. "
-                           "Captions judged so far are kept if a cache is set: run again")  # fmt: skip
+        raise RuntimeError(
+            f"CLAIR: {url} gave no answer in {self.config.retries + 1} attempts; last: {problem}. "
+            "Captions judged so far are kept if a cache is set: run again"
+        )
 
     def _counted(self, response: httpx.Response) -> str:
         try:
             answer = response.json()
             text = answer["choices"][0]["message"]["content"] or ""
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise RuntimeError(f"CLAIR: {response.url} does not speak the OpenAI chat protocol: "
-                               f"{response.text[:200]}") from error  # fmt: skip
+            raise RuntimeError(
+                f"CLAIR: {response.url} does not speak the OpenAI chat protocol: "
+                f"{response.text[:200]}"
+            ) from error
         usage = answer.get("usage") or {}
         cost, config = self.cost, self.config
         cost.requests += 1
         cost.tokens_in += usage.get("prompt_tokens", 0)
         cost.tokens_out += usage.get("completion_tokens", 0)
         if config.dollars_per_million_in is not None and config.dollars_per_million_out is not None:
-            dollars = cost.tokens_in * config.dollars_per_million_in + cost.tokens_out * config.dollars_per_million_out
+            dollars = (
+                cost.tokens_in * config.dollars_per_million_in
+                + cost.tokens_out * config.dollars_per_million_out
+            )
             cost.dollars = dollars / 1e6
         return text
 

@@ -55,17 +55,29 @@ def davis(
     truths = gt if isinstance(gt, Mapping) else {"": gt}
     predictions = pred if isinstance(pred, Mapping) else {"": pred}
     if unknown := sorted(set(predictions) - set(truths)):
-        raise ValueError(f"pred has videos that gt lacks: {', '.join(unknown[:5])}: check the names")
+        raise ValueError(
+            f"pred has videos that gt lacks: {', '.join(unknown[:5])}: check the names"
+        )
     per_object: dict[str, dict[str, float]] = {}
     per_sequence: dict[str, dict[str, int]] = {}
     per_frame: dict[str, dict[str, Scores]] = {}
     for name, truth in truths.items():
         gt_thw = _indices(truth, f"gt {name}".strip())
-        pred_thw = _indices(predictions[name], f"pred {name}".strip()) if name in predictions else np.zeros_like(gt_thw)
+        pred_thw = (
+            _indices(predictions[name], f"pred {name}".strip())
+            if name in predictions
+            else np.zeros_like(gt_thw)
+        )
         if pred_thw.shape != gt_thw.shape:
-            raise ValueError(f"video {name!r}: pred {pred_thw.shape} and gt {gt_thw.shape} must have one shape")
+            raise ValueError(
+                f"video {name!r}: pred {pred_thw.shape} and gt {gt_thw.shape} must have one shape"
+            )
         ids, pred_ids, j_ot, f_ot = _score(pred_thw, gt_thw, protocol, rules, bound_th, name)
-        per_sequence[name] = {"gt_objects": len(ids), "pred_objects": pred_ids, "frames_scored": j_ot.shape[1]}
+        per_sequence[name] = {
+            "gt_objects": len(ids),
+            "pred_objects": pred_ids,
+            "frames_scored": j_ot.shape[1],
+        }
         per_frame[name] = {"J": j_ot, "F": f_ot}
         for row, k in enumerate(ids):
             per_object[f"{name}_{k}" if name else str(k)] = {
@@ -74,8 +86,10 @@ def davis(
                 for key, value in frame_statistics(series, rules)._asdict().items()
             }
     if not per_object:
-        raise ValueError("gt holds no object: nothing to score (ids are counted in the first frame under rules "
-                         "'official')")  # fmt: skip
+        raise ValueError(
+            "gt holds no object: nothing to score (ids are counted in the first frame under rules "
+            "'official')"
+        )
     return {
         "per_object": per_object,
         "global": _means(per_object),
@@ -91,20 +105,32 @@ def _score(
     void_thw = gt_thw == VOID
     objects_thw = np.where(void_thw, 0, gt_thw)
     first = int(objects_thw[0].max(initial=0))
-    ids = [*range(1, first + 1)] if rules == "official" else [int(k) for k in np.unique(objects_thw) if k]
+    ids = (
+        [*range(1, first + 1)]
+        if rules == "official"
+        else [int(k) for k in np.unique(objects_thw) if k]
+    )
     semi = protocol == "semi-supervised"
     if semi:
         if len(gt_thw) < 3:
-            raise ValueError(f"video {name!r} has {len(gt_thw)} frames: the semi-supervised protocol leaves out the "
-                             "first and the last and needs at least 3")  # fmt: skip
+            raise ValueError(
+                f"video {name!r} has {len(gt_thw)} frames: the semi-supervised protocol leaves out the "
+                "first and the last and needs at least 3"
+            )
         pred_thw, objects_thw = pred_thw[1:-1], objects_thw[1:-1]
     predicted = int(pred_thw.max(initial=0))
     allowed = max(ids, default=0) if semi else MAX_PROPOSALS
     if predicted > allowed:
-        raise ValueError(f"video {name!r}: prediction has id {predicted}, {protocol} allows up to {allowed} here")
+        raise ValueError(
+            f"video {name!r}: prediction has id {predicted}, {protocol} allows up to {allowed} here"
+        )
     # As many predictions as objects at least: what was not predicted is an empty mask.
     pred_ids = ids if semi else [*range(1, max(predicted, len(ids)) + 1)]
-    pairs = [(o, o) for o in range(len(ids))] if semi else [*product(range(len(pred_ids)), range(len(ids)))]
+    pairs = (
+        [(o, o) for o in range(len(ids))]
+        if semi
+        else [*product(range(len(pred_ids)), range(len(ids)))]
+    )
     radius = tolerance(gt_thw.shape[1:], bound_th)
     j_pot, f_pot = np.zeros((2, len(pred_ids), len(ids), len(pred_thw)))
     for span in spans(pred_thw.shape):
@@ -112,7 +138,10 @@ def _score(
         predictions = [outline(pred_thw[span] == k, radius, void) for k in pred_ids]
         objects = [outline(objects_thw[span] == k, radius, void) for k in ids]
         for p, o in pairs:
-            j_pot[p, o, span], f_pot[p, o, span] = predictions[p].j(objects[o]), predictions[p].f(objects[o])
+            j_pot[p, o, span], f_pot[p, o, span] = (
+                predictions[p].j(objects[o]),
+                predictions[p].f(objects[o]),
+            )
     rows = columns = np.arange(len(ids))
     if not semi:
         rows, columns = linear_sum_assignment(-(j_pot.mean(2) + f_pot.mean(2)) / 2)
@@ -124,7 +153,9 @@ def _score(
 
 def _means(per_object: dict[str, dict[str, float]]) -> dict[str, float]:
     means = {
-        f"{measure}-{key.capitalize()}": float(np.mean([scores[f"{measure}_{key}"] for scores in per_object.values()]))
+        f"{measure}-{key.capitalize()}": float(
+            np.mean([scores[f"{measure}_{key}"] for scores in per_object.values()])
+        )
         for measure in "JF"
         for key in ("mean", "recall", "decay")
     }
@@ -134,5 +165,7 @@ def _means(per_object: dict[str, dict[str, float]]) -> dict[str, float]:
 def _indices(values: ArrayLike, name: str) -> NDArray:
     array = np.asarray(values)
     if array.ndim != 3 or not array.size or array.dtype.kind not in "iu":
-        raise ValueError(f"{name}: index masks are [T, H, W] integers, got shape {array.shape}, dtype {array.dtype}")
+        raise ValueError(
+            f"{name}: index masks are [T, H, W] integers, got shape {array.shape}, dtype {array.dtype}"
+        )
     return array

@@ -83,12 +83,16 @@ def gcg_matches(
     if similarity_gp.size == 0 == iou_gp.size:
         return []
     if similarity_gp.shape != iou_gp.shape:
-        raise ValueError(f"similarity: needs a row per annotated and a column per predicted object, {iou_gp.shape}, "
-                         f"got {similarity_gp.shape}")  # fmt: skip
+        raise ValueError(
+            f"similarity: needs a row per annotated and a column per predicted object, {iou_gp.shape}, "
+            f"got {similarity_gp.shape}"
+        )
     if protocol == "corrected":
         passes_gp = (iou_gp >= iou_threshold) & (similarity_gp >= text_threshold)
         # Any passing pair beats all IoU together, so the matching has most pairs first and highest IoU second.
-        rows, columns = linear_sum_assignment(np.where(passes_gp, -1 - iou_gp / (1 + min(iou_gp.shape)), 0))
+        rows, columns = linear_sum_assignment(
+            np.where(passes_gp, -1 - iou_gp / (1 + min(iou_gp.shape)), 0)
+        )
         return [(int(g), int(p)) for g, p in zip(rows, columns, strict=True) if passes_gp[g, p]]
     left_gp = iou_gp[np.ix_(_text_order(annotated), _text_order(predicted))]
     left_similarity_gp = similarity_gp.copy()
@@ -105,17 +109,23 @@ def gcg_matches(
             return pairs
 
 
-def track_iou(pred: ArrayLike, gt: ArrayLike, protocol: GCGProtocol = "sparrow") -> NDArray[np.float64]:
+def track_iou(
+    pred: ArrayLike, gt: ArrayLike, protocol: GCGProtocol = "sparrow"
+) -> NDArray[np.float64]:
     """IoU of whole tracks [G, P]; for two empty tracks 1, or NaN with "videoglamm"."""
     if protocol not in get_args(GCGProtocol):
         raise ValueError(f"protocol {protocol!r}: one of {', '.join(get_args(GCGProtocol))}")
     pred_pthw, gt_gthw = binary(pred, "pred", "PTHW"), binary(gt, "gt", "GTHW")
     if pred_pthw.shape[1:] != gt_gthw.shape[1:]:
-        raise ValueError(f"pred {pred_pthw.shape} and gt {gt_gthw.shape} differ after the first axis: both must be "
-                         "[objects, T, H, W] of one video (also for 0 objects)")  # fmt: skip
+        raise ValueError(
+            f"pred {pred_pthw.shape} and gt {gt_gthw.shape} differ after the first axis: both must be "
+            "[objects, T, H, W] of one video (also for 0 objects)"
+        )
     inter_gp = np.array([[np.count_nonzero(g & p) for p in pred_pthw] for g in gt_gthw], np.int64)
     inter_gp = inter_gp.reshape(len(gt_gthw), len(pred_pthw))
-    area_g, area_p = (np.array([np.count_nonzero(track) for track in v], np.int64) for v in (gt_gthw, pred_pthw))
+    area_g, area_p = (
+        np.array([np.count_nonzero(track) for track in v], np.int64) for v in (gt_gthw, pred_pthw)
+    )
     union_gp = area_g[:, None] + area_p - inter_gp
     both_empty = np.nan if protocol == "videoglamm" else 1.0
     return np.where(union_gp > 0, inter_gp / np.maximum(union_gp, 1), both_empty)
@@ -132,7 +142,10 @@ class GCGScore:
 
 
 def gcg_score(
-    pred: ArrayLike | None, gt: ArrayLike, similarity: ArrayLike | None, protocol: GCGProtocol = "sparrow"
+    pred: ArrayLike | None,
+    gt: ArrayLike,
+    similarity: ArrayLike | None,
+    protocol: GCGProtocol = "sparrow",
 ) -> GCGScore:
     """One video. pred None: there is no result, which the released scripts leave out of recall (but not of mIoU)."""
     if pred is None:

@@ -22,7 +22,9 @@ CACHE_PIXELS = 2**21
 """Of one mask that are worked on at a time: 256 KiB packed."""
 
 
-def region_similarity(pred: ArrayLike, gt: ArrayLike, void: ArrayLike | None = None) -> NDArray[np.float64]:
+def region_similarity(
+    pred: ArrayLike, gt: ArrayLike, void: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """J per frame [T]: intersection over union; 1 where both masks are empty.
 
     Raises ValueError where pred, gt and void are not [T, H, W] of one shape.
@@ -49,7 +51,10 @@ def boundary_accuracy(
     radius = tolerance(gt_thw.shape[1:], bound_th)
     scores_t = np.empty(len(gt_thw))
     for span in spans(gt_thw.shape):
-        a, b = (outline(m[span], radius, None if void_thw is None else void_thw[span]) for m in (pred_thw, gt_thw))
+        a, b = (
+            outline(m[span], radius, None if void_thw is None else void_thw[span])
+            for m in (pred_thw, gt_thw)
+        )
         scores_t[span] = a.f(b)
     return scores_t
 
@@ -70,7 +75,9 @@ class Outline:
 
     def j(self, other: "Outline") -> NDArray[np.float64]:
         """Intersection over union of the two masks per frame; 1 where both are empty."""
-        return _jaccard(_bits(self.mask[self.window] & other.mask[self.window]), self.area_t, other.area_t)
+        return _jaccard(
+            _bits(self.mask[self.window] & other.mask[self.window]), self.area_t, other.area_t
+        )
 
     def f(self, other: "Outline") -> NDArray[np.float64]:
         """Contour F-measure of the two masks per frame."""
@@ -81,7 +88,9 @@ class Outline:
         return np.where((self.length_t == 0) & (other.length_t == 0), 1.0, scores_t)
 
 
-def outline(mask_thw: NDArray[np.bool_], radius: int, void_thw: NDArray[np.bool_] | None = None) -> Outline:
+def outline(
+    mask_thw: NDArray[np.bool_], radius: int, void_thw: NDArray[np.bool_] | None = None
+) -> Outline:
     """Area, contour and the contour's neighbourhood of one mask [T, H, W]; radius as `tolerance` gives it.
 
     A contour pixel differs from its right, lower or lower right neighbour (inside the frame), so contours lie half a
@@ -115,7 +124,9 @@ def spans(shape: tuple[int, ...]) -> Iterator[slice]:
 def tolerance(size: tuple[int, ...], bound_th: float = DAVIS_TOLERANCE) -> int:
     """`bound_th` in whole pixels, for frames of size (height, width)."""
     if not bound_th >= 0 or (bound_th >= 1 and bound_th != int(bound_th)):
-        raise ValueError(f"bound_th {bound_th}: a fraction of the diagonal in [0, 1), or whole pixels from 1 on")
+        raise ValueError(
+            f"bound_th {bound_th}: a fraction of the diagonal in [0, 1), or whole pixels from 1 on"
+        )
     return int(bound_th if bound_th >= 1 else np.ceil(bound_th * np.linalg.norm(size)))
 
 
@@ -127,7 +138,9 @@ def binary(values: ArrayLike, name: str, axes: str = "THW") -> NDArray[np.bool_]
     if array.dtype == np.bool_:
         return array
     if array.size and not np.isin((array.min(), array.max()), (0, 1)).all():
-        raise ValueError(f"{name}: a mask holds 0 and 1 (or bool), got values {array.min()} to {array.max()}")
+        raise ValueError(
+            f"{name}: a mask holds 0 and 1 (or bool), got values {array.min()} to {array.max()}"
+        )
     return array != 0
 
 
@@ -138,11 +151,15 @@ def _volumes(
     void_thw = None if void is None else binary(void, "void")
     for name, volume in (("pred", pred_thw), ("void", void_thw)):
         if volume is not None and volume.shape != gt_thw.shape:
-            raise ValueError(f"{name} {volume.shape} and gt {gt_thw.shape} differ: both must be [T, H, W] of one video")
+            raise ValueError(
+                f"{name} {volume.shape} and gt {gt_thw.shape} differ: both must be [T, H, W] of one video"
+            )
     return pred_thw, gt_thw, void_thw
 
 
-def _jaccard(inter_t: NDArray[np.int64], a_t: NDArray[np.int64], b_t: NDArray[np.int64]) -> NDArray[np.float64]:
+def _jaccard(
+    inter_t: NDArray[np.int64], a_t: NDArray[np.int64], b_t: NDArray[np.int64]
+) -> NDArray[np.float64]:
     union_t = a_t + b_t - inter_t
     return np.where(union_t > 0, inter_t / np.maximum(union_t, 1), 1.0)
 

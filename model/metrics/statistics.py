@@ -36,14 +36,18 @@ def frame_statistics(values: ArrayLike, rules: Rules = "official") -> Statistics
     """
     values_t = np.asarray(values, np.float64)
     if values_t.ndim != 1 or not len(values_t):
-        raise ValueError(f"values: one score per frame, [T] with T >= 1, got shape {values_t.shape}")
+        raise ValueError(
+            f"values: one score per frame, [T] with T >= 1, got shape {values_t.shape}"
+        )
     # 1e-10: a quarter that ends exactly between two frames ends at the later one, also where the sum falls just short.
     ends = (np.round(np.linspace(1, len(values_t), 5) + 1e-10) - 1).astype(np.int64)
     stops = ends + 1
     if rules == "official":
         ends, stops = ends % 256, stops % 256
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, and that is the answer
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # the mean of nothing is NaN, and that is the answer
         decay = np.nanmean(values_t[ends[0] : stops[1]]) - np.nanmean(values_t[ends[3] : stops[4]])
         return Statistics(float(np.nanmean(values_t)), float(np.mean(values_t > 0.5)), float(decay))
 
@@ -65,11 +69,19 @@ def bootstrap(
     values_n = np.asarray(values, np.float64)
     weights_n = np.ones_like(values_n) if weights is None else np.asarray(weights, np.float64)
     groups_n = np.arange(values_n.size) if groups is None else np.asarray(groups)
-    if values_n.ndim != 1 or not values_n.size or not values_n.shape == weights_n.shape == groups_n.shape:
-        raise ValueError(f"values {values_n.shape}, weights {weights_n.shape} and groups {groups_n.shape}: "
-                         "all must be [n] with n >= 1")  # fmt: skip
+    if (
+        values_n.ndim != 1
+        or not values_n.size
+        or not values_n.shape == weights_n.shape == groups_n.shape
+    ):
+        raise ValueError(
+            f"values {values_n.shape}, weights {weights_n.shape} and groups {groups_n.shape}: "
+            "all must be [n] with n >= 1"
+        )
     if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level {level} must lie in (0, 1), resamples {resamples} must be at least 1")
+        raise ValueError(
+            f"level {level} must lie in (0, 1), resamples {resamples} must be at least 1"
+        )
     if (weights_n < 0).any() or not weights_n.sum() > 0:
         raise ValueError("weights: none may be negative, and their sum must be positive")
     group_of_n = np.unique(groups_n, return_inverse=True)[1]
@@ -79,7 +91,9 @@ def bootstrap(
     return Interval(float(tops.sum() / bottoms.sum()), float(low), float(high))
 
 
-def _resampled(tops: NDArray, bottoms: NDArray, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _resampled(
+    tops: NDArray, bottoms: NDArray, resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
     draws = rng.multinomial(len(tops), np.full(len(tops), 1 / len(tops)), size=resamples)
     sums = draws @ bottoms
     return (draws @ tops)[sums > 0] / sums[sums > 0]

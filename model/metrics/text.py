@@ -42,15 +42,25 @@ def cosine_similarity(gt_phrases: ArrayLike, pred_phrases: ArrayLike) -> NDArray
     """Embeddings [G, D] and [P, D] -> cosines [G, P], as `gcg_matches` needs them. Raises ValueError on bad shapes."""
     gt_gd, pred_pd = np.asarray(gt_phrases, np.float64), np.asarray(pred_phrases, np.float64)
     if gt_gd.ndim != 2 or pred_pd.ndim != 2 or gt_gd.shape[1] != pred_pd.shape[1]:
-        raise ValueError(f"embeddings must be [G, D] and [P, D], got {gt_gd.shape} and {pred_pd.shape}")
+        raise ValueError(
+            f"embeddings must be [G, D] and [P, D], got {gt_gd.shape} and {pred_pd.shape}"
+        )
     lengths_gp = np.linalg.norm(gt_gd, axis=1)[:, None] * np.linalg.norm(pred_pd, axis=1)
     return gt_gd @ pred_pd.T / np.maximum(lengths_gp, np.finfo(np.float64).tiny)
 
 
 def _pairs(captions: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
-    if isinstance(captions, str) or isinstance(references, str) or not len(captions) == len(references) > 0:
-        raise ValueError("captions and references: two lists of one length, at least 1, one reference per caption")
-    return [(c[:MAX_CHARACTERS], r[:MAX_CHARACTERS]) for c, r in zip(captions, references, strict=True)]
+    if (
+        isinstance(captions, str)
+        or isinstance(references, str)
+        or not len(captions) == len(references) > 0
+    ):
+        raise ValueError(
+            "captions and references: two lists of one length, at least 1, one reference per caption"
+        )
+    return [
+        (c[:MAX_CHARACTERS], r[:MAX_CHARACTERS]) for c, r in zip(captions, references, strict=True)
+    ]
 
 
 def _module(name: str) -> ModuleType:
@@ -59,16 +69,21 @@ def _module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(f"pycocoevalcap.{name}")
     except ImportError as error:
-        raise RuntimeError(f"METEOR and CIDEr need pycocoevalcap ({error}): pip install pycocoevalcap") from error
+        raise RuntimeError(
+            f"METEOR and CIDEr need pycocoevalcap ({error}): pip install pycocoevalcap"
+        ) from error
     if shutil.which("java") is None:
-        raise RuntimeError("METEOR and CIDEr need Java on PATH (Debian: apt-get install default-jre-headless)")
+        raise RuntimeError(
+            "METEOR and CIDEr need Java on PATH (Debian: apt-get install default-jre-headless)"
+        )
     return module
 
 
 def _corpus_score(scorer: object, pairs: list[tuple[str, str]]) -> float:
     tokenizer = _module("tokenizer.ptbtokenizer").PTBTokenizer()
     captions, references = (
-        tokenizer.tokenize({str(n): [{"caption": pair[side]}] for n, pair in enumerate(pairs)}) for side in (0, 1)
+        tokenizer.tokenize({str(n): [{"caption": pair[side]}] for n, pair in enumerate(pairs)})
+        for side in (0, 1)
     )
     score, _ = scorer.compute_score(references, captions)  # type: ignore[attr-defined]
     return float(score)

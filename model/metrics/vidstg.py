@@ -41,7 +41,9 @@ class VidSTGScore(NamedTuple):
     """Box IoU in each frame of the annotated span."""
 
 
-def mask_boxes(masks: ArrayLike, rules: Rules = "official", min_area: int | None = None) -> NDArray[np.float64]:
+def mask_boxes(
+    masks: ArrayLike, rules: Rules = "official", min_area: int | None = None
+) -> NDArray[np.float64]:
     """Masks [T, H, W] -> tight boxes [T, 4] around what is left after components below min_area are deleted.
 
     min_area: in pixels; by default MIN_AREA of the rules.
@@ -62,7 +64,11 @@ def mask_boxes(masks: ArrayLike, rules: Rules = "official", min_area: int | None
 
 
 def vidstg_score(
-    pred: ArrayLike, gt_boxes: ArrayLike, span: Span, rules: Rules = "official", pred_span: Span | None = None
+    pred: ArrayLike,
+    gt_boxes: ArrayLike,
+    span: Span,
+    rules: Rules = "official",
+    pred_span: Span | None = None,
 ) -> VidSTGScore:
     """One question. pred: masks [T, H, W], or boxes [T, 4]; gt_boxes [T, 4]; frames outside span are not looked at.
 
@@ -72,8 +78,10 @@ def vidstg_score(
     pred_t4 = mask_boxes(pred_array, rules) if pred_array.ndim == 3 else pred_array
     gt_t4 = np.asarray(gt_boxes, np.float64)
     if pred_t4.shape != gt_t4.shape or gt_t4.shape[1:] != (4,):
-        raise ValueError(f"pred {pred_array.shape} must be [T, H, W] masks or [T, 4] boxes, gt_boxes {gt_t4.shape} "
-                         "[T, 4], for one number of frames")  # fmt: skip
+        raise ValueError(
+            f"pred {pred_array.shape} must be [T, H, W] masks or [T, 4] boxes, gt_boxes {gt_t4.shape} "
+            "[T, 4], for one number of frames"
+        )
     _check(rules)
     if not _is_span(span):
         temporal = None if pred_span is None else 0.0
@@ -86,10 +94,14 @@ def vidstg_score(
     tiou = viou = None
     if pred_span is not None:
         tiou, viou = _temporal(iou_t, span, pred_span, rules)
-    return VidSTGScore(gt_viou, float(gt_viou > 0.3), float(gt_viou > 0.5), tiou, viou, iou_t[first : last + 1])
+    return VidSTGScore(
+        gt_viou, float(gt_viou > 0.3), float(gt_viou > 0.5), tiou, viou, iou_t[first : last + 1]
+    )
 
 
-def vidstg_miou(pred: ArrayLike, gt_boxes: ArrayLike, span: Span | None = None, rules: Rules = "official") -> float:
+def vidstg_miou(
+    pred: ArrayLike, gt_boxes: ArrayLike, span: Span | None = None, rules: Rules = "official"
+) -> float:
     """Mean box IoU over the annotated span (all frames without one): the `gt_viou` of `vidstg_score`."""
     return vidstg_score(pred, gt_boxes, span or (0, len(np.asarray(gt_boxes)) - 1), rules).gt_viou
 
@@ -105,7 +117,9 @@ def vidstg(scores: Sequence[VidSTGScore | None]) -> dict[str, float]:
     return dict(zip(("gt_viou", "gt_viou@0.3", "gt_viou@0.5"), table.mean(0).tolist(), strict=True))
 
 
-def _temporal(iou_t: NDArray[np.float64], gt: Span, pred: Span, rules: Rules) -> tuple[float, float]:
+def _temporal(
+    iou_t: NDArray[np.float64], gt: Span, pred: Span, rules: Rules
+) -> tuple[float, float]:
     """tIoU and vIoU. The official script takes a span's last frame as its end, so the last frame does not count."""
     if not _is_span(pred):
         return 0.0, 0.0

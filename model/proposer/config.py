@@ -41,19 +41,33 @@ class ProposerConfig(Config):
         if self.heads not in HEADS:
             raise ValueError(f"heads {self.heads} must be one of {' or '.join(map(str, HEADS))}")
         if self.width % self.attention_heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.attention_heads} attention_heads")
+            raise ValueError(
+                f"width {self.width} is not a multiple of {self.attention_heads} attention_heads"
+            )
         if self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4: sine and cosine of two coordinates")
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4: sine and cosine of two coordinates"
+            )
         if self.kind != "deformable":
             for name, plain in (("levels", 1), ("iterative_refine", False)):
                 if getattr(self, name) != plain:
-                    raise ValueError(f'{name} {getattr(self, name)} needs kind "deformable", not "{self.kind}"')
+                    raise ValueError(
+                        f'{name} {getattr(self, name)} needs kind "deformable", not "{self.kind}"'
+                    )
         if self.kind == "fcos" and self.width % 32:
-            raise ValueError(f"width {self.width} must be a multiple of 32 for kind fcos: its group norms")
+            raise ValueError(
+                f"width {self.width} must be a multiple of 32 for kind fcos: its group norms"
+            )
         return self
 
     @classmethod
     def tiny(cls, **changes: Any) -> "ProposerConfig":
         """The same structure in milliseconds on a CPU; the width stays the mask model's 256."""
-        small: dict[str, Any] = {"queries": 32, "encoder_layers": 1, "decoder_layers": 2, "ffn": 64, "points": 2}
+        small: dict[str, Any] = {
+            "queries": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "ffn": 64,
+            "points": 2,
+        }
         return cls(**(small | changes))

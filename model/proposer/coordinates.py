@@ -25,7 +25,11 @@ def format_boxes(boxes_n4: Tensor, decimals: int = 2) -> str:
         raise ValueError(f"boxes have shape {list(boxes_n4.shape)}, expected [N, 4]")
     if not ((boxes_n4 >= 0) & (boxes_n4 <= 1)).all():
         raise ValueError(f"boxes must be fractions of the frame, in [0, 1]: {boxes_n4.tolist()}")
-    return "[" + ";".join(",".join(f"{value:.{decimals}f}" for value in box) for box in boxes_n4.tolist()) + "]"
+    return (
+        "["
+        + ";".join(",".join(f"{value:.{decimals}f}" for value in box) for box in boxes_n4.tolist())
+        + "]"
+    )
 
 
 def parse_boxes(text: str) -> Tensor:
@@ -33,7 +37,9 @@ def parse_boxes(text: str) -> Tensor:
 
     What is not four fractions in brackets, or is empty (x2 <= x1 or y2 <= y1), is no box.
     """
-    boxes = torch.tensor([[float(value) for value in found] for found in _BOX.findall(text)]).reshape(-1, 4)
+    boxes = torch.tensor(
+        [[float(value) for value in found] for found in _BOX.findall(text)]
+    ).reshape(-1, 4)
     return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes <= 1).all(1)]
 
 
@@ -53,6 +59,10 @@ class CoordinatesProposer(nn.Module):
         whole = torch.tensor([0.0, 0.0, 1.0, 1.0])
         boxes = torch.stack([boxes[0] if len(boxes) else whole for boxes in found])
         boxes = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
-        logit = torch.tensor([_CERTAIN if len(boxes) else -torch.inf for boxes in found])[:, None, None]
+        logit = torch.tensor([_CERTAIN if len(boxes) else -torch.inf for boxes in found])[
+            :, None, None
+        ]
         embeddings = torch.zeros(len(texts), 1, self.config.width)
-        return make_output(embeddings, boxes[:, None, None], dict.fromkeys(self.config.heads, logit))
+        return make_output(
+            embeddings, boxes[:, None, None], dict.fromkeys(self.config.heads, logit)
+        )

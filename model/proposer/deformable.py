@@ -59,10 +59,16 @@ class InputProjection(nn.ModuleList):
 
     def _check(self, maps: list[Tensor]) -> list[Tensor]:
         if len(maps) < self.lateral:
-            raise ValueError(f"{len(maps)} feature maps, this proposer reads the last {self.lateral}")
+            raise ValueError(
+                f"{len(maps)} feature maps, this proposer reads the last {self.lateral}"
+            )
         used = maps[-self.lateral :]
         for feature in used:
-            if feature.ndim != 4 or feature.shape[1] != self.in_channels or feature.shape[0] != used[0].shape[0]:
+            if (
+                feature.ndim != 4
+                or feature.shape[1] != self.in_channels
+                or feature.shape[0] != used[0].shape[0]
+            ):
                 wanted = f"[{used[0].shape[0]}, {self.in_channels}, H, W]"
                 raise ValueError(f"feature map has shape {list(feature.shape)}, expected {wanted}")
         return used
@@ -83,10 +89,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.level_embed = nn.Parameter(torch.empty(config.levels, width))
-        self.bbox_embed = nn.ModuleList(BoxMLP(width) for _ in range(config.decoder_layers + 1))  # last: the encoder's
+        self.bbox_embed = nn.ModuleList(
+            BoxMLP(width) for _ in range(config.decoder_layers + 1)
+        )  # last: the encoder's
         self.class_embed_enc = nn.Linear(width, 1)
         for head in config.heads:
-            self.add_module(f"class_embed_{head}", nn.ModuleList(nn.Linear(width, 1) for _ in self.bbox_embed[:-1]))
+            self.add_module(
+                f"class_embed_{head}",
+                nn.ModuleList(nn.Linear(width, 1) for _ in self.bbox_embed[:-1]),
+            )
         self.encoder = Stack([EncoderLayer(config) for _ in range(config.encoder_layers)])
         self.decoder = Stack([DecoderLayer(config) for _ in range(config.decoder_layers)])
         self.query_position_embeddings = nn.Embedding(config.queries, width)
@@ -106,7 +117,9 @@ class Transformer(nn.Module):
         logits: dict[str, Tensor] = {}
         for head in self.config.heads:
             layers = zip(self.get_submodule(f"class_embed_{head}").children(), hidden, strict=True)
-            logits[head] = torch.stack([classifier(x)[..., 0].float() for classifier, x in layers], 1)
+            logits[head] = torch.stack(
+                [classifier(x)[..., 0].float() for classifier, x in layers], 1
+            )
         return logits
 
     @torch.no_grad()
@@ -142,7 +155,9 @@ class DeformableTransformer(Transformer):
         # The released files know every head under a second name, inside the decoder.
         self.decoder.bbox_embed = self.bbox_embed
         for head in ("enc", *config.heads):
-            self.decoder.add_module(f"class_embed_{head}", self.get_submodule(f"class_embed_{head}"))
+            self.decoder.add_module(
+                f"class_embed_{head}", self.get_submodule(f"class_embed_{head}")
+            )
         self.enc_output = nn.Linear(width, width)
         self.enc_output_norm = nn.LayerNorm(width)
         self.pos_trans = nn.Linear(2 * width, 2 * width)
@@ -188,7 +203,10 @@ class DeformableTransformer(Transformer):
         places = []
         for height, width in shapes:
             # A box so large that an offset of 1 is one cell of the level that is looked at.
-            sides = [torch.full_like(centres[:, :1], 2 * self.config.points / side) for side in (width, height)]
+            sides = [
+                torch.full_like(centres[:, :1], 2 * self.config.points / side)
+                for side in (width, height)
+            ]
             places.append(torch.cat([centres, *sides], -1))
         reference = torch.stack(places, 1)[None]
         for layer in self.encoder.layers:
@@ -209,7 +227,9 @@ class DeformableTransformer(Transformer):
         anchors = torch.cat(parts)
         invalid = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1, keepdim=True)
         candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(invalid, 0)))
-        box_logits = self.bbox_embed[-1](candidates) + anchors.logit().masked_fill(invalid, math.inf)
+        box_logits = self.bbox_embed[-1](candidates) + anchors.logit().masked_fill(
+            invalid, math.inf
+        )
         return self.class_embed_enc(candidates)[..., 0].float(), box_logits
 
     def decode(
@@ -245,7 +265,9 @@ class DeformableProposer(nn.Module):
         super().__init__()
         self.config = config or ProposerConfig()
         if self.config.kind != "deformable":
-            raise ValueError(f'kind is "{self.config.kind}", DeformableProposer is "deformable": use build_proposer')
+            raise ValueError(
+                f'kind is "{self.config.kind}", DeformableProposer is "deformable": use build_proposer'
+            )
         self.ddetr_transformer = DeformableTransformer(self.config)
         self.input_proj = InputProjection(self.config)
         initialise(self.input_proj)
@@ -265,8 +287,12 @@ def _complete_aliases(module: nn.Module, state: dict[str, Any], prefix: str, *_:
     """Heads are stored twice, or, where a file format refuses shared tensors, under one of their two names."""
     for one, another in (("", "decoder."), ("decoder.", "")):
         start = f"{prefix}ddetr_transformer.{one}"
-        for name in [n for n in state if n.startswith((f"{start}bbox_embed.", f"{start}class_embed_"))]:
+        for name in [
+            n for n in state if n.startswith((f"{start}bbox_embed.", f"{start}class_embed_"))
+        ]:
             other = f"{prefix}ddetr_transformer.{another}{name.removeprefix(start)}"
             twin = state.setdefault(other, state[name])
             if twin is not state[name] and not torch.equal(twin, state[name]):
-                raise ValueError(f"{name} and {other} are one tensor of the proposer, but differ in this file")
+                raise ValueError(
+                    f"{name} and {other} are one tensor of the proposer, but differ in this file"
+                )

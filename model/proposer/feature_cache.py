@@ -34,8 +34,12 @@ class FeatureCache:
             _write(path, lambda place: place.write_text(json.dumps(about, indent=2) + "\n"))
         there = json.loads(path.read_text())
         if wrong := sorted(name for name in {*about, *there} if about.get(name) != there.get(name)):
-            rows = ", ".join(f"{name} {there.get(name)} (needed {about.get(name)})" for name in wrong)
-            raise ValueError(f"{self.folder} caches other features: {rows}; use another folder, or delete this one")
+            rows = ", ".join(
+                f"{name} {there.get(name)} (needed {about.get(name)})" for name in wrong
+            )
+            raise ValueError(
+                f"{self.folder} caches other features: {rows}; use another folder, or delete this one"
+            )
         self.places: dict[str, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             with safe_open(shard, "pt") as file:
@@ -49,8 +53,13 @@ class FeatureCache:
 
     def put(self, keys: Sequence[str], maps: Sequence[Tensor]) -> None:
         """maps: [len(keys), C, h, w] per level. One file, whole or not there at all."""
-        shard = self.folder / f"{hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()[:24]}.safetensors"
-        tensors = {str(level): one.detach().half().cpu().contiguous() for level, one in enumerate(maps)}
+        shard = (
+            self.folder
+            / f"{hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()[:24]}.safetensors"
+        )
+        tensors = {
+            str(level): one.detach().half().cpu().contiguous() for level, one in enumerate(maps)
+        }
         about = {"keys": json.dumps(list(keys))}
         _write(shard, lambda place: save_file(tensors, place, about))
         self._know(shard, keys)
@@ -61,7 +70,9 @@ class FeatureCache:
         for key in keys:
             shard, row = self.places[key]
             with safe_open(shard, "pt") as file:
-                rows.append([file.get_slice(level)[row : row + 1] for level in sorted(file.keys(), key=int)])
+                rows.append(
+                    [file.get_slice(level)[row : row + 1] for level in sorted(file.keys(), key=int)]
+                )
         return [torch.cat(level).float() for level in zip(*rows, strict=True)]
 
     def _know(self, shard: Path, keys: Sequence[str]) -> None:

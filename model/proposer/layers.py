@@ -37,7 +37,9 @@ def cell_centres(shape: Sequence[int], device: torch.device) -> Tensor:
     height, width = shape[-2:]
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(
+        0, 1
+    )
 
 
 def tokens(feature: Tensor) -> Tensor:
@@ -106,11 +108,21 @@ class DeformableAttention(nn.Module):
         weight = self.attention_weights(query).float().view(*places[:3], -1).softmax(-1)
         reference = reference[:, :, None, :, None]
         grid = 2 * (reference[..., :2] + offset * reference[..., 2:]) - 1
-        values = self.value_proj(value).float().unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        values = (
+            self.value_proj(value)
+            .float()
+            .unflatten(-1, (self.heads, -1))
+            .permute(0, 2, 3, 1)
+            .flatten(0, 1)
+        )
         sampled = []
-        for level, part in enumerate(values.split([height * width for height, width in shapes], -1)):
+        for level, part in enumerate(
+            values.split([height * width for height, width in shapes], -1)
+        ):
             where = grid[:, :, :, level].transpose(1, 2).flatten(0, 1)
-            sampled.append(F.grid_sample(part.unflatten(-1, shapes[level]), where, align_corners=False))
+            sampled.append(
+                F.grid_sample(part.unflatten(-1, shapes[level]), where, align_corners=False)
+            )
         weight = weight.transpose(1, 2).flatten(0, 1)[:, None]
         mixed = (torch.cat(sampled, -1) * weight).sum(-1).view(query.transpose(1, 2).shape)
         return self.output_proj(mixed.transpose(1, 2).to(query.dtype))
@@ -145,7 +157,9 @@ class _Layer(nn.Module):
 def make_attention(config: ProposerConfig) -> nn.Module:
     """To the feature map: deformable, or full for kind "detr"."""
     if config.kind == "deformable":
-        return DeformableAttention(config.width, config.attention_heads, config.levels, config.points)
+        return DeformableAttention(
+            config.width, config.attention_heads, config.levels, config.points
+        )
     return Attention(config.width, config.attention_heads)
 
 
@@ -176,5 +190,7 @@ class DecoderLayer(_Layer):
     def forward(self, x: Tensor, position: Tensor, memory: Tensor, *where: Any) -> Tensor:
         """x, position: [B, Q, width]; memory: [B, N, width]; where: as in `EncoderLayer`."""
         x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x + position, x)))
-        x = self.encoder_attn_layer_norm(x + self.dropout(self.encoder_attn(x + position, memory, *where)))
+        x = self.encoder_attn_layer_norm(
+            x + self.dropout(self.encoder_attn(x + position, memory, *where))
+        )
         return self.feed_forward(x)

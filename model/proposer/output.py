@@ -62,7 +62,9 @@ def fuse_objectness(logits: dict[str, Tensor]) -> Tensor:
     """coco^0.3 * sa1b^0.7 of the heads' probabilities, or the probability of the single head; any shape, float32."""
     if len(logits) == 1:
         return next(iter(logits.values())).float().sigmoid()
-    return torch.stack([logits[head].float().sigmoid() ** power for head, power in FUSION.items()]).prod(0)
+    return torch.stack(
+        [logits[head].float().sigmoid() ** power for head, power in FUSION.items()]
+    ).prod(0)
 
 
 class Proposals(NamedTuple):
@@ -94,7 +96,10 @@ def propose(
     for name, value in (("threshold", threshold), ("nms", nms)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, must be in [0, 1]")
-    scores_bq, hidden_bqd = cast(Tensor, output.objectness), cast(Tensor, output.decoder_last_hidden)
+    scores_bq, hidden_bqd = (
+        cast(Tensor, output.objectness),
+        cast(Tensor, output.decoder_last_hidden),
+    )
     boxes_bq4 = ops.box_convert(cast(Tensor, output.boxes_cxcywh), "cxcywh", "xyxy")
     boxes_bq4 = boxes_bq4.clamp(0, 1) if clip else boxes_bq4
     kept = []

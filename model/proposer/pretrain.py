@@ -17,9 +17,14 @@ from model.proposer.output import ProposerOutput, propose
 from model.sam import Sam2, prepare
 
 RECIPE: dict[str, Any] = {
-    "batch": 64, "lr": 2e-4, "weight_decay": 1e-4, "warmup": 100, "schedule": "cosine", "clip": 1.0,
+    "batch": 64,
+    "lr": 2e-4,
+    "weight_decay": 1e-4,
+    "warmup": 100,
+    "schedule": "cosine",
+    "clip": 1.0,
     "precision": "bf16",
-}  # fmt: skip
+}
 """How the released proposer was trained, in the words of `model.train.config`; with 20,000 images of each dataset per
 epoch, and 10 epochs."""
 SLOW = ("sampling_offsets", "reference_points")
@@ -49,14 +54,18 @@ class ProposerTask:
         cache: FeatureCache | None = None,
     ):
         if not list(proposer.parameters()):
-            raise ValueError("this proposer has nothing to train: kind coords speaks through the language model")
+            raise ValueError(
+                "this proposer has nothing to train: kind coords speaks through the language model"
+            )
         self.sam, self.loss, self.top = sam, loss or ProposerLossConfig(), top
         self.module = proposer.requires_grad_(True)
         self.config: ProposerConfig = proposer.config  # type: ignore[assignment]
         self.validation, self.cache = validation, cache
         self.weights = {
-            "ce": self.loss.objectness_weight, "bbox": self.loss.l1_weight, "giou": self.loss.giou_weight,
-        }  # fmt: skip
+            "ce": self.loss.objectness_weight,
+            "bbox": self.loss.l1_weight,
+            "giou": self.loss.giou_weight,
+        }
 
     def parameters(self) -> list[dict[str, Any]]:
         """Two groups; "scale" multiplies the learning rate."""
@@ -74,7 +83,9 @@ class ProposerTask:
         device = self._device()
         terms = proposer_loss(output, [t.to(device) for t in batch.targets], head, self.loss)
         found = {
-            kind: torch.stack([v for name, v in terms.items() if name.split("_")[1:2] == [kind]]).sum()
+            kind: torch.stack(
+                [v for name, v in terms.items() if name.split("_")[1:2] == [kind]]
+            ).sum()
             for kind in self.weights
         }
         # The other source's head has no part in this batch, but every rank must have a gradient for every parameter.
@@ -96,11 +107,17 @@ class ProposerTask:
 
     def blocks(self) -> list[nn.Module]:
         names = ("encoder", "decoder")
-        return [layer for name, part in self.module.named_modules() if name.split(".")[-1] in names
-                for layer in getattr(part, "layers", [])]  # fmt: skip
+        return [
+            layer
+            for name, part in self.module.named_modules()
+            if name.split(".")[-1] in names
+            for layer in getattr(part, "layers", [])
+        ]
 
     def gradient_checkpointing(self) -> None:
-        raise ValueError("the proposer has no gradient checkpointing: it is small; use smaller batches")
+        raise ValueError(
+            "the proposer has no gradient checkpointing: it is small; use smaller batches"
+        )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -134,13 +151,20 @@ class ProposerTask:
         missing = [i for i, key in enumerate(batch.keys) if key not in self.cache]
         if missing:
             part = Batch(
-                batch.pictures_bss3[missing], [], batch.head, [batch.keys[i] for i in missing], batch.augmented, []
+                batch.pictures_bss3[missing],
+                [],
+                batch.head,
+                [batch.keys[i] for i in missing],
+                batch.augmented,
+                [],
             )
             self.cache.put(part.keys, self._encode(part))
         return [maps.to(self._device()) for maps in self.cache.get(batch.keys)]
 
     def _encode(self, batch: Batch) -> list[Tensor]:
-        pictures = prepare(batch.pictures_bss3.numpy(), batch.pictures_bss3.shape[1], self._device())
+        pictures = prepare(
+            batch.pictures_bss3.numpy(), batch.pictures_bss3.shape[1], self._device()
+        )
         return self.sam.features(pictures).fpn[-min(self.config.levels, self.config.maps) :]
 
     def _device(self) -> torch.device:
@@ -149,4 +173,8 @@ class ProposerTask:
 
 def cache_identity(sam: Sam2, side: int, config: ProposerConfig) -> dict[str, Any]:
     """What features depend on beside the picture; a cache of other features is refused."""
-    return {"encoder": digest_of(sam.image_encoder), "side": side, "maps": min(config.levels, config.maps)}
+    return {
+        "encoder": digest_of(sam.image_encoder),
+        "side": side,
+        "maps": min(config.levels, config.maps),
+    }

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from model.proposer.config import ProposerConfig
 from model.proposer.coordinates import CoordinatesProposer
-from model.proposer.deformable import PRIOR, DeformableProposer, InputProjection, Transformer, initialise
+from model.proposer.deformable import (
+    PRIOR,
+    DeformableProposer,
+    InputProjection,
+    Transformer,
+    initialise,
+)
 from model.proposer.layers import cell_centres, tokens
 from model.proposer.output import ProposerOutput, make_output
 
@@ -109,12 +115,18 @@ class DenseProposer(nn.Module):
         self.input_proj = InputProjection(config)
         layers: list[nn.Module] = []
         for _ in range(3):
-            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.GroupNorm(32, width),
+                nn.ReLU(),
+            ]
         self.tower = nn.Sequential(*layers)
         self.embed = nn.Linear(width, width)
         self.sides = nn.Linear(width, 4)
         initialise(self)
-        nn.init.constant_(self.sides.bias, math.log(0.1 / 0.9))  # a fifth of the frame wide and high
+        nn.init.constant_(
+            self.sides.bias, math.log(0.1 / 0.9)
+        )  # a fifth of the frame wide and high
         self.dense = _objectness_head(width)
         self.objectness = _objectness_heads(config)
 
@@ -136,7 +148,10 @@ class DenseProposer(nn.Module):
         return make_output(
             chosen,
             boxes.gather(1, best.expand(-1, -1, 4))[:, None],
-            {head: layer(chosen)[..., 0].float()[:, None] for head, layer in self.objectness.items()},
+            {
+                head: layer(chosen)[..., 0].float()[:, None]
+                for head, layer in self.objectness.items()
+            },
             encoder_objectness_logit=dense,
             encoder_box_logits=boxes.logit(1e-5),
         )
@@ -170,5 +185,8 @@ class SingleBoxProposer(nn.Module):
                 f"feature map has shape {list(feature.shape)}, expected [B, {self.config.in_channels}, H, W]"
             )
         embedding = self.mlp(F.adaptive_avg_pool2d(feature, self.fields).flatten(1))[:, None]
-        logits = {head: layer(embedding)[..., 0].float()[:, None] for head, layer in self.objectness.items()}
+        logits = {
+            head: layer(embedding)[..., 0].float()[:, None]
+            for head, layer in self.objectness.items()
+        }
         return make_output(embedding, self.box(embedding).float().sigmoid()[:, None], logits)

@@ -36,9 +36,14 @@ from model.train.task import Batch
 from model.train.trainer import TERMINATED, Trainer
 
 PROPOSER = {
-    "proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2, "proposer.ffn": 256,
-    "proposer.levels": 2, "proposals.keep": 8, "filter.roi_size": 4,
-}  # fmt: skip
+    "proposer.queries": 32,
+    "proposer.encoder_layers": 1,
+    "proposer.decoder_layers": 2,
+    "proposer.ffn": 256,
+    "proposer.levels": 2,
+    "proposals.keep": 8,
+    "filter.roi_size": 4,
+}
 
 
 def make_host(config: StudyConfig, seed: int, device: torch.device) -> Host:
@@ -50,15 +55,29 @@ def make_host(config: StudyConfig, seed: int, device: torch.device) -> Host:
     """
     torch.manual_seed(seed)
     video = InternVideo2Config(
-        width=64, depth=3, heads=4, mlp=128, image_size=config.look, pooled=32, teacher=32, teacher_final=32,
+        width=64,
+        depth=3,
+        heads=4,
+        mlp=128,
+        image_size=config.look,
+        pooled=32,
+        teacher=32,
+        teacher_final=32,
         teacher_layers=1,
-    )  # fmt: skip
+    )
     sizes: dict[str, dict[str, Any]] = {
         "videoglamm": {"frames": 4, "clip_size": config.look, "video": video},
         "glus": {"clip_size": config.look},
         "unipixel": {},
     }
-    host = build(config.host, "tiny", "cpu", sam_size=config.side, llm_layers=config.layers, **sizes[config.host])
+    host = build(
+        config.host,
+        "tiny",
+        "cpu",
+        sam_size=config.side,
+        llm_layers=config.layers,
+        **sizes[config.host],
+    )
     host.spec = replace(host.spec, train_memory=True, multimask=False, pads=host.spec.train_pads)
     host.sam.memory_dtype = None
     host.sam.binarize_mask_from_pts_for_mem_enc = False
@@ -69,13 +88,17 @@ def make_host(config: StudyConfig, seed: int, device: torch.device) -> Host:
         last.weight.zero_()
         last.bias.fill_(2.0)
         for name, layer in host.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d) and not name.startswith(("sam.", "llm.lm_head")):
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d) and not name.startswith(
+                ("sam.", "llm.lm_head")
+            ):
                 nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
         nn.init.normal_(host.token_embeddings().weight, std=0.5)
     return host.to(device)
 
 
-def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, tell: Callable[[str], None]) -> None:
+def make_base(
+    config: StudyConfig, seed: int, run: Path, device: torch.device, tell: Callable[[str], None]
+) -> None:
     """Train a host and its proposer from nothing; `<run>/base.safetensors`. What is there already is not done again."""
     host = make_host(config, seed, device)
     sparrow = Sparrow(host, configure("paper", **PROPOSER)).to(device)
@@ -83,8 +106,18 @@ def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, t
     clips = [make_clip(seed, i, config.frames, config.side) for i in range(config.clips)]
 
     def lesson(task: Any, loader: Any, steps: int, lr: float) -> None:
-        options = TrainConfig(steps=steps, batch=config.batch, lr=lr, warmup=min(50, steps - 1), weight_decay=0.01,
-                              betas=(0.9, 0.98), schedule="cosine", save_every=steps, seed=seed, keep=1)  # fmt: skip
+        options = TrainConfig(
+            steps=steps,
+            batch=config.batch,
+            lr=lr,
+            warmup=min(50, steps - 1),
+            weight_decay=0.01,
+            betas=(0.9, 0.98),
+            schedule="cosine",
+            save_every=steps,
+            seed=seed,
+            keep=1,
+        )
         tell(f"{config.host} {seed}: {task.name}, {steps} steps")
         train(task, loader, options, run / task.name, tell)
 
@@ -97,7 +130,12 @@ def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, t
         lesson(SegmentTask(name, host.sam, pointers, frames, config.side), feed, steps, lr)
     host.sam.requires_grad_(False)
     looked = [look(host, clip) for clip in clips]
-    lesson(SeeTask(host, len(looked[0].labels_knw)), InMemory(looked, config.batch, seed), config.seeing, 2e-3)
+    lesson(
+        SeeTask(host, len(looked[0].labels_knw)),
+        InMemory(looked, config.batch, seed),
+        config.seeing,
+        2e-3,
+    )
     del looked  # a gigabyte or two
     alone = Sparrow(host, configure("host"))
     feed, vectors = _records(alone, clips, pointers, config, seed)
@@ -108,22 +146,40 @@ def make_base(config: StudyConfig, seed: int, run: Path, device: torch.device, t
     assert sparrow.proposer is not None
     pictures = InMemory(clips, config.batch, seed, lambda batch: _pictures(batch))
     lesson(ProposerTask(host.sam, sparrow.proposer), pictures, config.proposing, 5e-4)
-    once = {name for name, _ in [*sparrow.named_parameters(), *sparrow.named_buffers()]}  # shared ones under one name
-    weights = {name: value.detach().cpu().clone() for name, value in sparrow.state_dict().items() if name in once}
-    save_file({name: value.contiguous() for name, value in weights.items()}, run / "base.safetensors")
+    once = {
+        name for name, _ in [*sparrow.named_parameters(), *sparrow.named_buffers()]
+    }  # shared ones under one name
+    weights = {
+        name: value.detach().cpu().clone()
+        for name, value in sparrow.state_dict().items()
+        if name in once
+    }
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, run / "base.safetensors"
+    )
 
 
-def train(task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callable[[str], None]) -> None:
+def train(
+    task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callable[[str], None]
+) -> None:
     """By the trainer; SIGTERM ends the process once the state is saved."""
     if Trainer(task, loader, options, run, tell=tell).run().stopped:
         raise SystemExit(TERMINATED)
 
 
-def load_base(config: StudyConfig, seed: int, file: Path, device: torch.device, **changes: Any) -> Sparrow:
+def load_base(
+    config: StudyConfig, seed: int, file: Path, device: torch.device, **changes: Any
+) -> Sparrow:
     """A model on the base of `make_base`; what `changes` add to it (adapters, bridge) starts untrained."""
-    sparrow = Sparrow(make_host(config, seed, device), configure("paper", **(PROPOSER | changes))).to(device)
+    sparrow = Sparrow(
+        make_host(config, seed, device), configure("paper", **(PROPOSER | changes))
+    ).to(device)
     weights = load_file(file, device=str(device))
-    missing = [name for name, _ in sparrow.named_parameters() if name not in weights and not name.startswith("tsf.")]
+    missing = [
+        name
+        for name, _ in sparrow.named_parameters()
+        if name not in weights and not name.startswith("tsf.")
+    ]
     unexpected = sparrow.load_state_dict(weights, strict=False).unexpected_keys
     if missing or unexpected:
         raise ValueError(f"{file} is the base of another study: {[*missing, *unexpected][:5]}")
@@ -139,13 +195,25 @@ def _records(
     samples, vectors = [], {}
     for i, clip in enumerate(clips):
         record = to_record(clip, i, config.shown, None, sparrow.config.corruption)
-        sample, boxes = to_sample(record, sparrow), torch.from_numpy(record.boxes_t4[record.times_f])
+        sample, boxes = (
+            to_sample(record, sparrow),
+            torch.from_numpy(record.boxes_t4[record.times_f]),
+        )
         if sparrow.host.spec.seg_granularity == "video":
-            sample = replace(sample, sam_frames_f3ss=sample.sam_frames_f3ss[:1], masks_nfhw=sample.masks_nfhw[:, :1])
+            sample = replace(
+                sample,
+                sam_frames_f3ss=sample.sam_frames_f3ss[:1],
+                masks_nfhw=sample.masks_nfhw[:, :1],
+            )
             boxes = boxes[:1]
         samples.append((clip.key, sample))
         vectors[clip.key] = pointers(clip.looks[:1] * len(boxes), boxes.nan_to_num(0.5))
-    feed = InMemory(samples, config.batch, seed, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]))
+    feed = InMemory(
+        samples,
+        config.batch,
+        seed,
+        lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]),
+    )
     return feed, vectors
 
 
@@ -155,5 +223,8 @@ def _pictures(clips: Sequence[StudyClip]) -> Pictures:
     return Pictures(
         torch.from_numpy(np.stack([clip.frames_thw3[0] for clip in clips])),
         [torch.from_numpy(clip.boxes_nt4[:, 0] / side) for clip in clips],
-        "objectness", [clip.key for clip in clips], False, [],
-    )  # fmt: skip
+        "objectness",
+        [clip.key for clip in clips],
+        False,
+        [],
+    )

@@ -17,8 +17,11 @@ class StudyConfig(Config):
     """
 
     tables: tuple[Literal["Table 4", "Table 5C", "Table 9", "Table 10"], ...] = (
-        "Table 4", "Table 5C", "Table 9", "Table 10",
-    )  # fmt: skip
+        "Table 4",
+        "Table 5C",
+        "Table 9",
+        "Table 10",
+    )
     noise: Literal["all", "highest"] = "highest"
     host: Literal["videoglamm", "unipixel", "glus"] = "videoglamm"
     side: int = Field(default=64, ge=64, multiple_of=32)
@@ -46,9 +49,26 @@ class StudyConfig(Config):
 SCALES = {
     "cpu": StudyConfig(),
     "gpu": StudyConfig(
-        noise="all", side=128, look=168, frames=16, shown=4, layers=4, clips=6000, tested=150, batch=32, bases=3,
-        segmenting=2000, pointing=2000, following=2000, seeing=6000, listening=8000, proposing=2000,
-        stage1=600, stage2=400, stage_clips=1500, stage_batch=16,
+        noise="all",
+        side=128,
+        look=168,
+        frames=16,
+        shown=4,
+        layers=4,
+        clips=6000,
+        tested=150,
+        batch=32,
+        bases=3,
+        segmenting=2000,
+        pointing=2000,
+        following=2000,
+        seeing=6000,
+        listening=8000,
+        proposing=2000,
+        stage1=600,
+        stage2=400,
+        stage_clips=1500,
+        stage_batch=16,
     ),
-}  # fmt: skip
+}
 """cpu: took 28 minutes on two cores. gpu: meant for 20 on an H200; has never run."""

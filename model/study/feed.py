@@ -33,7 +33,12 @@ class InMemory:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.items))
         while (self.done + 1) * self.batch <= len(order):
             self.done += 1
-            yield self.collate([self.items[i] for i in order[(self.done - 1) * self.batch : self.done * self.batch]])
+            yield self.collate(
+                [
+                    self.items[i]
+                    for i in order[(self.done - 1) * self.batch : self.done * self.batch]
+                ]
+            )
         self.epoch, self.done = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,21 +48,34 @@ class InMemory:
         self.epoch, self.done = state["epoch"], state["done"]
 
 
-def to_record(clip: StudyClip, index: int, frames: int, tsf: TSFConfig | None, corruption: Corruption) -> Record:
+def to_record(
+    clip: StudyClip, index: int, frames: int, tsf: TSFConfig | None, corruption: Corruption
+) -> Record:
     """A clip as the loader of curated shards would give it. tsf: None for a sample that goes without crops."""
     rng = np.random.default_rng([index, 1])
     masks, boxes_t4 = clip.masks_nthw[0], clip.boxes_nt4[0]
     length, height, width = masks.shape
-    times = choose_frames(np.flatnonzero(masks.any((1, 2))), ~masks.any((1, 2)), length, frames, rng)
-    times[0] = 0  # scores are of prompts on the first frame, and pointers say where something is on that one
+    times = choose_frames(
+        np.flatnonzero(masks.any((1, 2))), ~masks.any((1, 2)), length, frames, rng
+    )
+    times[0] = (
+        0  # scores are of prompts on the first frame, and pointers say where something is on that one
+    )
     crops = None
     if tsf is not None:
         trajectory = corrupt(boxes_t4, corruption, (clip.boxes_nt4[1],), key=index)
         crops = representatives(clip, trajectory, tsf.k)
     return Record(
-        clip.key, "study", clip.phrase, [], times, clip.frames_thw3[times], masks[times].astype(np.int8),
-        boxes_t4 / np.array([width, height] * 2, np.float32), crops,
-    )  # fmt: skip
+        clip.key,
+        "study",
+        clip.phrase,
+        [],
+        times,
+        clip.frames_thw3[times],
+        masks[times].astype(np.int8),
+        boxes_t4 / np.array([width, height] * 2, np.float32),
+        crops,
+    )
 
 
 def representatives(clip: StudyClip, trajectory_t4: np.ndarray, k: int) -> list[np.ndarray]:
@@ -67,7 +85,9 @@ def representatives(clip: StudyClip, trajectory_t4: np.ndarray, k: int) -> list[
         there, trajectory_t4 = np.arange(1), clip.boxes_nt4[0]
     crops = [crop(clip.frames_thw3[t], trajectory_t4[t]) for t in there]
     size = clip.frames_thw3.shape[1:3]
-    chosen = select_representatives(HandcraftedEncoder().encode(crops), trajectory_t4[there], size, k)
+    chosen = select_representatives(
+        HandcraftedEncoder().encode(crops), trajectory_t4[there], size, k
+    )
     picks = sorted(int(i) for i in chosen)
     picks = [picks[i] for i in evenly_spaced(len(picks), min(k, len(picks)))]
     return [crops[i] for i in picks + picks[-1:] * (k - len(picks))]
@@ -84,4 +104,6 @@ def training_batches(
         wanted = tsf and config.tsf.wanted(training=True, draw=float(draw))
         record = to_record(clip, index, frames, config.tsf if wanted else None, config.corruption)
         samples.append((clip.key, to_sample(record, sparrow)))
-    return InMemory(samples, batch, seed, lambda pairs: Batch([s for _, s in pairs], [key for key, _ in pairs]))
+    return InMemory(
+        samples, batch, seed, lambda pairs: Batch([s for _, s in pairs], [key for key, _ in pairs])
+    )

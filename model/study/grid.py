@@ -48,12 +48,18 @@ ROWS = (
     *(
         Row("Table 10", name, f"spatial, {name}", paper, BOTH)
         for name, paper in {
-            "jitter 0.05": 76.5, "jitter 0.1": 76.0, "jitter 0.2": 75.2,
-            "id_switch 0.05": 76.1, "id_switch 0.1": 75.4, "id_switch 0.2": 74.3,
-            "dropout 0.1": 76.6, "dropout 0.3": 76.0, "dropout 0.5": 75.0,
+            "jitter 0.05": 76.5,
+            "jitter 0.1": 76.0,
+            "jitter 0.2": 75.2,
+            "id_switch 0.05": 76.1,
+            "id_switch 0.1": 75.4,
+            "id_switch 0.2": 74.3,
+            "dropout 0.1": 76.6,
+            "dropout 0.3": 76.0,
+            "dropout 0.5": 75.0,
         }.items()
     ),
-)  # fmt: skip
+)
 
 
 TEMPORAL = ("temporal", "concat", "sum")

@@ -43,7 +43,9 @@ class Pointers(nn.Module):
         centre_n2 = (boxes_n4[:, :2] + boxes_n4[:, 2:]).to(device) - 1
         waves = [f(torch.pi * k * centre_n2) for k in (0.5, 1) for f in (torch.sin, torch.cos)]
         place = torch.cat([centre_n2, *waves], 1)
-        return self.looks(torch.tensor([LOOKS.index(look) for look in looks], device=device)) + self.where(place)
+        return self.looks(
+            torch.tensor([LOOKS.index(look) for look in looks], device=device)
+        ) + self.where(place)
 
 
 class Lesson:
@@ -81,7 +83,9 @@ class SegmentTask(Lesson):
 
     def __init__(self, name: str, sam: Sam2, pointers: Pointers, frames: int, side: int):
         self.name = name
-        self.module = nn.ModuleDict({"sam": sam.requires_grad_(True), "pointers": pointers.requires_grad_(True)})
+        self.module = nn.ModuleDict(
+            {"sam": sam.requires_grad_(True), "pointers": pointers.requires_grad_(True)}
+        )
         self.sam, self.pointers, self.frames, self.side = sam, pointers, frames, side
         self.weights = {"bce": 2.0, "dice": 1.0}
         sam.sam_mask_decoder.pred_obj_score_head.requires_grad_(False)
@@ -92,18 +96,36 @@ class SegmentTask(Lesson):
         stride = int(torch.randint(1, max(2, (length - 1) // max(1, self.frames - 1) + 1), ()))
         start = int(torch.randint(length - stride * (self.frames - 1), ()))
         times = list(range(start, start + stride * self.frames, stride))
-        features = self.sam.features(torch.cat([prepare(clip.frames_thw3[times], self.side, device) for clip in batch]))
-        rows = [(i, n) for i, c in enumerate(batch) for n in range(len(c.looks)) if c.masks_nthw[n, times[0]].any()]
+        features = self.sam.features(
+            torch.cat([prepare(clip.frames_thw3[times], self.side, device) for clip in batch])
+        )
+        rows = [
+            (i, n)
+            for i, c in enumerate(batch)
+            for n in range(len(c.looks))
+            if c.masks_nthw[n, times[0]].any()
+        ]
         share = torch.tensor([batch[0].frames_thw3.shape[2], batch[0].frames_thw3.shape[1]] * 2)
-        boxes = (torch.stack([torch.from_numpy(batch[i].boxes_nt4[n, times[0]]) for i, n in rows]) / share).to(device)
-        masks = torch.from_numpy(np.stack([batch[i].masks_nthw[n, times] for i, n in rows])).float().to(device)
+        boxes = (
+            torch.stack([torch.from_numpy(batch[i].boxes_nt4[n, times[0]]) for i, n in rows])
+            / share
+        ).to(device)
+        masks = (
+            torch.from_numpy(np.stack([batch[i].masks_nthw[n, times] for i, n in rows]))
+            .float()
+            .to(device)
+        )
         prompts = [(0.25, Prompt(None, boxes, pads=1))]
         if self.name != "segmenting":
-            prompts.append((0.75, Prompt(self.pointers([batch[i].looks[n] for i, n in rows], boxes)[:, None])))
+            prompts.append(
+                (0.75, Prompt(self.pointers([batch[i].looks[n] for i, n in rows], boxes)[:, None]))
+            )
         found: dict[str, Tensor] = {}
         for weight, prompt in prompts:
             logits = self._logits(features, [i for i, _ in rows], prompt)
-            logits = F.interpolate(logits.float(), masks.shape[-2:], mode="bilinear", align_corners=False)
+            logits = F.interpolate(
+                logits.float(), masks.shape[-2:], mode="bilinear", align_corners=False
+            )
             for name, value in zip(("bce", "dice"), mask_losses(logits, masks), strict=True):
                 found[name] = found.get(name, 0) + value * weight / sum(w for w, _ in prompts)
         return found
@@ -114,8 +136,10 @@ class SegmentTask(Lesson):
             return self.sam.decode(features.rows(clips), prompt, multimask=False).logits_n1hw
         steps = self.sam.propagate(
             lambda t: features.rows([i * self.frames + t for i in clips]),
-            self.frames, {0: (list(range(len(clips))), prompt)}, multimask=False,
-        )  # fmt: skip
+            self.frames,
+            {0: (list(range(len(clips))), prompt)},
+            multimask=False,
+        )
         return torch.stack([decoded.logits_n1hw[:, 0] for _, _, decoded in steps], 1)
 
 
@@ -136,10 +160,14 @@ class SeeTask(Lesson):
 
     def __init__(self, host: Host, kinds: int):
         self.name, self.host = "seeing", host
-        self.bias = nn.Parameter(torch.full((kinds, len(SEEN)), -2.0, device=host.token_embeddings().weight.device))
+        self.bias = nn.Parameter(
+            torch.full((kinds, len(SEEN)), -2.0, device=host.token_embeddings().weight.device)
+        )
         self.module = nn.ModuleDict({"towers": nn.ModuleList(eyes(host)).requires_grad_(True)})
         self.module.register_parameter("bias", self.bias)
-        self.words_wd = host.token_embeddings().weight[[host.token_id(word) for word in SEEN]].detach().clone()
+        self.words_wd = (
+            host.token_embeddings().weight[[host.token_id(word) for word in SEEN]].detach().clone()
+        )
         self.weights = {"words": 1.0}
 
     def losses(self, batch: list[Looked]) -> dict[str, Tensor]:
@@ -149,7 +177,10 @@ class SeeTask(Lesson):
         tokens = torch.stack([torch.cat(blocks) for blocks in self.host.visual_tokens_each(inputs)])
         logits = tokens.reshape(*labels.shape[:-1], -1) @ self.words_wd.T * 0.5 + self.bias[:, None]
         known = labels >= 0
-        return {"words": F.binary_cross_entropy_with_logits(logits[known], labels[known]) * len(self.bias)}
+        return {
+            "words": F.binary_cross_entropy_with_logits(logits[known], labels[known])
+            * len(self.bias)
+        }
 
 
 def eyes(host: Host) -> list[nn.Module]:
@@ -185,7 +216,9 @@ def look(host: Any, clip: StudyClip) -> Looked:
         for masks_thw, words in zip(clip.masks_nthw, clip.words, strict=True):
             shown = masks_thw[group].any(0).astype(np.float32)
             cover = cv2.resize(shown, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1)
-            place[np.ix_(cover > 0.4 * max(cover.max(), 1e-9), [SEEN.index(word) for word in words])] = 1
+            place[
+                np.ix_(cover > 0.4 * max(cover.max(), 1e-9), [SEEN.index(word) for word in words])
+            ] = 1
     kinds = np.repeat(labels.reshape(1, -1, len(SEEN)), len(moves), 0)
     for kind, knows in zip(kinds, moves, strict=True):
         if not knows:
@@ -214,7 +247,9 @@ class ListenTask(StageTask):
             tower.requires_grad_(False)
         self.trained = [name for name, p in sparrow.named_parameters() if p.requires_grad]
         self._vectors: list[Tensor] = []
-        self._hook = sparrow.host.seg_head.register_forward_hook(lambda _, args, out: self._vectors.append(out))
+        self._hook = sparrow.host.seg_head.register_forward_hook(
+            lambda _, args, out: self._vectors.append(out)
+        )
         self._tokens: dict[str, list[Tensor]] = {}
         self._look = sparrow.host.visual_tokens_each
 
@@ -230,10 +265,14 @@ class ListenTask(StageTask):
         found = super().losses(batch)
         said = torch.cat(self._vectors)
         wanted = torch.cat([self.pointers[key] for key in batch.keys]).to(said)
-        return found | {"align": F.mse_loss(said, wanted.repeat(1, said.shape[1] // wanted.shape[1]))}
+        return found | {
+            "align": F.mse_loss(said, wanted.repeat(1, said.shape[1] // wanted.shape[1]))
+        }
 
     @torch.no_grad()
     def _seen(self, keys: Sequence[str], inputs: Sequence[dict[str, Tensor]]) -> list[list[Tensor]]:
         if new := [i for i, key in enumerate(keys) if key not in self._tokens]:
-            self._tokens |= dict(zip([keys[i] for i in new], self._look([inputs[i] for i in new]), strict=True))
+            self._tokens |= dict(
+                zip([keys[i] for i in new], self._look([inputs[i] for i in new]), strict=True)
+            )
         return [self._tokens[key] for key in keys]

@@ -43,7 +43,9 @@ def ask(sparrow: Sparrow, clip: StudyClip) -> NDArray[np.bool_]:
     crops = None
     if sparrow.config.tsf.wanted(training=False):
         crops = {clip.phrase: representatives(clip, clip.boxes_nt4[0], sparrow.config.tsf.k)}
-    found = sparrow.ground(clip.frames_thw3, clip.phrase, answer="force", crops=crops).union(clip.phrase)
+    found = sparrow.ground(clip.frames_thw3, clip.phrase, answer="force", crops=crops).union(
+        clip.phrase
+    )
     return np.zeros_like(clip.masks_nthw[0]) if found is None else found
 
 
@@ -53,15 +55,22 @@ def picture(sparrow: Sparrow, clips: Sequence[StudyClip], zoom: int = 2) -> NDAr
     for clip in clips:
         found, cells = ask(sparrow, clip), []
         for frame, truth, mask in zip(clip.frames_thw3, clip.masks_nthw[0], found, strict=True):
-            large = [cv2.resize(x, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST) for x in (
-                frame, truth.astype(np.uint8), mask.astype(np.uint8))]  # fmt: skip
-            for area, colour, width in ((large[1], (255, 255, 255), 2), (large[2], (255, 40, 40), 1)):
+            large = [
+                cv2.resize(x, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+                for x in (frame, truth.astype(np.uint8), mask.astype(np.uint8))
+            ]
+            for area, colour, width in (
+                (large[1], (255, 255, 255), 2),
+                (large[2], (255, 40, 40), 1),
+            ):
                 outlines, _ = cv2.findContours(area, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
                 cv2.drawContours(large[0], outlines, -1, colour, width)
             cells.append(np.pad(large[0], ((0, 2), (0, 2), (0, 0)), constant_values=255))
         row = np.concatenate(cells, 1)
         title = np.full((18, row.shape[1], 3), 255, np.uint8)
-        cv2.putText(title, clip.phrase, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            title, clip.phrase, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA
+        )
         rows += [title, row]
     return np.concatenate(rows)
 

@@ -29,8 +29,15 @@ class Claim:
 
 CLAIMS = (
     Claim("Table 4", "BOX only", "neither", "[BOX] helps without TSF"),
-    Claim("Table 4", "TSF in training", "neither", "training with TSF helps, though inference has none"),
-    Claim("Table 4", "TSF in training + BOX", "BOX only", "training with TSF helps on top of [BOX]"),
+    Claim(
+        "Table 4",
+        "TSF in training",
+        "neither",
+        "training with TSF helps, though inference has none",
+    ),
+    Claim(
+        "Table 4", "TSF in training + BOX", "BOX only", "training with TSF helps on top of [BOX]"
+    ),
     Claim("Table 4", "TSF in training + BOX", "TSF in training", "[BOX] helps on top of TSF"),
     Claim("Table 4", "TSF in both", "TSF in training", "TSF at inference helps more"),
     Claim("Table 4", "TSF in both + BOX", "TSF in training + BOX", "and with [BOX] too"),
@@ -62,12 +69,26 @@ def lines(config: StudyConfig, runs: Runs) -> list[Line]:
     found = []
     for row in rows_of(config):
         scores = [
-            one["clips"] for run in runs.get(row.training, []) for one in run["scores"] if one["asked"] == row.asked
+            one["clips"]
+            for run in runs.get(row.training, [])
+            for one in run["scores"]
+            if one["asked"] == row.asked
         ]
         if scores:
-            kinds = {k: [_jf([c for c in clips if c["kind"] == k]) for clips in scores] for k in KINDS}
-            means: dict[str, float] = {kind: float(np.mean(values)) for kind, values in kinds.items()}
-            found.append(Line(row, [_jf(clips) for clips in scores], [_right(clips) for clips in scores], means))
+            kinds = {
+                k: [_jf([c for c in clips if c["kind"] == k]) for clips in scores] for k in KINDS
+            }
+            means: dict[str, float] = {
+                kind: float(np.mean(values)) for kind, values in kinds.items()
+            }
+            found.append(
+                Line(
+                    row,
+                    [_jf(clips) for clips in scores],
+                    [_right(clips) for clips in scores],
+                    means,
+                )
+            )
     return found
 
 
@@ -93,18 +114,34 @@ def verdict(better: list[float], than: list[float]) -> tuple[str, float, float]:
     return ("reproduced" if mean > 0 else "the opposite"), mean, error
 
 
-def write_report(out: Path, config: StudyConfig, runs: Runs, bases: list[dict[str, Any]], minutes: float) -> list[Path]:
+def write_report(
+    out: Path, config: StudyConfig, runs: Runs, bases: list[dict[str, Any]], minutes: float
+) -> list[Path]:
     """`rows.csv`, a picture per table, `report.md`; returns what was written."""
     table = lines(config, runs)
     by_name = {(line.row.table, line.row.name): line for line in table}
     with (out / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["table", "row", "paper", "mean", "sd", "runs", "identity_right", *KINDS, "values"])
+        writer.writerow(
+            ["table", "row", "paper", "mean", "sd", "runs", "identity_right", *KINDS, "values"]
+        )
         for line in table:
-            writer.writerow([line.row.table, line.row.name, line.row.paper, *_numbers(line.values), len(line.values),
-                             *_numbers(line.right)[:1], *(f"{line.by_kind[k]:.2f}" for k in KINDS),
-                             " ".join(f"{v:.2f}" for v in line.values)])  # fmt: skip
-    pictures = [_plot(out, name, [line for line in table if line.row.table == name]) for name in _tables(table)]
+            writer.writerow(
+                [
+                    line.row.table,
+                    line.row.name,
+                    line.row.paper,
+                    *_numbers(line.values),
+                    len(line.values),
+                    *_numbers(line.right)[:1],
+                    *(f"{line.by_kind[k]:.2f}" for k in KINDS),
+                    " ".join(f"{v:.2f}" for v in line.values),
+                ]
+            )
+    pictures = [
+        _plot(out, name, [line for line in table if line.row.table == name])
+        for name in _tables(table)
+    ]
     text = [_head(config, bases, minutes), _examples(out), _reading(by_name)]
     for name, picture in zip(_tables(table), pictures, strict=True):
         text += [
@@ -144,16 +181,25 @@ def _examples(out: Path) -> str:
 
 
 def _reading(by_name: dict[tuple[str, str], Line]) -> str:
-    rows = ["## What reproduced\n", "| claim of the paper | paper | here | reading |", "|---|---|---|---|"]
+    rows = [
+        "## What reproduced\n",
+        "| claim of the paper | paper | here | reading |",
+        "|---|---|---|---|",
+    ]
     tally: dict[str, int] = defaultdict(int)
     for claim in CLAIMS:
-        one, other = by_name.get((claim.table, claim.better)), by_name.get((claim.table, claim.than))
+        one, other = (
+            by_name.get((claim.table, claim.better)),
+            by_name.get((claim.table, claim.than)),
+        )
         if one is None or other is None:
             continue
         word, mean, error = verdict(one.values, other.values)
         tally[word] += 1
         paper = one.row.paper - other.row.paper
-        rows.append(f"| {claim.table}: {claim.text} | {paper:+.1f} | {mean:+.1f} +- {error:.1f} | {word} |")
+        rows.append(
+            f"| {claim.table}: {claim.text} | {paper:+.1f} | {mean:+.1f} +- {error:.1f} | {word} |"
+        )
     counted = ", ".join(f"{word} {count}" for word, count in tally.items())
     about = (
         f"Of {sum(tally.values())} claims: {counted}. Here: the mean of the paired differences of the runs, and its "

@@ -56,18 +56,31 @@ class FilterTask(StageTask):
     @torch.no_grad()
     def read(self, sample: Sample) -> Seen:
         self.sparrow.eval()
-        state, features = self.sparrow.states([sample])[0], self.sparrow.host.sam.features(sample.sam_frames_f3ss[:1])
-        return Seen(sample, state, features, self.sparrow.propose(features, sample.frame, sample.text))
+        state, features = (
+            self.sparrow.states([sample])[0],
+            self.sparrow.host.sam.features(sample.sam_frames_f3ss[:1]),
+        )
+        return Seen(
+            sample, state, features, self.sparrow.propose(features, sample.frame, sample.text)
+        )
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         self._boxes.clear()
-        found = [self.sparrow.proposal_losses(s.sample, s.state, s.features, s.proposals) for s in batch.samples]
+        found = [
+            self.sparrow.proposal_losses(s.sample, s.state, s.features, s.proposals)
+            for s in batch.samples
+        ]
         labels = [
-            proposal_labels(s.proposals.boxes_xyxy, s.sample.boxes_n4, self.sparrow.config.loss.filter)
+            proposal_labels(
+                s.proposals.boxes_xyxy, s.sample.boxes_n4, self.sparrow.config.loss.filter
+            )
             for s in batch.samples
         ]
         reachable = torch.cat([(label == 1).any(1) for label in labels]).float().mean()
-        return {"proposals": torch.stack([one["proposals"] for one in found]).mean(), "reachable": reachable}
+        return {
+            "proposals": torch.stack([one["proposals"] for one in found]).mean(),
+            "reachable": reachable,
+        }
 
     def counts(self, batch: Any) -> dict[str, float]:
         return dict.fromkeys(self.weights, float(len(batch.samples)))
@@ -76,7 +89,9 @@ class FilterTask(StageTask):
         return len(batch.samples), 0
 
 
-def run_base_score(config: StudyConfig, base: int, folder: Path, out: Path, device: torch.device) -> None:
+def run_base_score(
+    config: StudyConfig, base: int, folder: Path, out: Path, device: torch.device
+) -> None:
     """The host as its base left it, before any stage: the level that stage 1 starts from, the proposer's recall, and
     `examples.jpg` beside `out`."""
     sparrow = load_base(config, base, folder / "base.safetensors", device)
@@ -88,9 +103,16 @@ def run_base_score(config: StudyConfig, base: int, folder: Path, out: Path, devi
 
 
 def run_cell(
-    config: StudyConfig, base: int, seed: int, training: str, folder: Path, run: Path, out: Path, device: torch.device,
+    config: StudyConfig,
+    base: int,
+    seed: int,
+    training: str,
+    folder: Path,
+    run: Path,
+    out: Path,
+    device: torch.device,
     tell: Callable[[str], None] = lambda text: None,
-) -> None:  # fmt: skip
+) -> None:
     """Train `TRAININGS[training]` on base `base` and score it; `out` is the JSON with every clip's scores.
 
     folder: of the base. run: where the trainings leave their logs.
@@ -100,12 +122,21 @@ def run_cell(
     clips = _clips(config, TAUGHT + seed, config.stage_clips)
     losses = {}
     for stage, steps in (("stage1", config.stage1), ("stage2", config.stage2)):
-        feed = training_batches(sparrow, clips, config.shown, config.stage_batch, seed, tsf=stage == "stage1")
+        feed = training_batches(
+            sparrow, clips, config.shown, config.stage_batch, seed, tsf=stage == "stage1"
+        )
         task = StageTask(sparrow, "stage1") if stage == "stage1" else FilterTask(sparrow)
         if isinstance(task, FilterTask):
             feed.items = [(key, task.read(sample)) for key, sample in feed.items]
-        options = TrainConfig(steps=steps, batch=config.stage_batch, lr=1e-3, warmup=min(10, steps - 1),
-                              save_every=steps, seed=1000 * base + seed, keep=1)  # fmt: skip
+        options = TrainConfig(
+            steps=steps,
+            batch=config.stage_batch,
+            lr=1e-3,
+            warmup=min(10, steps - 1),
+            save_every=steps,
+            seed=1000 * base + seed,
+            keep=1,
+        )
         train(task, feed, options, run / stage, tell)
         rows = [row["loss"] for row in read(run / stage / "steps.csv")]
         part = max(1, len(rows) // 5)
@@ -124,7 +155,10 @@ def _clips(config: StudyConfig, world: int, count: int) -> list[Any]:
 
 
 def _row(asked: dict[str, Any], scores: list[Any]) -> dict[str, Any]:
-    return {"asked": asked, "clips": [{"kind": s.kind, "J": s.j, "F": s.f, "right": s.right} for s in scores]}
+    return {
+        "asked": asked,
+        "clips": [{"kind": s.kind, "J": s.j, "F": s.f, "right": s.right} for s in scores],
+    }
 
 
 @torch.no_grad()
@@ -132,7 +166,9 @@ def _recall(sparrow: Sparrow, config: StudyConfig) -> dict[str, float]:
     """Of the proposals that the filter is given, on first frames not seen in training (Table 12's measure)."""
     clips = _clips(config, TESTED, config.tested)
     proposals = [
-        sparrow.propose(sparrow.host.sam_features(clip.frames_thw3[:1]), clip.frames_thw3[0]).boxes_xyxy.cpu()
+        sparrow.propose(
+            sparrow.host.sam_features(clip.frames_thw3[:1]), clip.frames_thw3[0]
+        ).boxes_xyxy.cpu()
         for clip in clips
     ]
     targets = [torch.from_numpy(clip.boxes_nt4[:, 0] / config.side) for clip in clips]

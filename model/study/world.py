@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 Kind = Literal["appearance", "motion", "leaving"]
 KINDS: tuple[Kind, ...] = ("appearance", "motion", "leaving")
-COLOURS = {"red": (220, 50, 50), "green": (50, 180, 70), "blue": (60, 90, 230), "yellow": (230, 210, 60)}
+COLOURS = {
+    "red": (220, 50, 50),
+    "green": (50, 180, 70),
+    "blue": (60, 90, 230),
+    "yellow": (230, 210, 60),
+}
 SHAPES = ("square", "disc")
 MARKS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
 """Corners of an object in which its dark spot can be."""
@@ -41,7 +46,9 @@ class StudyClip:
     """xyxy in pixels around what is seen; NaN where nothing is."""
 
 
-def make_clip(seed: int, index: int, frames: int = 8, side: int = 64, objects: int = 3) -> StudyClip:
+def make_clip(
+    seed: int, index: int, frames: int = 8, side: int = 64, objects: int = 3
+) -> StudyClip:
     """Clip `index` of the world `seed`: equal arguments, equal clips. In the first frame all objects stand apart.
 
     objects: 3, or fewer for lessons: 1 is the one meant, alone, 2 leaves its rival out."""
@@ -49,10 +56,14 @@ def make_clip(seed: int, index: int, frames: int = 8, side: int = 64, objects: i
         clip = _attempt(np.random.default_rng([seed, index, attempt]), index, frames, side, objects)
         if clip is not None:
             return clip
-    raise ValueError(f"clip {index} of world {seed}: no arrangement of {frames} frames found in 1000 attempts")
+    raise ValueError(
+        f"clip {index} of world {seed}: no arrangement of {frames} frames found in 1000 attempts"
+    )
 
 
-def _attempt(rng: np.random.Generator, index: int, frames: int, side: int, objects: int) -> StudyClip | None:
+def _attempt(
+    rng: np.random.Generator, index: int, frames: int, side: int, objects: int
+) -> StudyClip | None:
     kind = KINDS[index % len(KINDS)]
     does: list[str] = []
     names = rng.permutation(list(COLOURS))
@@ -93,13 +104,17 @@ def _attempt(rng: np.random.Generator, index: int, frames: int, side: int, objec
         picture = np.clip(ground, 0, 255).astype(np.uint8)
         for i in order:  # later ones hide earlier ones
             colour, form = looks[i]
-            shape_hw = _draw(picture, paths[i][t] * side, radius[i], form, COLOURS[colour], MARKS[marks[i]])
+            shape_hw = _draw(
+                picture, paths[i][t] * side, radius[i], form, COLOURS[colour], MARKS[marks[i]]
+            )
             masks[:, t] &= ~shape_hw
             masks[i, t] = shape_hw
         pictures[t] = picture
     names_n = tuple(f"{colour} {form}" for colour, form in looks)
     words = tuple((*look, *does[i : i + 1]) for i, look in enumerate(looks))
-    return StudyClip(f"{kind}-{index:05d}", kind, phrase, names_n, words, pictures, masks, boxes_of(masks))
+    return StudyClip(
+        f"{kind}-{index:05d}", kind, phrase, names_n, words, pictures, masks, boxes_of(masks)
+    )
 
 
 def boxes_of(masks_nthw: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -150,7 +165,11 @@ def _opposed(rng: np.random.Generator, frames: int, direction: str) -> list[NDAr
     paths = []
     for sign, shift in ((1, apart / 2), (-1, -apart / 2)):
         forward = 1 if sign * along.sum() > 0 else -1
-        way, off = (rng.uniform(0.22, 0.27), rng.uniform(0.1, 0.13)) if parting else (rng.uniform(0.3, 0.45), None)
+        way, off = (
+            (rng.uniform(0.22, 0.27), rng.uniform(0.1, 0.13))
+            if parting
+            else (rng.uniform(0.3, 0.45), None)
+        )
         start = 0.5 + forward * (off if off is not None else -rng.uniform(way - 0.38, 0.38))
         path = start + forward * np.linspace(0, way, frames)
         paths.append(path[:, None] * np.abs(along) + (level + shift) * across)

@@ -42,7 +42,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
         if self.warmup >= self.steps:
-            raise ValueError(f"warmup {self.warmup} must be below steps {self.steps}: lower it, or train longer")
+            raise ValueError(
+                f"warmup {self.warmup} must be below steps {self.steps}: lower it, or train longer"
+            )
         return self
 
     def factor(self, step: int) -> float:

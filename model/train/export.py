@@ -19,14 +19,28 @@ from model.sparrow import Sparrow
 from model.train.parallel import World, gathered
 
 ABOUT = "stage.json"
-FREE = ("sparrow.preset", "sparrow.corruption", "sparrow.tsf", "sparrow.proposals", "sparrow.decode", "sparrow.loss",
-        "sparrow.stage1", "sparrow.stage2", "sparrow.filter")  # fmt: skip
+FREE = (
+    "sparrow.preset",
+    "sparrow.corruption",
+    "sparrow.tsf",
+    "sparrow.proposals",
+    "sparrow.decode",
+    "sparrow.loss",
+    "sparrow.stage1",
+    "sparrow.stage2",
+    "sparrow.filter",
+)
 """Sections that may differ between an export and the model it is put into: no tensor comes of them, or another
 number or shape of tensors does, which is refused as such."""
 
 
 def save_export(
-    sparrow: Sparrow, folder: Path, stage: str, steps: int, world: World | None = None, after: Sequence[str] = ()
+    sparrow: Sparrow,
+    folder: Path,
+    stage: str,
+    steps: int,
+    world: World | None = None,
+    after: Sequence[str] = (),
 ) -> None:
     """Adapters of all stages and the proposer, whichever of them has been trained. Every process calls it.
 
@@ -45,7 +59,9 @@ def save_export(
             if world.first:
                 (folder / ABOUT).unlink(missing_ok=True)
                 save(sparrow, folder)
-                (folder / ABOUT).write_text(json.dumps({"stage": stage, "steps": steps, "after": list(after)}) + "\n")
+                (folder / ABOUT).write_text(
+                    json.dumps({"stage": stage, "steps": steps, "after": list(after)}) + "\n"
+                )
         finally:
             for name, p in sparrow.named_parameters():
                 p.requires_grad_(before[name])
@@ -68,7 +84,9 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """{"stage": ..., "steps": ..., "after": [...]} of an export. CheckpointError if `folder` is none."""
     path = Path(folder) / ABOUT
     if not is_ours(folder) or not path.is_file():
-        raise CheckpointError(f"{folder}: not an export of a training (RUN/export): it has no {ABOUT} or config.json")
+        raise CheckpointError(
+            f"{folder}: not an export of a training (RUN/export): it has no {ABOUT} or config.json"
+        )
     return json.loads(path.read_text())
 
 
@@ -80,7 +98,11 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
     save(sparrow, places[0], "all")
     if official:
         released = sparrow.config.box.enabled and sparrow.config.filter.kind == "release"
-        layout = "sparrow" if released and sparrow.host.spec.name == "videoglamm" else sparrow.host.spec.name
+        layout = (
+            "sparrow"
+            if released and sparrow.host.spec.name == "videoglamm"
+            else sparrow.host.spec.name
+        )
         places.append(run / "export-official")
         save_official(sparrow, layout, places[-1])
     return places

@@ -46,13 +46,20 @@ def read(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        return [
+            {k: float(v) for k, v in row.items() if v not in ("", None)}
+            for row in csv.DictReader(file)
+        ]
 
 
 def plot(table: Path, picture: Path) -> None:
     """Every loss over the steps, raw and smoothed."""
     rows = read(table)
-    names = [n for n in (rows[0] if rows else {}) if n not in ("step", "lr", "grad_norm", "skipped", *FIGURES)]
+    names = [
+        n
+        for n in (rows[0] if rows else {})
+        if n not in ("step", "lr", "grad_norm", "skipped", *FIGURES)
+    ]
     if not names:
         return
     import numpy as np

@@ -58,7 +58,9 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def wrap(self, module: nn.Module, how: Literal["ddp", "fsdp"], blocks: Sequence[nn.Module]) -> nn.Module:
+    def wrap(
+        self, module: nn.Module, how: Literal["ddp", "fsdp"], blocks: Sequence[nn.Module]
+    ) -> nn.Module:
         """What to call instead of `module` from now on. FSDP shards in place: layers one by one, and what else trains.
 
         What is frozen outside the layers (towers, mask model, embeddings) is copied to every process by both: it is
@@ -66,8 +68,12 @@ class World:
         """
         if self.size == 1:
             return module
-        if how == "ddp":  # samples without TSF do not use the bridge of Table 9, and unused is not an error
-            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        if (
+            how == "ddp"
+        ):  # samples without TSF do not use the bridge of Table 9, and unused is not an error
+            return DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=True
+            )
         mesh = dist.init_device_mesh(self.device.type, (self.size,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -111,7 +117,9 @@ def gathered(module: nn.Module) -> Iterator[None]:
             if isinstance(p, DTensor):
                 before.append((owner, leaf, p))
                 if id(p) not in plain:
-                    plain[id(p)] = nn.Parameter(whole(p.detach()).clone(), requires_grad=p.requires_grad)
+                    plain[id(p)] = nn.Parameter(
+                        whole(p.detach()).clone(), requires_grad=p.requires_grad
+                    )
     for owner, leaf, p in before:
         owner._parameters[leaf] = plain[id(p)]
     try:

@@ -48,9 +48,16 @@ def latest(run: Path) -> Path | None:
 
 
 def save(
-    run: Path, step: int, task: str, module: nn.Module, optimizer: Optimizer, config: TrainConfig, world: World,
-    loader: Mapping[str, Any], extra: Mapping[str, Any],
-) -> Path:  # fmt: skip
+    run: Path,
+    step: int,
+    task: str,
+    module: nn.Module,
+    optimizer: Optimizer,
+    config: TrainConfig,
+    world: World,
+    loader: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> Path:
     """Write the state after `step` steps and remove all but `config.keep`. Every process calls it, on one disk."""
     place = run / "states" / f"step-{step:08d}"
     fresh = place.with_name(f".{place.name}.unfinished")
@@ -69,13 +76,20 @@ def save(
         save_file(model, fresh / "model.safetensors")
         save_file(slots, fresh / "optimizer.safetensors")
         about = {
-            "format": FORMAT, "step": step, "task": task, "ranks": world.size, "config": config.model_dump(mode="json"),
-            "trained": {name: list(p.shape) for name, p in parameters.items()}, **extra,
-        }  # fmt: skip
+            "format": FORMAT,
+            "step": step,
+            "task": task,
+            "ranks": world.size,
+            "config": config.model_dump(mode="json"),
+            "trained": {name: list(p.shape) for name, p in parameters.items()},
+            **extra,
+        }
         (fresh / "state.json").write_text(json.dumps(about, indent=2) + "\n")
     tensors, words = random_state(world.device)
     save_file(tensors, fresh / f"rank-{world.rank}.safetensors")
-    (fresh / f"rank-{world.rank}.json").write_text(json.dumps({"random": words, "loader": dict(loader)}))
+    (fresh / f"rank-{world.rank}.json").write_text(
+        json.dumps({"random": words, "loader": dict(loader)})
+    )
     world.wait()
     if world.first:
         _publish(fresh, place)
@@ -93,11 +107,15 @@ def describe(place: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StateError(f"{place}: not the state of a training: {error!r}") from error
     if known != FORMAT:
-        raise StateError(f"{place}: format {known}, but this code (format {FORMAT}) cannot read it: update it")
+        raise StateError(
+            f"{place}: format {known}, but this code (format {FORMAT}) cannot read it: update it"
+        )
     return about
 
 
-def check(place: Path, task: str, module: nn.Module, config: TrainConfig, world: World) -> dict[str, Any]:
+def check(
+    place: Path, task: str, module: nn.Module, config: TrainConfig, world: World
+) -> dict[str, Any]:
     """`describe`, if the training described goes on with these; StateError says what differs and what to do."""
     about = describe(place)
     if about["task"] != task:
@@ -117,11 +135,20 @@ def check(place: Path, task: str, module: nn.Module, config: TrainConfig, world:
     ]
     if rows:
         raise StateError(
-            "\n".join([f"{place} was trained with another config: keep it, or use a new run folder", *rows])
+            "\n".join(
+                [
+                    f"{place} was trained with another config: keep it, or use a new run folder",
+                    *rows,
+                ]
+            )
         )
     shapes = {name: list(p.shape) for name, p in named(module).items()}
-    if wrong := sorted(n for n in {*shapes, *about["trained"]} if shapes.get(n) != about["trained"].get(n)):
-        raise StateError(f"{place}: {len(wrong)} tensors that train differ from the model's: {', '.join(wrong[:5])}")
+    if wrong := sorted(
+        n for n in {*shapes, *about["trained"]} if shapes.get(n) != about["trained"].get(n)
+    ):
+        raise StateError(
+            f"{place}: {len(wrong)} tensors that train differ from the model's: {', '.join(wrong[:5])}"
+        )
     return about
 
 
@@ -148,7 +175,9 @@ def restore_random(place: Path, world: World) -> None:
     if "cuda" in tensors and world.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], world.device)
     kind, position, has_gauss, gauss = words["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().view(np.uint32), position, has_gauss, gauss))
+    np.random.set_state(
+        (kind, tensors["numpy"].numpy().view(np.uint32), position, has_gauss, gauss)
+    )
     version, internal, gauss_next = words["python"]
     random.setstate((version, tuple(internal), gauss_next))
 
@@ -156,7 +185,10 @@ def restore_random(place: Path, world: World) -> None:
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Of python, numpy, torch and the device: tensors, and the rest as JSON."""
     kind, keys, *rest = np.random.get_state()
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, np.uint32).view(np.int32))}
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, np.uint32).view(np.int32)),
+    }
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
     return tensors, {"python": random.getstate(), "numpy": [kind, *rest]}

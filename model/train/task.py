@@ -76,7 +76,9 @@ class StageTask:
     ValueError if the stage trains nothing of this model.
     """
 
-    def __init__(self, sparrow: Sparrow, stage: Stage, held_out: Callable[[], Iterable[Batch]] | None = None):
+    def __init__(
+        self, sparrow: Sparrow, stage: Stage, held_out: Callable[[], Iterable[Batch]] | None = None
+    ):
         if not sparrow.lora_names:
             sparrow.adapt()
         self.sparrow, self.held_out = sparrow, held_out
@@ -85,7 +87,9 @@ class StageTask:
         self.stage = getattr(sparrow.config, stage)
         self.trained = sparrow.train_stage(self.stage)
         if not self.trained:
-            raise ValueError(f"{stage} trains nothing of this model: preset {sparrow.config.preset!r} has no such part")
+            raise ValueError(
+                f"{stage} trains nothing of this model: preset {sparrow.config.preset!r} has no such part"
+            )
         for parameter in sparrow.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -95,14 +99,20 @@ class StageTask:
             "masks": {"bce": loss.bce, "dice": loss.dice},
             "proposals": {"proposals": 1.0},
         }
-        self.weights = {name: weight for part in self.stage.losses for name, weight in terms[part].items()}
+        self.weights = {
+            name: weight for part in self.stage.losses for name, weight in terms[part].items()
+        }
         self._boxes: list[Tensor] = []
         if "proposals" in self.weights and sparrow.filter is not None:
             self.weights["reachable"] = 0.0  # not a loss: whether there is anything to learn from
-            sparrow.filter.register_forward_pre_hook(lambda _, args: self._boxes.append(args[2].detach()))
+            sparrow.filter.register_forward_pre_hook(
+                lambda _, args: self._boxes.append(args[2].detach())
+            )
         host = sparrow.host
         tokens = [host.spec.seg_token, *([BOX_TOKEN] if sparrow.config.box.enabled else [])]
-        self._said = {host.token_id(token) for token in tokens} if host.spec.loss_on_tokens_only else None
+        self._said = (
+            {host.token_id(token) for token in tokens} if host.spec.loss_on_tokens_only else None
+        )
 
     def parameters(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.sparrow.parameters() if p.requires_grad], "scale": 1.0}]
@@ -126,7 +136,10 @@ class StageTask:
         """Language: over labelled tokens of the batch; reachable: over targets; the others: over samples."""
         words = [i for s in batch.samples for i in s.ids[s.answer_begins :] if i >= 0]
         said = len(words) if self._said is None else sum(i in self._said for i in words)
-        special = {"ce": float(said), "reachable": float(sum(len(s.boxes_n4) for s in batch.samples))}
+        special = {
+            "ce": float(said),
+            "reachable": float(sum(len(s.boxes_n4) for s in batch.samples)),
+        }
         return {name: special.get(name, float(len(batch.samples))) for name in self.weights}
 
     def size(self, batch: Batch) -> tuple[int, int]:

@@ -20,7 +20,15 @@ from model.train.log import Log
 from model.train.parallel import World, last_pass, whole
 from model.train.task import Loader, Task
 
-PEAK = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+PEAK = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 """Dense bfloat16 FLOP/s by the makers' data sheets, for the MFU."""
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended in good order."""
@@ -48,9 +56,15 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, loader: Loader, config: TrainConfig, run: str | Path, world: World | None = None,
-        show: Callable[[dict[str, Any]], None] = lambda row: None, tell: Callable[[str], None] = print,
-    ):  # fmt: skip
+        self,
+        task: Task,
+        loader: Loader,
+        config: TrainConfig,
+        run: str | Path,
+        world: World | None = None,
+        show: Callable[[dict[str, Any]], None] = lambda row: None,
+        tell: Callable[[str], None] = print,
+    ):
         self.task, self.loader, self.config, self.run_folder = task, loader, config, Path(run)
         self.world, self._show, self._tell = world or World(), show, tell
         self.module: nn.Module = task.module
@@ -83,7 +97,9 @@ class Trainer:
             with self._until_terminated():
                 while self.step < config.steps:
                     start = time.perf_counter()
-                    with torch.random.fork_rng(devices=[]):  # what loaders draw is not the model's business
+                    with torch.random.fork_rng(
+                        devices=[]
+                    ):  # what loaders draw is not the model's business
                         batches = [next(feed) for _ in range(config.accumulation)]
                     row, stop = self._step(batches)
                     row |= self._speed(batches, time.perf_counter() - start)
@@ -113,14 +129,23 @@ class Trainer:
             group["lr"] = lr * group.get("scale", 1.0)
         sums = {name: torch.zeros((), device=world.device) for name in task.weights}
         bad: list[str] = []
-        measure = FlopCounterMode(display=False) if world.device.type == "cuda" and not self._flops else None
+        measure = (
+            FlopCounterMode(display=False)
+            if world.device.type == "cuda" and not self._flops
+            else None
+        )
         with measure or nullcontext():
             for k, (batch, count) in enumerate(zip(batches, counts, strict=True)):
                 with last_pass(task.module, k == len(batches) - 1):
                     with self._precision():
                         losses = task.losses(batch)
-                    shares = {n: losses[n].float() * (count[n] / max(totals[n], 1.0)) for n in task.weights}
-                    loss = torch.stack([weight * shares[n] for n, weight in task.weights.items()]).sum()
+                    shares = {
+                        n: losses[n].float() * (count[n] / max(totals[n], 1.0))
+                        for n in task.weights
+                    }
+                    loss = torch.stack(
+                        [weight * shares[n] for n, weight in task.weights.items()]
+                    ).sum()
                     (loss * world.size).backward()  # DDP and FSDP divide by it
                 for name, share in shares.items():
                     sums[name] += share.detach()
@@ -130,7 +155,9 @@ class Trainer:
             self._flops = float(measure.get_total_flops())
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
-        found = world.sum({name: float(value) for name, value in sums.items()} | {"": float(self._stop)})
+        found = world.sum(
+            {name: float(value) for name, value in sums.items()} | {"": float(self._stop)}
+        )
         stop = found.pop("") > 0
         total = sum(task.weights[name] * value for name, value in found.items())
         fine = math.isfinite(norm) and math.isfinite(total)
@@ -139,7 +166,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if not fine:
             self._skip(bad, [key for batch in batches for key in task.keys(batch)])
-        row = {"step": self.step, "loss": total, **found, "lr": lr, "grad_norm": norm, "skipped": self.skipped}
+        row = {
+            "step": self.step,
+            "loss": total,
+            **found,
+            "lr": lr,
+            "grad_norm": norm,
+            "skipped": self.skipped,
+        }
         return row, stop
 
     def _skip(self, bad: list[str], every: list[str]) -> None:
@@ -152,16 +186,24 @@ class Trainer:
         if self.skipped > self.config.nan_budget:
             raise TrainError(
                 f"{text}; that is {self.skipped} steps, and nan_budget is {self.config.nan_budget}. Look at these "
-                "samples, lower lr, or train in float32; the last good state is in " + str(self.run_folder / "states")
+                "samples, lower lr, or train in float32; the last good state is in "
+                + str(self.run_folder / "states")
             )
         if self.world.first:
             self._tell(f"{text}; the step is skipped")
 
     def _save(self) -> Path:
         return state.save(
-            self.run_folder, self.step, self.task.name, self.module, self.optimizer, self.config, self.world,
-            self.loader.state_dict(), {"skipped": self.skipped},
-        )  # fmt: skip
+            self.run_folder,
+            self.step,
+            self.task.name,
+            self.module,
+            self.optimizer,
+            self.config,
+            self.world,
+            self.loader.state_dict(),
+            {"skipped": self.skipped},
+        )
 
     def _validate(self, log: Log | None) -> None:
         self.module.eval()
@@ -172,7 +214,9 @@ class Trainer:
             log.write({"step": self.step, **found}, "validation")
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
 
     def _feed(self) -> Iterator[Any]:
         """Epoch after epoch. A loader that stopped at the end of one may begin with an empty pass."""
@@ -198,7 +242,14 @@ class Trainer:
         if self.world.device.type == "cuda":
             row["memory_gb"] = torch.cuda.max_memory_allocated(self.world.device) / 1e9
             name = torch.cuda.get_device_name(self.world.device)
-            peak = next((flops for word, flops in PEAK.items() if word in name.split() or f" {word}-" in name), None)
+            peak = next(
+                (
+                    flops
+                    for word, flops in PEAK.items()
+                    if word in name.split() or f" {word}-" in name
+                ),
+                None,
+            )
             if peak is not None and self.step > self.started_at:
                 row["mfu"] = self._flops / seconds / peak
         return row

@@ -30,7 +30,9 @@ VERSION = 1
 
 _ATTEMPTS = 12
 _PARTS = ".parts"
-LAYOUTS: dict[str, tuple[Callable[[Path, Spec, Scene], Part], Callable[[Path, list[Part]], None]]] = {
+LAYOUTS: dict[
+    str, tuple[Callable[[Path, Spec, Scene], Part], Callable[[Path, list[Part]], None]]
+] = {
     "hcstvg": (video.write_hcstvg_video, video.write_hcstvg_tables),
     "vid_sentence": (frames.write_vid_sentence_video, frames.write_vid_sentence_tables),
     "a2d": (video.write_a2d_video, video.write_a2d_tables),
@@ -60,9 +62,15 @@ FAULTS = {
 
 
 _FRAMES = {
-    "hcstvg": 100, "vid_sentence": 80, "a2d": 60, "lasot": 240, "mevis": 60, "got10k": 70, "refsav": 120,
+    "hcstvg": 100,
+    "vid_sentence": 80,
+    "a2d": 60,
+    "lasot": 240,
+    "mevis": 60,
+    "got10k": 70,
+    "refsav": 120,
     "broken": 24,
-}  # fmt: skip
+}
 
 
 class CorpusConfig(Config):
@@ -104,9 +112,24 @@ _WHAT: tuple[tuple, ...] = (
     ("got10k", "train", "GOT-10k_Train_{n:06d}", "leave", ("cup",), "minus_one_boxes"),
     ("got10k", "train", "GOT-10k_Train_{n:06d}", "occlude", ("rocket",), "zero_cover"),
     ("got10k", "val", "GOT-10k_Val_{n:06d}", "pan", ("horse",)),
-    ("refsav", "train", "sav_{n:06d}", "distract", ("motorcycle", "motorcycle"), "repeated_directory"),
-    ("refsav", "train", "sav_{n:06d}", "mixed", ("man", "woman"), "repeated_directory", "object_out_of_range"),
-)  # fmt: skip
+    (
+        "refsav",
+        "train",
+        "sav_{n:06d}",
+        "distract",
+        ("motorcycle", "motorcycle"),
+        "repeated_directory",
+    ),
+    (
+        "refsav",
+        "train",
+        "sav_{n:06d}",
+        "mixed",
+        ("man", "woman"),
+        "repeated_directory",
+        "object_out_of_range",
+    ),
+)
 """source, split, pattern of the video's name, kind of scene, things in it, faults."""
 _FPS = {"hcstvg": 25.0, "lasot": 30.0, "got10k": 10.0, "refsav": 24.0}
 
@@ -119,15 +142,32 @@ def corpus_plan(seed: int, scale: int, config: CorpusConfig) -> list[Spec]:
         for number, (source, split, pattern, kind, names, *faults) in enumerate(_WHAT):
             n = 1 + copy * len(_WHAT) + number
             name = hashlib.sha256(f"{source} {n}".encode()).hexdigest()
-            known = pattern.format(n=n, k=2 + copy, yt=f"{name[:5]}{name[5:9].upper()}{name[9:11]}", hex=name[:12])
+            known = pattern.format(
+                n=n, k=2 + copy, yt=f"{name[:5]}{name[5:9].upper()}{name[9:11]}", hex=name[:12]
+            )
             drawn = int.from_bytes(hashlib.sha256(f"{seed} {known}".encode()).digest()[:4], "big")
             height, width = sizes.get(source, config.size)
             length = config.frames["broken" if "truncated_image" in faults else source]
             specs.append(
-                Spec(source, split, known, kind, names, drawn, length, height, width, _FPS.get(source, 25.0), (),
-                     tuple(faults), copy)
-            )  # fmt: skip
-    return sorted(specs, key=lambda spec: list(LAYOUTS).index(spec.source))  # stable: keeps the order within a source
+                Spec(
+                    source,
+                    split,
+                    known,
+                    kind,
+                    names,
+                    drawn,
+                    length,
+                    height,
+                    width,
+                    _FPS.get(source, 25.0),
+                    (),
+                    tuple(faults),
+                    copy,
+                )
+            )
+    return sorted(
+        specs, key=lambda spec: list(LAYOUTS).index(spec.source)
+    )  # stable: keeps the order within a source
 
 
 def write_corpus(
@@ -162,7 +202,9 @@ def write_corpus(
         parts = [Part.load(_part_file(root, spec)) for spec in specs if spec.source == source]
         write_tables(root / source, parts)
         write_json(root / "truth" / f"{source}.json", {part.spec.key: part.truth for part in parts})
-        planted += [_fault(part.spec, name) for part in parts for name in part.spec.faults if name in FAULTS]
+        planted += [
+            _fault(part.spec, name) for part in parts for name in part.spec.faults if name in FAULTS
+        ]
     videos = {source: sum(s.source == source for s in specs) for source in LAYOUTS}
     shown = {source: sum(s.frames for s in specs if s.source == source) for source in LAYOUTS}
     summary = {**stamp, "synthetic": True, "videos": videos, "frames": shown, "faults": planted}
@@ -184,7 +226,9 @@ def _prepare(root: Path, stamp: dict) -> bool:
                 _remove(root / name)
     foreign = [name for name in ("truth", *LAYOUTS) if (root / name).exists()]
     if foreign:
-        raise ValueError(f"{root} holds {', '.join(foreign)} of something else: choose an empty folder for the corpus")
+        raise ValueError(
+            f"{root} holds {', '.join(foreign)} of something else: choose an empty folder for the corpus"
+        )
     write_json(begun, stamp)
     return True
 
@@ -205,7 +249,9 @@ def _render_all(root: Path, specs: list[Spec], workers: int) -> Iterator[Spec]:
         for spec in specs:
             yield render_video(root, spec)
         return
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit whatever threads the caller runs
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a forked child would inherit whatever threads the caller runs
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
         for future in as_completed([pool.submit(render_video, root, spec) for spec in specs]):
@@ -218,19 +264,31 @@ def render_video(root: Path, spec: Spec) -> Spec:
     """Render one video into its layout and leave its part; the scene is drawn again until it can be described."""
     for attempt in range(_ATTEMPTS):
         scene = render(
-            spec.seed + attempt, spec.kind, spec.frames, spec.height, spec.width,
-            fps=spec.fps, names=spec.names, tints=spec.tints,
-        )  # fmt: skip
+            spec.seed + attempt,
+            spec.kind,
+            spec.frames,
+            spec.height,
+            spec.width,
+            fps=spec.fps,
+            names=spec.names,
+            tints=spec.tints,
+        )
         if sayable(scene, spec):
             write_video, _ = LAYOUTS[spec.source]
             write_video(root / spec.source, spec, scene).save(_part_file(root, spec))
             return spec
-    raise ValueError(f"{spec.source} {spec.key}: no scene of {_ATTEMPTS} can be described: use longer or larger videos")
+    raise ValueError(
+        f"{spec.source} {spec.key}: no scene of {_ATTEMPTS} can be described: use longer or larger videos"
+    )
 
 
 def _fault(spec: Spec, name: str) -> dict:
     what, reason = FAULTS[name]
     return {
-        "source": spec.source, "split": spec.split, "video_id": spec.video, "fault": name, "what": what,
+        "source": spec.source,
+        "split": spec.split,
+        "video_id": spec.video,
+        "fault": name,
+        "what": what,
         "quarantine": reason,
-    }  # fmt: skip
+    }

@@ -19,8 +19,16 @@ CLAIMS: dict[str, tuple[str, str, str]] = {
     "right": ("moves to the right", "move to the right", "moving to the right"),
     "closer": ("comes closer", "come closer", "coming closer"),
     "away": ("moves away", "move away", "moving away"),
-    "behind": ("passes behind the {scenery}", "pass behind the {scenery}", "passing behind the {scenery}"),
-    "returns": ("leaves the picture and comes back", "leave the picture and come back", "leaving and coming back"),
+    "behind": (
+        "passes behind the {scenery}",
+        "pass behind the {scenery}",
+        "passing behind the {scenery}",
+    ),
+    "returns": (
+        "leaves the picture and comes back",
+        "leave the picture and come back",
+        "leaving and coming back",
+    ),
     "leaves": ("leaves the picture", "leave the picture", "leaving the picture"),
 }
 """Claim -> its words for one, for several, and as a participle; in the order in which a sentence tells them."""
@@ -28,7 +36,12 @@ CLAIMS: dict[str, tuple[str, str, str]] = {
 _WEAK = {"starts_left", "starts_right"}
 """Claims that say little about the motion, and are not made where a better one can be."""
 
-_ALIKE = ({"red", "orange", "brown", "yellow"}, {"pink", "purple", "blue"}, {"white", "grey"}, {"black", "grey"})
+_ALIKE = (
+    {"red", "orange", "brown", "yellow"},
+    {"pink", "purple", "blue"},
+    {"white", "grey"},
+    {"black", "grey"},
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,9 @@ class Expression:
 
     def _said(self, form: int | None = None) -> str:
         form = (len(self.targets) > 1) if form is None else form
-        return " and ".join(CLAIMS[claim][form].format(scenery=self.scenery) for claim in self.claims)
+        return " and ".join(
+            CLAIMS[claim][form].format(scenery=self.scenery) for claim in self.claims
+        )
 
 
 def expressions(
@@ -86,7 +101,11 @@ def expressions(
         for shade in ("", *shades) if len(shades) == 1 else ("",):
             for size in ("", "larger", "smaller") if len(targets) == 1 else ("",):
                 said = _Said(things[0].name, shade, size, claims)
-                others = [o for i, o in enumerate(scene.objects) if i not in targets and o.visible[span].any()]
+                others = [
+                    o
+                    for i, o in enumerate(scene.objects)
+                    if i not in targets and o.visible[span].any()
+                ]
                 if size and (len(claims) > 1 or not _compares(things[0], others, size, span)):
                     continue
                 if not size and any(_maybe_meant(said, o, scene, span) for o in others):
@@ -102,7 +121,13 @@ def strong(said: Expression) -> bool:
 
 def _rank(said: Expression) -> tuple:
     """Motion first, then short."""
-    return not strong(said), not said.claims, bool(said.size), len(said.claims) == 2, bool(said.colour)
+    return (
+        not strong(said),
+        not said.claims,
+        bool(said.size),
+        len(said.claims) == 2,
+        bool(said.colour),
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +151,11 @@ def _expression(said: _Said, targets: tuple[int, ...], scene: Scene) -> Expressi
         noun = f"{said.colour} {noun}"
     if said.size:
         same = sum(o.name == said.category for o in scene.objects) == 2
-        noun = f"{said.size} of the two {kind.plural}" if same and not said.colour else f"{said.size} {noun}"
+        noun = (
+            f"{said.size} of the two {kind.plural}"
+            if same and not said.colour
+            else f"{said.size} {noun}"
+        )
     scenery = scene.scenery[0] if scene.scenery else ""
     return Expression(targets, said.category, said.colour, said.size, said.claims, noun, scenery)
 
@@ -169,7 +198,9 @@ def sure(claim: str, thing: SceneObject, scene: Scene, span: slice) -> bool:
         way, back = sign * (x[-1] - x[0]), _rise(-sign * x)
         return way > 0.12 and back < 0.2 * way and sign * (world[-1] - world[0]) > 0.06
     if claim in ("closer", "away"):
-        clear = np.flatnonzero(thing.masks[span].sum((1, 2)) > 0.9 * thing.full[span])  # where its size can be seen
+        clear = np.flatnonzero(
+            thing.masks[span].sum((1, 2)) > 0.9 * thing.full[span]
+        )  # where its size can be seen
         growth = thing.full[span][clear[-1]] / thing.full[span][clear[0]] if clear.size else 1.0
         return growth > 1.5 if claim == "closer" else growth < 1 / 1.5
     if claim in ("starts_left", "starts_right"):
@@ -193,7 +224,11 @@ def maybe(claim: str, thing: SceneObject, scene: Scene, span: slice) -> bool:
     x, full = thing.centre[span, 0] / scene.size[1], thing.full[span]
     if claim in ("left", "right"):
         world = thing.world_x[span] / scene.size[1]
-        return max(_rise(-x), _rise(-world)) > 0.05 if claim == "left" else max(_rise(x), _rise(world)) > 0.05
+        return (
+            max(_rise(-x), _rise(-world)) > 0.05
+            if claim == "left"
+            else max(_rise(x), _rise(world)) > 0.05
+        )
     if claim in ("closer", "away"):
         size = np.log(full)
         return _rise(size if claim == "closer" else -size) > np.log(1.3)

@@ -35,10 +35,15 @@ def write_hcstvg_video(root: Path, spec: Spec, scene: Scene) -> Part:
             boxes[len(boxes) // 2 + i] = [x, -y, -w, h]
     sentence = say(scene, (0,), spec).sentence
     row = {
-        "bbox": boxes, "st_frame": start + 1,
-        "st_time": round(start * 20 / count, 2), "ed_time": round(stop * 20 / count, 2),
-        "img_num": count, "img_size": [*scene.size, 3], "English": sentence, "Chinese": "",
-    }  # fmt: skip
+        "bbox": boxes,
+        "st_frame": start + 1,
+        "st_time": round(start * 20 / count, 2),
+        "ed_time": round(stop * 20 / count, 2),
+        "img_num": count,
+        "img_size": [*scene.size, 3],
+        "English": sentence,
+        "Chinese": "",
+    }
     return Part.of(spec, {"row": row}, [(sentence, scene, (0,))])
 
 
@@ -83,16 +88,34 @@ def write_a2d_video(root: Path, spec: Spec, scene: Scene) -> Part:
         data = data[: len(data) * 2 // 3]
     if "missed_video" not in spec.faults:
         write_bytes(root / "Release" / "clips320H" / f"{spec.video}.mp4", data)
-    marked = np.linspace(n // 8, n - 1 - n // 8, 3 + (spec.copy + len(scene.objects)) % 3).astype(int)
+    marked = np.linspace(n // 8, n - 1 - n // 8, 3 + (spec.copy + len(scene.objects)) % 3).astype(
+        int
+    )
     for t in marked:
-        _write_h5(root / "text_annotations" / "a2d_annotation_with_instances" / spec.video, int(t), scene)
+        _write_h5(
+            root / "text_annotations" / "a2d_annotation_with_instances" / spec.video, int(t), scene
+        )
     queries = [(i, say(scene, (i,), spec).query) for i in range(len(scene.objects))]
     rows = [[spec.video, str(i), query] for i, query in queries]
     if "copied_row" in spec.faults:
         rows.append([spec.video, "1 (copy)", queries[-1][1]])
-    actions = {"woman": 18, "man": 18, "cat": 68}  # actor and action codes of A2D: adult and cat, walking
+    actions = {
+        "woman": 18,
+        "man": 18,
+        "cat": 68,
+    }  # actor and action codes of A2D: adult and cat, walking
     labels = "x".join(str(actions.get(o.name, 18)) for o in scene.objects[:1])
-    video = [spec.video, labels, "0:00:01", "0:00:03", height, width, n, len(marked), int(spec.split == "test")]
+    video = [
+        spec.video,
+        labels,
+        "0:00:01",
+        "0:00:03",
+        height,
+        width,
+        n,
+        len(marked),
+        int(spec.split == "test"),
+    ]
     anno = {"rows": rows, "video": video, "missed": "missed_video" in spec.faults}
     return Part.of(spec, anno, [(query, scene, (i,)) for i, query in queries])
 
@@ -138,8 +161,14 @@ _BUCKETS = ((32**2, "small"), (96**2, "medium"))
 
 def write_refsav_video(root: Path, spec: Spec, scene: Scene) -> Part:
     """A 24 fps video, the masklets of every 4th frame, and a description of each object."""
-    write_bytes(root / "sam_v_full" / "sav_train" / "sav_000" / f"{spec.video}.mp4", encode_mp4(scene.frames, 24.0))
-    write_json(root / "sam_v_full" / "sav_train" / "sav_000" / f"{spec.video}_manual.json", _masklets(spec, scene))
+    write_bytes(
+        root / "sam_v_full" / "sav_train" / "sav_000" / f"{spec.video}.mp4",
+        encode_mp4(scene.frames, 24.0),
+    )
+    write_json(
+        root / "sam_v_full" / "sav_train" / "sav_000" / f"{spec.video}_manual.json",
+        _masklets(spec, scene),
+    )
     texts = []
     for i in range(len(scene.objects)):
         said = say(scene, (i,), spec)
@@ -147,13 +176,25 @@ def write_refsav_video(root: Path, spec: Spec, scene: Scene) -> Part:
         texts.append(_paragraph(said, also[0] if also else None, scene.place))
     folder = "sav_000/sav_train/sav_000"  # the release repeats the directory
     objects = {
-        str(i): {"obj_id": i, "video_id": spec.video, "formated": text, "short_caps": [say(scene, (i,), spec).noun]}
+        str(i): {
+            "obj_id": i,
+            "video_id": spec.video,
+            "formated": text,
+            "short_caps": [say(scene, (i,), spec).noun],
+        }
         for i, text in enumerate(texts)
     }
     if "object_out_of_range" in spec.faults:
         objects["7"] = dict(objects["0"], obj_id=7)
-    paths = {"video_path": f"{folder}/{spec.video}.mp4", "anno_path": f"{folder}/{spec.video}_manual.json"}
-    return Part.of(spec, {"row": {**paths, "objects": objects}}, [(text, scene, (i,)) for i, text in enumerate(texts)])
+    paths = {
+        "video_path": f"{folder}/{spec.video}.mp4",
+        "anno_path": f"{folder}/{spec.video}_manual.json",
+    }
+    return Part.of(
+        spec,
+        {"row": {**paths, "objects": objects}},
+        [(text, scene, (i,)) for i, text in enumerate(texts)],
+    )
 
 
 def _paragraph(said: Expression, also: Expression | None, place: str) -> str:
@@ -183,10 +224,14 @@ def _masklets(spec: Spec, scene: Scene) -> dict:
         "masklet_first_appeared_frame": first,
         "masklet_frame_count": [int(seen[:, i].sum()) for i in ids],
         "masklet_edited_frame_count": [int(seen[:, i].any()) for i in ids],
-        "masklet_visibility_changes": [int(np.abs(np.diff(seen[:, i].astype(int))).sum()) for i in ids],
+        "masklet_visibility_changes": [
+            int(np.abs(np.diff(seen[:, i].astype(int))).sum()) for i in ids
+        ],
         "masklet_size_rel": [m / (height * width) for m in mean],
         "masklet_size_abs": mean,
-        "masklet_size_bucket": [next((word for limit, word in _BUCKETS if m < limit), "large") for m in mean],
+        "masklet_size_bucket": [
+            next((word for limit, word in _BUCKETS if m < limit), "large") for m in mean
+        ],
         "masklet_stability_score": [None] * len(ids),
         "masklet": [[rle_encode(m) for m in frame] for frame in masks],
     }

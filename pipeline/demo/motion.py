@@ -51,7 +51,10 @@ def plan_motion(
     stops, zooms = [0.5 - d * reach, 0.5 + d * reach], [1.0, 1.0]
     times: list[float] | None = None
     if kind == "scale":
-        stops, zooms = [0.5 - d * 0.1, 0.5 + d * 0.1], [0.62, 1.3] if rng.random() < 0.6 else [1.25, 0.62]
+        stops, zooms = (
+            [0.5 - d * 0.1, 0.5 + d * 0.1],
+            [0.62, 1.3] if rng.random() < 0.6 else [1.25, 0.62],
+        )
     elif kind == "occlude":
         stops = [0.5 - d * 0.33, 0.5 + d * 0.33]
         occluders.append(_occluder(rng, widths[0]))
@@ -66,7 +69,10 @@ def plan_motion(
         stops, zooms = [0.5 - d * 0.3, 0.5 + d * 0.52], [0.85, 1.12]
         occluders.append(_occluder(rng, 0.8 * widths[0]))
         if rng.random() < 0.4:  # and goes for good
-            stops, times = [0.5 - d * 0.3, 0.5 + d * 0.1, 0.5 + d * (0.78 + 0.6 * widths[0])], [0, 0.4, 0.92]
+            stops, times = (
+                [0.5 - d * 0.3, 0.5 + d * 0.1, 0.5 + d * (0.78 + 0.6 * widths[0])],
+                [0, 0.4, 0.92],
+            )
     elif kind not in SCENE_KINDS:
         raise ValueError(f"unknown kind of scene {kind!r}: choose one of {', '.join(SCENE_KINDS)}")
 
@@ -76,9 +82,23 @@ def plan_motion(
         twin = names[i] == names[0]
         if twin and kind == "distract" and i == 1 and rng.random() < 0.5:  # walks along, smaller
             shift = -d * rng.uniform(0.12, 0.2)
-            paths.append(_path([s + shift for s in stops], times, [0.66, 0.66], lanes[i], n_frames, laps, rng))
+            paths.append(
+                _path(
+                    [s + shift for s in stops], times, [0.66, 0.66], lanes[i], n_frames, laps, rng
+                )
+            )
         elif twin or kind == "distract":  # crosses over
-            paths.append(_path([0.5 + d * 0.27, 0.5 - d * 0.25], None, [0.92, 0.92], lanes[i], n_frames, laps, rng))
+            paths.append(
+                _path(
+                    [0.5 + d * 0.27, 0.5 - d * 0.25],
+                    None,
+                    [0.92, 0.92],
+                    lanes[i],
+                    n_frames,
+                    laps,
+                    rng,
+                )
+            )
         else:
             here = 0.5 + d * 0.14 * (-1) ** i + float(camera[-1, 0]) / 2
             ends = [here + d * 0.12, here - d * 0.12]
@@ -90,9 +110,14 @@ def plan_motion(
 def _occluder(rng: np.random.Generator, width: float) -> Occluder:
     if rng.random() < 0.7:
         return Occluder(
-            "pillar", rng.uniform(0.46, 0.54), float(np.clip(width * rng.uniform(0.7, 1.1), 0.08, 0.3)), 1.2
+            "pillar",
+            rng.uniform(0.46, 0.54),
+            float(np.clip(width * rng.uniform(0.7, 1.1), 0.08, 0.3)),
+            1.2,
         )
-    return Occluder("hedge", rng.uniform(0.46, 0.54), width * rng.uniform(1.4, 1.8), rng.uniform(0.66, 0.8))
+    return Occluder(
+        "hedge", rng.uniform(0.46, 0.54), width * rng.uniform(1.4, 1.8), rng.uniform(0.66, 0.8)
+    )
 
 
 def _lanes(count: int, rng: np.random.Generator) -> list[float]:
@@ -104,9 +129,14 @@ def _lanes(count: int, rng: np.random.Generator) -> list[float]:
 
 
 def _path(
-    stops: list[float], times: list[float] | None, zooms: list[float], lane: float, n: int, laps: int,
+    stops: list[float],
+    times: list[float] | None,
+    zooms: list[float],
+    lane: float,
+    n: int,
+    laps: int,
     rng: np.random.Generator,
-) -> Path:  # fmt: skip
+) -> Path:
     x = _smooth(stops, n, laps, times) + 0.008 * _wave(n, rng)
     y = lane + 0.035 * _wave(n, rng)
     zoom = _smooth(zooms, n, laps) * (1 + 0.04 * _wave(n, rng))
@@ -133,4 +163,6 @@ def _wave(n: int, rng: np.random.Generator) -> Array:
     """[n] two slow sines, within -1 and 1."""
     t = np.linspace(0, n / 100, n)
     f, p = rng.uniform(0.5, 1.3, 2), rng.uniform(0, 2 * np.pi, 2)
-    return 0.65 * np.sin(2 * np.pi * f[0] * t + p[0]) + 0.35 * np.sin(2 * np.pi * 2 * f[1] * t + p[1])
+    return 0.65 * np.sin(2 * np.pi * f[0] * t + p[0]) + 0.35 * np.sin(
+        2 * np.pi * 2 * f[1] * t + p[1]
+    )

@@ -52,12 +52,17 @@ class Part:
         return cls(spec, anno, [_truth(*item) for item in said])
 
     def save(self, path: Path) -> None:
-        write_text(path, canonical_json({"spec": asdict(self.spec), "anno": self.anno, "truth": self.truth}))
+        write_text(
+            path,
+            canonical_json({"spec": asdict(self.spec), "anno": self.anno, "truth": self.truth}),
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Part":
         data = json.loads(path.read_text())
-        spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["spec"].items()}
+        spec: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data["spec"].items()
+        }
         return cls(Spec(**spec), data["anno"], data["truth"])
 
 
@@ -67,8 +72,12 @@ def _truth(expression: str, scene: Scene, targets: tuple[int, ...]) -> dict:
     seen = is_box(boxes)
     return {
         "expression": expression,
-        "boxes": [[float(v) for v in box] if s else None for box, s in zip(boxes, seen, strict=True)],
-        "masks": [rle_encode(mask)["counts"] if s else None for mask, s in zip(masks, seen, strict=True)],
+        "boxes": [
+            [float(v) for v in box] if s else None for box, s in zip(boxes, seen, strict=True)
+        ],
+        "masks": [
+            rle_encode(mask)["counts"] if s else None for mask, s in zip(masks, seen, strict=True)
+        ],
         "size": list(scene.size),
     }
 
@@ -91,7 +100,9 @@ def say(scene: Scene, targets: tuple[int, ...], spec: Spec, *, motion: bool = Tr
     """One true expression about the targets, drawn among the best by the video's seed."""
     found = expressions(scene, targets, motion=motion)
     if not found:
-        raise ValueError(f"{spec.source} {spec.key}: nothing can be said of object {targets} that is true of it alone")
+        raise ValueError(
+            f"{spec.source} {spec.key}: nothing can be said of object {targets} that is true of it alone"
+        )
     if not motion:  # a phrase names the colour
         return next((e for e in found if e.colour), found[0])
     best = [e for e in found if strong(e) == strong(found[0])]

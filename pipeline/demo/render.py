@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from pipeline.demo.describe import expressions
 from pipeline.demo.motion import Motion, Path, plan_motion
 from pipeline.demo.scene import SLIVER, Scene, SceneObject, mask_boxes
-from pipeline.demo.sprites import BACKGROUNDS, KINDS, TINTS, Image, backdrop, backgrounds_for, colour, cutout, occluder
+from pipeline.demo.sprites import (
+    BACKGROUNDS,
+    KINDS,
+    TINTS,
+    Image,
+    backdrop,
+    backgrounds_for,
+    colour,
+    cutout,
+    occluder,
+)
 
 cv2.setNumThreads(1)
 
@@ -36,9 +46,17 @@ class _Layer:
 
 
 def render(
-    seed: int, kind: str, n_frames: int, height: int, width: int, *,
-    fps: float = 25.0, names: tuple[str, ...] = (), tints: tuple[str, ...] = (), background: str = "",
-) -> Scene:  # fmt: skip
+    seed: int,
+    kind: str,
+    n_frames: int,
+    height: int,
+    width: int,
+    *,
+    fps: float = 25.0,
+    names: tuple[str, ...] = (),
+    tints: tuple[str, ...] = (),
+    background: str = "",
+) -> Scene:
     """A scene of `kind` (see `pipeline.demo.motion.SCENE_KINDS`): the same arguments give the same scene.
 
     names: the things in it (keys of `sprites.KINDS`), the main one first; a name twice makes look-alikes. Default: one
@@ -51,8 +69,12 @@ def render(
     tints = tints or _draw_tints(names, rng)
     background = background or str(rng.choice(backgrounds_for(names)))
     chosen = list(zip(names, tints, strict=True))
-    sprites = [_resized(name, tint, height, width, len(names), i) for i, (name, tint) in enumerate(chosen)]
-    motion = plan_motion(kind, names, [alpha.shape[1] / width for _, alpha in sprites], n_frames, rng)
+    sprites = [
+        _resized(name, tint, height, width, len(names), i) for i, (name, tint) in enumerate(chosen)
+    ]
+    motion = plan_motion(
+        kind, names, [alpha.shape[1] / width for _, alpha in sprites], n_frames, rng
+    )
 
     canvas, origin = _canvas(background, motion, height, width, rng)
     layers = [
@@ -72,7 +94,17 @@ def render(
         masks[masks.sum((1, 2)) < SLIVER * full] = False
         centre = np.stack([path.x, path.y], 1) - camera
         objects.append(
-            SceneObject(name, colour(name, tint), masks, mask_boxes(masks), centre, path.x, full, inside, covered)
+            SceneObject(
+                name,
+                colour(name, tint),
+                masks,
+                mask_boxes(masks),
+                centre,
+                path.x,
+                full,
+                inside,
+                covered,
+            )
         )
     scenery = tuple(o.kind for o in motion.occluders)
     scene = Scene(kind, seed, fps, frames, objects, BACKGROUNDS[background].place, scenery)
@@ -98,10 +130,16 @@ def _draw_tints(names: tuple[str, ...], rng: np.random.Generator) -> tuple[str, 
     return tuple(drawn[name] for name in names)
 
 
-def _resized(name: str, tint: str, height: int, width: int, count: int, index: int) -> tuple[Image, Image]:
+def _resized(
+    name: str, tint: str, height: int, width: int, count: int, index: int
+) -> tuple[Image, Image]:
     """A cut-out at the size that it has at zoom 1: at most half the frame's width, smaller in company."""
     picture, alpha = cutout(name, tint)
-    share = KINDS[name].size * (1.0 if count == 1 else 0.82) * (1.0 if index == 0 or count == 1 else 0.97)
+    share = (
+        KINDS[name].size
+        * (1.0 if count == 1 else 0.82)
+        * (1.0 if index == 0 or count == 1 else 0.97)
+    )
     scale = min(share * height / picture.shape[0], 0.42 * width / picture.shape[1])
     size = max(8, round(picture.shape[1] * scale)), max(8, round(picture.shape[0] * scale))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -148,22 +186,35 @@ def _canvas(
 
 
 def _compose(
-    layers: list[_Layer], canvas: Image, origin: NDArray, camera: NDArray, height: int, width: int,
+    layers: list[_Layer],
+    canvas: Image,
+    origin: NDArray,
+    camera: NDArray,
+    height: int,
+    width: int,
     rng: np.random.Generator,
-) -> tuple[Image, Image, NDArray[np.float64]]:  # fmt: skip
+) -> tuple[Image, Image, NDArray[np.float64]]:
     """frames, owners [T, H, W], and areas [T, objects, (full, inside, covered)]."""
     n, count = len(camera), sum(layer.owner != 255 for layer in layers)
     frames = np.empty((n, height, width, 3), np.uint8)
     owners = np.zeros((n, height, width), np.uint8)
     areas = np.zeros((n, count, 3))
     sizes = {layer.owner: float((layer.alpha > 127).sum()) for layer in layers}
-    noise = np.clip(rng.normal(32, _NOISE, (height + 64, width + 64, 1)), 0, 64).astype(np.uint8).repeat(3, 2)
+    noise = (
+        np.clip(rng.normal(32, _NOISE, (height + 64, width + 64, 1)), 0, 64)
+        .astype(np.uint8)
+        .repeat(3, 2)
+    )
     shifts = rng.integers(0, 64, (n, 2))
-    gain = 1 + 0.05 * np.sin(np.linspace(0, n / 100, n) * 2 * np.pi * rng.uniform(0.3, 0.9) + rng.uniform(0, 6.28))
+    gain = 1 + 0.05 * np.sin(
+        np.linspace(0, n / 100, n) * 2 * np.pi * rng.uniform(0.3, 0.9) + rng.uniform(0, 6.28)
+    )
     for t in range(n):
         picture, owner = frames[t], owners[t]
         shift = np.array([[1, 0, origin[0] - camera[t, 0]], [0, 1, origin[1] - camera[t, 1]]])
-        cv2.warpAffine(canvas, shift, (width, height), picture, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        cv2.warpAffine(
+            canvas, shift, (width, height), picture, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE
+        )
         for layer in layers:
             solid, region = _paste(picture, layer, t, camera[t])
             if region is None:
@@ -191,7 +242,9 @@ def _paste(
     h, w = layer.alpha.shape
     zoom, angle = float(layer.path.zoom[t]), float(layer.path.angle[t])
     matrix: NDArray[Any] = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, zoom)
-    matrix[:, 2] += np.array([layer.path.x[t], layer.path.y[t]]) - camera - ((w - 1) / 2, (h - 1) / 2)
+    matrix[:, 2] += (
+        np.array([layer.path.x[t], layer.path.y[t]]) - camera - ((w - 1) / 2, (h - 1) / 2)
+    )
     drop = np.zeros(2) if layer.shadow is None else np.array([0.035, 0.05]) * h * zoom
     corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1]]) @ matrix.T
     x1, y1 = np.maximum(np.floor(corners.min(0)), 0).astype(int)

@@ -46,7 +46,10 @@ class SceneObject:
 
     def rles(self) -> list[RLE | None]:
         """Its masks as COCO RLE, None where absent."""
-        return [rle_encode(mask) if seen else None for mask, seen in zip(self.masks, self.visible, strict=True)]
+        return [
+            rle_encode(mask) if seen else None
+            for mask, seen in zip(self.masks, self.visible, strict=True)
+        ]
 
 
 @dataclass(slots=True)

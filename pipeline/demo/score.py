@@ -40,15 +40,26 @@ class _Tally:
 
     def row(self, source: str) -> dict:
         return {
-            "source": source, "synthetic": True, "box_rule": _words(self.rules),
-            "n_referents": self.n_referents, "n_unmatched": self.n_unmatched,
-            "n_frames": len(self.all), "iou": _mean(self.all), "success": _success(self.all),
-            "n_tracked": len(self.tracked), "iou_tracked": _mean(self.tracked),
+            "source": source,
+            "synthetic": True,
+            "box_rule": _words(self.rules),
+            "n_referents": self.n_referents,
+            "n_unmatched": self.n_unmatched,
+            "n_frames": len(self.all),
+            "iou": _mean(self.all),
+            "success": _success(self.all),
+            "n_tracked": len(self.tracked),
+            "iou_tracked": _mean(self.tracked),
             "success_tracked": _success(self.tracked),
-            "n_kept": len(self.kept), "iou_kept": _mean(self.kept), "success_kept": _success(self.kept),
-            "n_masks": len(self.j), "mask_j": _mean(self.j), "mask_origin": _words(self.masks),
-            "n_absent": len(self.absent), "absent_with_box": _mean(self.absent),
-        }  # fmt: skip
+            "n_kept": len(self.kept),
+            "iou_kept": _mean(self.kept),
+            "success_kept": _success(self.kept),
+            "n_masks": len(self.j),
+            "mask_j": _mean(self.j),
+            "mask_origin": _words(self.masks),
+            "n_absent": len(self.absent),
+            "absent_with_box": _mean(self.absent),
+        }
 
 
 def score(out: Path, corpus: Path) -> list[dict]:
@@ -62,7 +73,9 @@ def score(out: Path, corpus: Path) -> list[dict]:
     A mean over no frames is None. Raises FileNotFoundError if `corpus` is not a finished synthetic corpus.
     """
     if not (corpus / "corpus.json").is_file():
-        raise FileNotFoundError(f"{corpus} has no corpus.json: it is not a finished synthetic corpus")
+        raise FileNotFoundError(
+            f"{corpus} has no corpus.json: it is not a finished synthetic corpus"
+        )
     tallies: dict[str, _Tally] = {}
     truths: dict[str, dict] = {}
     for part in sorted((out / "manifests" / "shards").glob("*.parquet")):
@@ -89,21 +102,30 @@ def _samples(out: Path, shard: str) -> list[tuple[dict, list[dict], dict[int, di
     """(referent, rows of its track, frame -> row of its mask) of a committed shard."""
     tracks: dict[str, list[dict]] = {}
     masks: dict[str, dict[int, dict]] = {}
-    for row in _rows(out, "tracks", shard, ["frame", "source_frame", "x1", "y1", "x2", "y2", "origin", "kept"]):
+    for row in _rows(
+        out, "tracks", shard, ["frame", "source_frame", "x1", "y1", "x2", "y2", "origin", "kept"]
+    ):
         tracks.setdefault(row["referent_id"], []).append(row)
     for row in _rows(out, "masks", shard, ["frame", "height", "width", "counts", "origin"]):
         masks.setdefault(row["referent_id"], {})[row["frame"]] = row
-    videos = {row["clip_id"]: row["video_id"] for row in _rows(out, "clips", shard, ["video_id"], "clip_id")}
+    videos = {
+        row["clip_id"]: row["video_id"]
+        for row in _rows(out, "clips", shard, ["video_id"], "clip_id")
+    }
     samples = []
     columns = ["clip_id", "source", "split", "raw_caption", "key_frame", "box_rule"]
     for referent in _rows(out, "referents", shard, columns):
         referent["video_id"] = videos[referent["clip_id"]]
         key = referent["referent_id"]
-        samples.append((referent, sorted(tracks.get(key, []), key=lambda r: r["frame"]), masks.get(key, {})))
+        samples.append(
+            (referent, sorted(tracks.get(key, []), key=lambda r: r["frame"]), masks.get(key, {}))
+        )
     return samples
 
 
-def _rows(out: Path, table: str, shard: str, columns: list[str], key: str = "referent_id") -> list[dict]:
+def _rows(
+    out: Path, table: str, shard: str, columns: list[str], key: str = "referent_id"
+) -> list[dict]:
     path = out / "manifests" / table / f"{shard}.parquet"
     return pq.read_table(path, columns=[key, *columns], partitioning=None).to_pylist()
 
@@ -117,7 +139,9 @@ def _match(referent: dict, truths: dict[str, list[dict]]) -> dict | None:
     return next((e for e in entries if " ".join(e["expression"].split()) == caption), None)
 
 
-def _add(tally: _Tally, referent: dict, track: list[dict], masks: dict[int, dict], truth: dict) -> None:
+def _add(
+    tally: _Tally, referent: dict, track: list[dict], masks: dict[int, dict], truth: dict
+) -> None:
     tally.n_referents += 1
     tally.rules[referent["box_rule"]] += 1
     height, width = truth["size"]
@@ -128,7 +152,11 @@ def _add(tally: _Tally, referent: dict, track: list[dict], masks: dict[int, dict
                 f"{referent['referent_id']}: frame {row['source_frame']} of a video of {len(truth['boxes'])} frames"
             )
         box, counts = (truth[name][row["source_frame"]] for name in ("boxes", "masks"))
-        found = absent(1)[0] if row["x1"] is None else np.array([row[c] for c in ("x1", "y1", "x2", "y2")], np.float32)
+        found = (
+            absent(1)[0]
+            if row["x1"] is None
+            else np.array([row[c] for c in ("x1", "y1", "x2", "y2")], np.float32)
+        )
         if box is None:
             tally.absent.append(bool(is_box(found)))
             continue
@@ -162,4 +190,6 @@ def _success(values: list[float]) -> float | None:
 
 def _words(counts: Counter) -> str:
     """ "grabcut 120, annotation 4" """
-    return ", ".join(f"{name} {n}" if len(counts) > 1 else str(name) for name, n in counts.most_common())
+    return ", ".join(
+        f"{name} {n}" if len(counts) > 1 else str(name) for name, n in counts.most_common()
+    )

@@ -18,8 +18,21 @@ from numpy.typing import NDArray
 Image = NDArray[Any]
 """uint8 [H, W, 3] RGB, or [H, W] alpha; OpenCV's own types promise less."""
 
-_SKIMAGE = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "horse", "moon",
-            "motorcycle_left", "hubble_deep_field", "rocket")  # fmt: skip
+_SKIMAGE = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "horse",
+    "moon",
+    "motorcycle_left",
+    "hubble_deep_field",
+    "rocket",
+)
 
 OUTLINES = {
     "woman": (
@@ -146,14 +159,18 @@ def photo(name: str) -> Image:
     package, folder = ("skimage", "data") if name in _SKIMAGE else ("sklearn", "datasets/images")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"package {package}, whose photographs make the synthetic corpus, is not installed")
+        raise FileNotFoundError(
+            f"package {package}, whose photographs make the synthetic corpus, is not installed"
+        )
     for suffix in (".png", ".jpg"):
         path = Path(spec.origin).parent / folder / (name + suffix)
         if path.is_file():
             picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if picture is not None:
                 return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    raise FileNotFoundError(f"{package} has no bundled photograph {name!r}: install the pinned version")
+    raise FileNotFoundError(
+        f"{package} has no bundled photograph {name!r}: install the pinned version"
+    )
 
 
 @cache
@@ -170,30 +187,48 @@ def cutout(name: str, tint: str = "") -> tuple[Image, Image]:
         cv2.ellipse(fine, (4 * 278, 4 * 222), (4 * 201, 4 * 163), 12, 0, 360, 255, -1)
         cv2.ellipse(fine, (4 * 290, 4 * 112), (4 * 116, 4 * 93), 8, 0, 360, 255, -1)
     elif name == "coin":
-        cv2.ellipse(fine, (2 * width, 2 * height), (int(1.84 * width), int(1.84 * height)), 0, 0, 360, 255, -1)
+        cv2.ellipse(
+            fine,
+            (2 * width, 2 * height),
+            (int(1.84 * width), int(1.84 * height)),
+            0,
+            0,
+            360,
+            255,
+            -1,
+        )
     elif name == "horse":
         dark = (picture[..., 0] < 128).astype(np.uint8) * 255
         fine = cv2.resize(dark, fine.shape[::-1], interpolation=cv2.INTER_CUBIC)
         picture = _furry(dark)
     else:
-        corners = [tuple(map(int, corner.split(","))) for corner in OUTLINES[kind.outline or name].split()]
+        corners = [
+            tuple(map(int, corner.split(","))) for corner in OUTLINES[kind.outline or name].split()
+        ]
         cv2.fillPoly(fine, [np.array(corners, np.int32) * 4 + 2], 255)
-    alpha = cv2.GaussianBlur(cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA), (3, 3), 0.6)
+    alpha = cv2.GaussianBlur(
+        cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA), (3, 3), 0.6
+    )
     x, y, w, h = cv2.boundingRect(alpha)
-    picture, alpha = picture[y : y + h, x : x + w], np.ascontiguousarray(alpha[y : y + h, x : x + w])
+    picture, alpha = (
+        picture[y : y + h, x : x + w],
+        np.ascontiguousarray(alpha[y : y + h, x : x + w]),
+    )
     return _tinted(picture, tint), alpha
 
 
 def _furry(silhouette: Image) -> Image:
     """Fur for the horse, which is bundled as a black silhouette: the cat's, shaded as on a round body."""
     height, width = silhouette.shape
-    fur = cv2.resize(photo("chelsea")[150:215, 90:200], (width, height), interpolation=cv2.INTER_CUBIC).astype(
-        np.float32
-    )
+    fur = cv2.resize(
+        photo("chelsea")[150:215, 90:200], (width, height), interpolation=cv2.INTER_CUBIC
+    ).astype(np.float32)
     depth = cv2.GaussianBlur(cv2.distanceTransform(silhouette, cv2.DIST_L2, 5), (0, 0), 3)
     shade = 0.45 + 0.75 * np.clip(depth / 40, 0, 1)
     shade *= np.linspace(1.1, 0.8, height, dtype=np.float32)[:, None]
-    return np.clip(fur * np.array([0.82, 0.62, 0.5], np.float32) * shade[..., None], 0, 255).astype(np.uint8)
+    return np.clip(fur * np.array([0.82, 0.62, 0.5], np.float32) * shade[..., None], 0, 255).astype(
+        np.uint8
+    )
 
 
 def _tinted(picture: Image, tint: str) -> Image:
@@ -214,7 +249,15 @@ def _tinted(picture: Image, tint: str) -> Image:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-_NAMES = ((3, "red"), (19, "orange"), (33, "yellow"), (85, "green"), (130, "blue"), (150, "purple"), (169, "pink"))
+_NAMES = (
+    (3, "red"),
+    (19, "orange"),
+    (33, "yellow"),
+    (85, "green"),
+    (130, "blue"),
+    (150, "purple"),
+    (169, "pink"),
+)
 
 
 @cache
@@ -228,11 +271,17 @@ def colour(name: str, tint: str = "") -> str:
             return "black"
         return "white" if np.percentile(hsv[:, 2], 75) > 190 else "grey"
     weights = np.bincount(vivid[:, 0], vivid[:, 1].astype(np.float64), 180)
-    hue = int(np.convolve(np.concatenate([weights[-2:], weights, weights[:2]]), np.ones(5), "valid").argmax())
+    hue = int(
+        np.convolve(
+            np.concatenate([weights[-2:], weights, weights[:2]]), np.ones(5), "valid"
+        ).argmax()
+    )
     word = next((word for limit, word in _NAMES if hue <= limit), "red")
     if word not in ("red", "orange"):
         return word
-    brightness = np.median(vivid[:, 2])  # dark orange is brown; between red and orange the darker ones look red
+    brightness = np.median(
+        vivid[:, 2]
+    )  # dark orange is brown; between red and orange the darker ones look red
     return "brown" if brightness < 120 else "red" if hue <= 9 and brightness < 190 else word
 
 
@@ -242,7 +291,11 @@ def backdrop(name: str, height: int, width: int, rng: np.random.Generator) -> Im
     picture = photo(background.photo)
     scale = max(height / picture.shape[0], width / picture.shape[1]) * rng.uniform(1.0, 1.15)
     picture = cv2.resize(
-        picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        picture,
+        None,
+        fx=scale,
+        fy=scale,
+        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC,
     )
     y = int(rng.integers(0, max(1, picture.shape[0] - height + 1)))
     x = int(rng.integers(0, max(1, picture.shape[1] - width + 1)))
@@ -256,21 +309,32 @@ def occluder(kind: str, height: int, width: int, rng: np.random.Generator) -> tu
     alpha: Image = np.full((height, width), 255, np.uint8)
     if kind == "pillar":
         wood = rng.random() < 0.5
-        source = photo("coffee")[:, 495:600] if wood else cv2.convertScaleAbs(photo("gravel")[:400, :200], beta=30)
+        source = (
+            photo("coffee")[:, 495:600]
+            if wood
+            else cv2.convertScaleAbs(photo("gravel")[:400, :200], beta=30)
+        )
         picture = cv2.resize(source, (width, height), interpolation=cv2.INTER_CUBIC)
         across = np.sin(np.pi * (0.06 + 0.88 * np.linspace(0, 1, width)))
-        picture = np.clip(picture * (0.3 + 0.8 * across**0.8)[None, :, None], 0, 255).astype(np.uint8)
+        picture = np.clip(picture * (0.3 + 0.8 * across**0.8)[None, :, None], 0, 255).astype(
+            np.uint8
+        )
         if not wood:
             picture = (picture * np.array([1.0, 0.97, 0.9])).astype(np.uint8)
     else:
         leaves = np.tile(photo("grass"), (2, 2, 1))
         reach = max(height, width)
-        picture = cv2.resize(leaves[:768, :768], (reach, reach), interpolation=cv2.INTER_AREA)[:height, :width]
+        picture = cv2.resize(leaves[:768, :768], (reach, reach), interpolation=cv2.INTER_AREA)[
+            :height, :width
+        ]
         light = np.linspace(1.15, 0.45, height)[:, None, None]
         picture = np.clip(picture * light * np.array([0.42, 0.72, 0.3]), 0, 255).astype(np.uint8)
         alpha[:] = 0
         x = np.arange(width)
-        bumps = sum(rng.uniform(0.4, 1) * np.sin(2 * np.pi * (f * x / width + rng.random())) for f in (2, 3, 5, 9))
+        bumps = sum(
+            rng.uniform(0.4, 1) * np.sin(2 * np.pi * (f * x / width + rng.random()))
+            for f in (2, 3, 5, 9)
+        )
         dome = np.sqrt(np.clip(1 - (2 * (x + 0.5) / width - 1) ** 4, 0, 1))  # round shoulders
         tops = np.round(height * (1 - dome * (0.9 + 0.025 * bumps))).astype(int)
         alpha[np.arange(height)[:, None] >= tops] = 255

@@ -18,7 +18,9 @@ class Detector(Protocol):
     name: str
     version: str
 
-    def detect(self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1) -> Detection:
+    def detect(
+        self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1
+    ) -> Detection:
         """The best box of `key_frames` annotated frames. frames: [T, H, W, 3] RGB.
 
         Raises Quarantined(no_target | no_detection) when there is nothing to track.

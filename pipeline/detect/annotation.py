@@ -29,13 +29,17 @@ class AnnotationDetector:
     def __init__(self, config: AnnotationDetectorConfig | None = None):
         self.config = config or AnnotationDetectorConfig()
 
-    def detect(self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1) -> Detection:
+    def detect(
+        self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1
+    ) -> Detection:
         """The annotated box of `key_frame(annotation)`. Raises Quarantined(no_target) if no frame has one.
 
         key_frames: without effect. Given boxes have no scores by which one of several could be chosen.
         """
         frame = key_frame(annotation)
-        return Detection(frame, annotation.boxes[frame].copy(), self.name, text_used=False, score=None)
+        return Detection(
+            frame, annotation.boxes[frame].copy(), self.name, text_used=False, score=None
+        )
 
     def find(self, frame: NDArray[np.uint8], caption: str) -> tuple[Boxes, float] | None:
         """None: nothing is searched for, so a lost target is not found again."""
@@ -66,7 +70,10 @@ def key_frames(annotation: Annotation, n: int) -> list[int]:
             f"none of {len(annotation.known)} frames has an annotated box to start from",
             stage="detect",
         )
-    return [_central_and_large(run, annotation.boxes) for run in np.array_split(visible, min(n, visible.size))]
+    return [
+        _central_and_large(run, annotation.boxes)
+        for run in np.array_split(visible, min(n, visible.size))
+    ]
 
 
 def _central_and_large(run: NDArray[np.intp], boxes: Boxes) -> int:

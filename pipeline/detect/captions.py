@@ -93,19 +93,35 @@ def head_noun(expression: str) -> tuple[int, int] | None:
     for i, (word, _, _) in enumerate(words):
         head = weak if strong is None else strong
         following = words[i + 1][0] if i + 1 < len(words) else ""
-        possessor = word in _POSSESSIVE and head is not None  # "the man's hat": on to what he possesses
-        group = word == "of" and (head is None or words[head][0] in _GROUPS)  # "one of", "a pair of": on to whom
+        possessor = (
+            word in _POSSESSIVE and head is not None
+        )  # "the man's hat": on to what he possesses
+        group = word == "of" and (
+            head is None or words[head][0] in _GROUPS
+        )  # "one of", "a pair of": on to whom
         if possessor or group:
             strong = weak = None
-        elif head is None and (word in _MODIFIERS or word in ("and", "or", ",") or _participle(word)):
+        elif head is None and (
+            word in _MODIFIERS or word in ("and", "or", ",") or _participle(word)
+        ):
             continue
-        elif word in _BREAKS or word in _MODIFIERS or word in _PRONOUNS or not word[0].isalnum() or _participle(word):
+        elif (
+            word in _BREAKS
+            or word in _MODIFIERS
+            or word in _PRONOUNS
+            or not word[0].isalnum()
+            or _participle(word)
+        ):
             break
         elif word in _WEAK:
             weak = i
         else:
             strong = i
-            if word in _NOUNS and following not in _NOUNS | _POSSESSIVE and _VERB_ENDING.search(following[1:]):
+            if (
+                word in _NOUNS
+                and following not in _NOUNS | _POSSESSIVE
+                and _VERB_ENDING.search(following[1:])
+            ):
                 break  # "the man juggles": a verb, more often than a compound in the plural
     head = weak if strong is None else strong
     return None if head is None else (words[head][1], words[head][2])

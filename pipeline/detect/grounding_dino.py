@@ -69,7 +69,10 @@ class GroundingDINOConfig(Config):
         """(checkpoint, folder of the text encoder); CheckpointError says what is missing. The folder needs no weights:
         the text encoder's are in the checkpoint."""
         found, missing = [], []
-        for name, purpose in ((self.weights, "GroundingDINO"), (self.text_encoder, "GroundingDINO's text encoder")):
+        for name, purpose in (
+            (self.weights, "GroundingDINO"),
+            (self.text_encoder, "GroundingDINO's text encoder"),
+        ):
             try:
                 found.append(runtime.locate(name, purpose))
             except runtime.CheckpointError as error:
@@ -89,9 +92,16 @@ class GroundingDINOConfig(Config):
     def tiny(cls) -> "GroundingDINOConfig":
         """Name-seeded weights, small pictures, thresholds that nearly always let something through. Knows nothing."""
         return cls(
-            weights="seeded:s0:", architecture="tiny", short_side=160, long_side=256, box_threshold=0.05,
-            text_threshold=0.02, fallback_threshold=0.0, batch=1, dtype="float32",
-        )  # fmt: skip
+            weights="seeded:s0:",
+            architecture="tiny",
+            short_side=160,
+            long_side=256,
+            box_threshold=0.05,
+            text_threshold=0.02,
+            fallback_threshold=0.0,
+            batch=1,
+            dtype="float32",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +116,9 @@ class Candidates:
 
     def best(self, box_threshold: float = -1.0, text_threshold: float = -1.0) -> int | None:
         """The accepted query with the most probable head noun."""
-        accepted = is_box(self.boxes) & (self.highest > box_threshold) & (self.named > text_threshold)
+        accepted = (
+            is_box(self.boxes) & (self.highest > box_threshold) & (self.named > text_threshold)
+        )
         return int(np.argmax(np.where(accepted, self.named, -1.0))) if accepted.any() else None
 
     def margin(self, query: int) -> float:
@@ -138,7 +150,9 @@ class GroundingDINODetector:
         """Build the model now. CheckpointError if its file does not fit."""
         self._load()
 
-    def detect(self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1) -> Detection:
+    def detect(
+        self, frames: NDArray[np.uint8], caption: str, annotation: Annotation, key_frames: int = 1
+    ) -> Detection:
         """The best box of `key_frames` frames in which the annotation has the target; they are searched in one batch.
 
         Raises Quarantined: no_target (never visible), no_detection (nothing above the thresholds), too_large or
@@ -150,14 +164,24 @@ class GroundingDINODetector:
         attempts = [(self.name, config.box_threshold, config.text_threshold)]
         if config.fallback_threshold is not None:
             low = config.fallback_threshold
-            attempts.append((f"{self.name}-fallback", min(low, config.box_threshold), min(low, config.text_threshold)))
+            attempts.append(
+                (
+                    f"{self.name}-fallback",
+                    min(low, config.box_threshold),
+                    min(low, config.text_threshold),
+                )
+            )
         for origin, box_threshold, text_threshold in attempts:
             best = [c.best(box_threshold, text_threshold) for c in found]
-            scores = [-1.0 if q is None else float(c.named[q]) for c, q in zip(found, best, strict=True)]
+            scores = [
+                -1.0 if q is None else float(c.named[q]) for c, q in zip(found, best, strict=True)
+            ]
             i = int(np.argmax(scores))  # of equal scores, the earliest frame
             if (query := best[i]) is not None:
                 box, margin = found[i].boxes[query].copy(), found[i].margin(query)
-                return Detection(chosen[i], box, origin, text_used=True, score=scores[i], margin=margin)
+                return Detection(
+                    chosen[i], box, origin, text_used=True, score=scores[i], margin=margin
+                )
         raise Quarantined(Reason.NO_DETECTION, self._nothing(text, found), stage="detect")
 
     def find(self, frame: NDArray[np.uint8], caption: str) -> tuple[Boxes, float] | None:
@@ -166,7 +190,9 @@ class GroundingDINODetector:
         query = found.best(self.config.box_threshold, self.config.text_threshold)
         return None if query is None else (found.boxes[query].copy(), float(found.named[query]))
 
-    def _search(self, frames: Sequence[NDArray[np.uint8]], caption: str) -> "tuple[Text, list[Candidates]]":
+    def _search(
+        self, frames: Sequence[NDArray[np.uint8]], caption: str
+    ) -> "tuple[Text, list[Candidates]]":
         """The caption's tokens, and all queries of each frame; the frames share one size [H, W, 3]."""
         model = self._load()
         try:
@@ -177,8 +203,12 @@ class GroundingDINODetector:
             text = model.tokenizer(clean)
         except ValueError as error:
             raise Quarantined(Reason.TOO_LARGE, str(error), stage="detect") from error
-        pictures = [resized(frame, self.config.short_side, self.config.long_side) for frame in frames]
-        answers = self._batcher.map([(p, clean) for p in pictures], (*pictures[0].shape[:2], text.bucket))
+        pictures = [
+            resized(frame, self.config.short_side, self.config.long_side) for frame in frames
+        ]
+        answers = self._batcher.map(
+            [(p, clean) for p in pictures], (*pictures[0].shape[:2], text.bucket)
+        )
         height, width = frames[0].shape[:2]
         return text, [candidates(*answer, text, height, width) for answer in answers]
 
@@ -196,7 +226,10 @@ class GroundingDINODetector:
         rows = items + items[-1:] * (self._batcher.batch - len(items))
         images = normalised(torch.from_numpy(np.stack([picture for picture, _ in rows])).to(target))
         outputs = model(images, [caption for _, caption in rows])
-        probabilities, boxes = outputs.logits.sigmoid().cpu().numpy(), outputs.boxes_cxcywh.cpu().numpy()
+        probabilities, boxes = (
+            outputs.logits.sigmoid().cpu().numpy(),
+            outputs.boxes_cxcywh.cpu().numpy(),
+        )
         return [(probabilities[i], boxes[i]) for i in range(len(items))]
 
     def _load(self) -> "GroundingDINO":
@@ -212,7 +245,9 @@ class GroundingDINODetector:
         if not best:
             return f"no box inside any of {len(found)} key frames"
         score, probabilities = max(best, key=lambda pair: pair[0])
-        phrase = self._load().tokenizer.phrase(text, probabilities.tolist(), self.config.text_threshold)
+        phrase = self._load().tokenizer.phrase(
+            text, probabilities.tolist(), self.config.text_threshold
+        )
         return f"no box is good enough in {len(found)} key frames: the best scores {score:.2f} ({phrase!r})"
 
 
@@ -223,15 +258,25 @@ def resized(frame: NDArray[np.uint8], short_side: int, long_side: int) -> NDArra
     """
     height, width = frame.shape[:2]
     small, large = min(height, width), max(height, width)
-    short = round(long_side * small / large) if large / small * short_side > long_side else short_side
+    short = (
+        round(long_side * small / large) if large / small * short_side > long_side else short_side
+    )
     if small == short:
         return frame
-    size = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
+    size = (
+        (short, int(short * height / width))
+        if width < height
+        else (int(short * width / height), short)
+    )
     return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 
 
 def candidates(
-    probabilities: NDArray[np.float32], boxes_cxcywh: NDArray[np.float32], text: "Text", height: int, width: int
+    probabilities: NDArray[np.float32],
+    boxes_cxcywh: NDArray[np.float32],
+    text: "Text",
+    height: int,
+    width: int,
 ) -> Candidates:
     """The network's answer for one picture -> boxes in pixels of the frame [height, width], and what they score."""
     known = probabilities[:, : len(text.ids)]

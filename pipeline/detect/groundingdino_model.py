@@ -30,7 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.detect.groundingdino_repairs import repair
-from pipeline.detect.groundingdino_text import MAX_TOKENS, Text, TextEncoder, Tokenizer, write_text_encoder
+from pipeline.detect.groundingdino_text import (
+    MAX_TOKENS,
+    Text,
+    TextEncoder,
+    Tokenizer,
+    write_text_encoder,
+)
 from trackers.checkpoints import CheckpointError, load_strict, read_state_dict
 from trackers.runtime import is_seeded, settle
 from trackers.seeded import seed_module
@@ -39,23 +45,57 @@ if TYPE_CHECKING:
     from pipeline.detect.grounding_dino import GroundingDINOConfig
 
 _SWINT: dict[str, Any] = {
-    "backbone": "swin_T_224_1k", "return_interm_indices": [1, 2, 3], "backbone_freeze_keywords": None,
-    "position_embedding": "sine", "pe_temperatureH": 20, "pe_temperatureW": 20, "num_feature_levels": 4,
-    "hidden_dim": 256, "nheads": 8, "enc_layers": 6, "dec_layers": 6, "dim_feedforward": 2048, "pre_norm": False,
-    "dropout": 0.0, "text_dropout": 0.0, "fusion_dropout": 0.0, "fusion_droppath": 0.1,
-    "transformer_activation": "relu", "enc_n_points": 4, "dec_n_points": 4,
-    "num_queries": 900, "query_dim": 4, "num_patterns": 0, "embed_init_tgt": True, "two_stage_type": "standard",
-    "two_stage_bbox_embed_share": False, "two_stage_class_embed_share": False, "dec_pred_bbox_embed_share": True,
-    "use_text_enhancer": True, "use_fusion_layer": True, "use_text_cross_attention": True,
-    "sub_sentence_present": True, "max_text_len": MAX_TOKENS,
-    "dn_box_noise_scale": 1.0, "dn_label_noise_ratio": 0.5, "dn_labelbook_size": 2000,
-    "use_checkpoint": False, "use_transformer_ckpt": False,  # activation checkpointing: only saves memory in training
-}  # fmt: skip
+    "backbone": "swin_T_224_1k",
+    "return_interm_indices": [1, 2, 3],
+    "backbone_freeze_keywords": None,
+    "position_embedding": "sine",
+    "pe_temperatureH": 20,
+    "pe_temperatureW": 20,
+    "num_feature_levels": 4,
+    "hidden_dim": 256,
+    "nheads": 8,
+    "enc_layers": 6,
+    "dec_layers": 6,
+    "dim_feedforward": 2048,
+    "pre_norm": False,
+    "dropout": 0.0,
+    "text_dropout": 0.0,
+    "fusion_dropout": 0.0,
+    "fusion_droppath": 0.1,
+    "transformer_activation": "relu",
+    "enc_n_points": 4,
+    "dec_n_points": 4,
+    "num_queries": 900,
+    "query_dim": 4,
+    "num_patterns": 0,
+    "embed_init_tgt": True,
+    "two_stage_type": "standard",
+    "two_stage_bbox_embed_share": False,
+    "two_stage_class_embed_share": False,
+    "dec_pred_bbox_embed_share": True,
+    "use_text_enhancer": True,
+    "use_fusion_layer": True,
+    "use_text_cross_attention": True,
+    "sub_sentence_present": True,
+    "max_text_len": MAX_TOKENS,
+    "dn_box_noise_scale": 1.0,
+    "dn_label_noise_ratio": 0.5,
+    "dn_labelbook_size": 2000,
+    "use_checkpoint": False,
+    "use_transformer_ckpt": False,  # activation checkpointing: only saves memory in training
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "swint": _SWINT,
     "swinb": _SWINT | {"backbone": "swin_B_384_22k"},
     # 256 channels are built into the package's position codes; everything else is as small as it gets
-    "tiny": _SWINT | {"backbone": "tiny", "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 128, "num_queries": 20},
+    "tiny": _SWINT
+    | {
+        "backbone": "tiny",
+        "enc_layers": 1,
+        "dec_layers": 2,
+        "dim_feedforward": 128,
+        "num_queries": 20,
+    },
 }
 """The package's two shipped configurations (equality is tested), and a small one that exists only name-seeded."""
 
@@ -91,7 +131,9 @@ class GroundingDINO(nn.Module):
         texts = tuple(self.tokenizer(caption) for caption in captions)
         ids, known, blocks, positions = (x.to(device) for x in self.tokenizer.batch(texts))
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            words = net.bert(input_ids=ids, attention_mask=blocks, position_ids=positions)["last_hidden_state"]
+            words = net.bert(input_ids=ids, attention_mask=blocks, position_ids=positions)[
+                "last_hidden_state"
+            ]
             text = {
                 "encoded_text": net.feat_map(words),
                 "text_token_mask": known,
@@ -100,16 +142,24 @@ class GroundingDINO(nn.Module):
             }
             nothing = torch.zeros(images[:, 0].shape, dtype=torch.bool, device=device)
             features, codes = net.backbone(NestedTensor(images, nothing))
-            sources = [project(f.tensors) for project, f in zip(net.input_proj, features, strict=False)]
+            sources = [
+                project(f.tensors) for project, f in zip(net.input_proj, features, strict=False)
+            ]
             masks = [f.mask for f in features]
-            for level in range(len(sources), net.num_feature_levels):  # coarser levels, from the last one on
-                source = net.input_proj[level](features[-1].tensors if level == len(features) else sources[-1])
+            for level in range(
+                len(sources), net.num_feature_levels
+            ):  # coarser levels, from the last one on
+                source = net.input_proj[level](
+                    features[-1].tensors if level == len(features) else sources[-1]
+                )
                 mask = torch.zeros(source[:, 0].shape, dtype=torch.bool, device=device)
                 codes.append(net.backbone[1](NestedTensor(source, mask)).to(source.dtype))
                 sources.append(source)
                 masks.append(mask)
             hidden, references, *_ = net.transformer(sources, masks, None, codes, None, None, text)
-            boxes = (net.bbox_embed[-1](hidden[-1]) + inverse_sigmoid(references[-2].float())).sigmoid()
+            boxes = (
+                net.bbox_embed[-1](hidden[-1]) + inverse_sigmoid(references[-2].float())
+            ).sigmoid()
             logits = net.class_embed[-1](hidden[-1], text)
         return Outputs(logits, boxes, texts)
 
@@ -141,7 +191,9 @@ def make_model(config: "GroundingDINOConfig", device: torch.device) -> Grounding
     return model
 
 
-def build(settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = torch.float32) -> GroundingDINO:
+def build(
+    settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = torch.float32
+) -> GroundingDINO:
     """The network with random weights, from the package's own code. text_encoder: a local folder.
 
     The package finds its parts by name in one module; some are exchanged while it builds, and put back.
@@ -154,7 +206,9 @@ def build(settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = tor
             tokenizer = AutoTokenizer.from_pretrained(str(text_encoder), local_files_only=True)
             bert = BertModel(BertConfig.from_pretrained(str(text_encoder), local_files_only=True))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"GroundingDINO's text encoder: {text_encoder} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"GroundingDINO's text encoder: {text_encoder} cannot be read: {error}"
+            ) from error
         parts: dict[str, Any] = {
             "BertModelWarper": TextEncoder,
             "get_tokenlizer": SimpleNamespace(
@@ -164,7 +218,9 @@ def build(settings: dict[str, Any], text_encoder: Path, dtype: torch.dtype = tor
         if settings["backbone"] == "tiny":
             parts["build_backbone"] = _tiny_backbone
         with _replaced(package, parts):
-            net = package.build_groundingdino(SimpleNamespace(**settings, text_encoder_type=str(text_encoder)))
+            net = package.build_groundingdino(
+                SimpleNamespace(**settings, text_encoder_type=str(text_encoder))
+            )
     repair(net)
     return GroundingDINO(net.eval().requires_grad_(False), Tokenizer(tokenizer), dtype)
 
@@ -183,7 +239,9 @@ def load(model: GroundingDINO, state: dict[str, Tensor], what: str) -> None:
         given = [name for name in shared if name in state]
         for name in shared if given else ():
             if name in state and not torch.equal(state[name], state[given[0]]):
-                raise CheckpointError(f"{what}: {name} and {given[0]} are one tensor in GroundingDINO, but differ here")
+                raise CheckpointError(
+                    f"{what}: {name} and {given[0]} are one tensor in GroundingDINO, but differ here"
+                )
             state.setdefault(name, state[given[0]])
     load_strict(model.net, state, what, ignore=("bert.embeddings.position_ids",))
 
@@ -199,10 +257,18 @@ def _package() -> Any:
 
 
 def _tiny_backbone(args: Any) -> nn.Module:
-    from groundingdino.models.GroundingDINO.backbone import backbone, position_encoding, swin_transformer
+    from groundingdino.models.GroundingDINO.backbone import (
+        backbone,
+        position_encoding,
+        swin_transformer,
+    )
 
     swin = swin_transformer.SwinTransformer(
-        embed_dim=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], out_indices=(1, 2, 3), drop_path_rate=0.0
+        embed_dim=24,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.0,
     )
     joined = backbone.Joiner(swin, position_encoding.build_position_encoding(args))
     joined.num_channels = swin.num_features[1:]

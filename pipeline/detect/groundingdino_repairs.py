@@ -16,8 +16,16 @@ class Fusion(nn.Module):
 
     def __init__(self, theirs: Any):
         super().__init__()
-        self.v_proj, self.values_v_proj, self.out_v_proj = theirs.v_proj, theirs.values_v_proj, theirs.out_v_proj
-        self.l_proj, self.values_l_proj, self.out_l_proj = theirs.l_proj, theirs.values_l_proj, theirs.out_l_proj
+        self.v_proj, self.values_v_proj, self.out_v_proj = (
+            theirs.v_proj,
+            theirs.values_v_proj,
+            theirs.out_v_proj,
+        )
+        self.l_proj, self.values_l_proj, self.out_l_proj = (
+            theirs.l_proj,
+            theirs.values_l_proj,
+            theirs.out_l_proj,
+        )
         self.heads, self.scale = theirs.num_heads, theirs.scale
 
     def forward(
@@ -30,9 +38,15 @@ class Fusion(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        scores = heads(self.v_proj(v) * self.scale) @ heads(self.l_proj(l)).transpose(-1, -2)  # [B, heads, N, L]
+        scores = heads(self.v_proj(v) * self.scale) @ heads(self.l_proj(l)).transpose(
+            -1, -2
+        )  # [B, heads, N, L]
         to_text = scores.masked_fill(attention_mask_l[:, None, None], float("-inf")).softmax(-1)
-        to_image = scores.transpose(-1, -2).masked_fill(attention_mask_v[:, None, None], float("-inf")).softmax(-1)
+        to_image = (
+            scores.transpose(-1, -2)
+            .masked_fill(attention_mask_v[:, None, None], float("-inf"))
+            .softmax(-1)
+        )
         from_text = (to_text @ heads(self.values_l_proj(l))).transpose(1, 2).flatten(2)
         from_image = (to_image @ heads(self.values_v_proj(v))).transpose(1, 2).flatten(2)
         return self.out_v_proj(from_text), self.out_l_proj(from_image)
@@ -91,15 +105,23 @@ class DeformableAttention(nn.Module):
         if reference_points.shape[-1] == 2:
             places = centre + offsets / spatial_shapes.flip(-1)[None, None, None, :, None, :]
         else:
-            places = centre + offsets / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+            places = (
+                centre + offsets / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5
+            )
         grids = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, levels, points, 2]
-        maps = value.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, C / heads, N]
+        maps = (
+            value.unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        )  # [B * heads, C / heads, N]
         parts = maps.split([height * width for height, width in self.levels], -1)
         sampled = [
-            functional.grid_sample(parts[level].unflatten(-1, size), grids[:, :, level], align_corners=False)
+            functional.grid_sample(
+                parts[level].unflatten(-1, size), grids[:, :, level], align_corners=False
+            )
             for level, size in enumerate(self.levels)
         ]  # each [B * heads, C / heads, Q, points]
-        weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # [B * heads, 1, Q, levels * points]
+        weights = weights.transpose(1, 2).flatten(0, 1)[
+            :, None
+        ]  # [B * heads, 1, Q, levels * points]
         output = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1)
         return self.output_proj(output.unflatten(0, (batch, -1)).flatten(1, 2).transpose(1, 2))
 
@@ -109,7 +131,9 @@ def repair(net: Any) -> None:
     encoder, decoder = net.transformer.encoder, net.transformer.decoder
     levels: list[tuple[int, int]] = []
 
-    def measure(_: nn.Module, args: tuple) -> None:  # the transformer's first argument: a [B, C, H, W] per level
+    def measure(
+        _: nn.Module, args: tuple
+    ) -> None:  # the transformer's first argument: a [B, C, H, W] per level
         levels[:] = [(source.shape[2], source.shape[3]) for source in args[0]]
 
     net.transformer.register_forward_pre_hook(measure)
@@ -123,7 +147,9 @@ def repair(net: Any) -> None:
         module.__class__, module.levels = DeformableAttention, levels
     boxes = [net.bbox_embed, net.transformer.enc_out_bbox_embed]
     offsets = [m.sampling_offsets for m in net.modules() if hasattr(m, "sampling_offsets")]
-    for linear in [m for part in boxes for m in part.modules() if isinstance(m, nn.Linear)] + offsets:
+    for linear in [
+        m for part in boxes for m in part.modules() if isinstance(m, nn.Linear)
+    ] + offsets:
         linear.__class__ = Float32Linear  # in place: the box head is one object under many names
     net.class_embed = decoder.class_embed = nn.ModuleList(TextScores() for _ in decoder.layers)
     net.transformer.enc_out_class_embed = TextScores()

@@ -46,7 +46,9 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self._separators = torch.tensor(tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"]))
+        self._separators = torch.tensor(
+            tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
+        )
         self._lock = threading.Lock()  # the Rust tokenizer refuses concurrent use
         self._known = lru_cache(4096)(self._tokenise)
 
@@ -57,18 +59,24 @@ class Tokenizer:
     def _tokenise(self, caption: str) -> Text:
         if not caption.endswith("."):
             # without one, the last phrase is masked in one way at full length and in another when padded
-            raise ValueError(f"caption {caption!r} does not end in a period: use captions.normalise")
+            raise ValueError(
+                f"caption {caption!r} does not end in a period: use captions.normalise"
+            )
         with self._lock:
             found = self.tokenizer(caption, return_offsets_mapping=True)
         ids = found["input_ids"]
         if len(ids) > MAX_TOKENS:
-            raise ValueError(f"caption of {len(ids)} tokens: GroundingDINO reads at most {MAX_TOKENS}")
+            raise ValueError(
+                f"caption of {len(ids)} tokens: GroundingDINO reads at most {MAX_TOKENS}"
+            )
         return Text(caption, tuple(ids), tuple(found["offset_mapping"]))
 
     def batch(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ids [B, L], which are no padding [B, L], which see each other [B, L, L], positions [B, L]; L is a bucket."""
         length = max(text.bucket for text in texts)
-        ids = torch.tensor([text.ids + (self.tokenizer.pad_token_id,) * (length - len(text.ids)) for text in texts])
+        ids = torch.tensor(
+            [text.ids + (self.tokenizer.pad_token_id,) * (length - len(text.ids)) for text in texts]
+        )
         known = torch.tensor([[i < len(text.ids) for i in range(length)] for text in texts])
         return ids, known, *phrase_blocks(ids, self._separators)
 
@@ -95,7 +103,9 @@ def phrase_blocks(ids: Tensor, separators: Tensor) -> tuple[Tensor, Tensor]:
     same = (phrase[:, :, None] == phrase[:, None, :]) & closed[:, :, None]
     last = torch.where(ends, index, -1).cummax(1).values.roll(1, 1)
     last[:, 0] = -1
-    return same | torch.eye(ids.shape[1], dtype=torch.bool), torch.where(closed, index - last - 1, 0)
+    return same | torch.eye(ids.shape[1], dtype=torch.bool), torch.where(
+        closed, index - last - 1, 0
+    )
 
 
 class TextEncoder(nn.Module):
@@ -105,13 +115,25 @@ class TextEncoder(nn.Module):
     def __init__(self, bert_model: Any):
         super().__init__()
         self.config = bert_model.config
-        self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
+        self.embeddings, self.encoder, self.pooler = (
+            bert_model.embeddings,
+            bert_model.encoder,
+            bert_model.pooler,
+        )
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        hidden = self.embeddings(input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids)
-        additive = torch.zeros_like(attention_mask, dtype=hidden.dtype).masked_fill(~attention_mask, float("-inf"))
+        hidden = self.embeddings(
+            input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids
+        )
+        additive = torch.zeros_like(attention_mask, dtype=hidden.dtype).masked_fill(
+            ~attention_mask, float("-inf")
+        )
         return {"last_hidden_state": self.encoder(hidden, attention_mask=additive[:, None])[0]}
 
 
@@ -123,7 +145,12 @@ def write_text_encoder(folder: Path, *, tiny: bool) -> None:
     vocabulary += [*sorted(VOCABULARY), *letters, *(f"##{c}" for c in letters)]
     config: dict[str, object] = {"model_type": "bert", "architectures": ["BertModel"]}
     if tiny:
-        config |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+        config |= {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 128,
+        }
     else:
         vocabulary += [f"[unused{i}]" for i in range(30522 - len(vocabulary))]
     config["vocab_size"] = len(vocabulary)

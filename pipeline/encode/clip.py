@@ -27,7 +27,13 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 """CLIP's statistics of its training pictures, for values in [0, 1]."""
 
 ARCHITECTURES = {
-    "ViT-L-14-336-quickgelu": {"image_size": 336, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16},
+    "ViT-L-14-336-quickgelu": {
+        "image_size": 336,
+        "patch_size": 14,
+        "width": 1024,
+        "layers": 24,
+        "heads": 16,
+    },
     "tiny": {"image_size": 56, "patch_size": 14, "width": 64, "layers": 3, "heads": 4},
 }
 """Arguments of open_clip's VisionTransformer. OpenAI trained with QuickGELU; the file's name does not tell."""
@@ -98,8 +104,12 @@ class CLIPEncoder:
         images = [prepare(crop, side, where) for crop, _ in items]
         images += images[-1:] * (self._batcher.batch - len(items))
         with torch.inference_mode():
-            with torch.autocast(where.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-                tokens_npc = hidden_tokens(self._model(), torch.stack(images), self.config.layer)[: len(items)].float()
+            with torch.autocast(
+                where.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+            ):
+                tokens_npc = hidden_tokens(self._model(), torch.stack(images), self.config.layer)[
+                    : len(items)
+                ].float()
             if items[0][1]:
                 return list(tokens_npc.half().cpu().numpy())
             return list(tokens_npc.mean(1).cpu().numpy())
@@ -118,7 +128,9 @@ class CLIPEncoder:
 def _check(crops: list[NDArray[np.uint8]]) -> None:
     for i, crop in enumerate(crops):
         if crop.ndim != 3 or crop.shape[2] != 3 or crop.size == 0:
-            raise ValueError(f"crop {i}: expected [h, w, 3] RGB with h, w > 0, got shape {crop.shape}")
+            raise ValueError(
+                f"crop {i}: expected [h, w, 3] RGB with h, w > 0, got shape {crop.shape}"
+            )
 
 
 def prepare(crop: NDArray[np.uint8], side: int, where: "torch.device") -> "Tensor":
@@ -157,7 +169,9 @@ def build_tower(architecture: str) -> Any:
     """An untrained picture tower of open_clip on the CPU, in eval mode, without the projection that follows it."""
     from open_clip.transformer import QuickGELU, VisionTransformer
 
-    tower: Any = VisionTransformer(**ARCHITECTURES[architecture], mlp_ratio=4.0, act_layer=QuickGELU)
+    tower: Any = VisionTransformer(
+        **ARCHITECTURES[architecture], mlp_ratio=4.0, act_layer=QuickGELU
+    )
     tower.proj = None
     return tower.eval().requires_grad_(False)
 
@@ -169,7 +183,9 @@ def make_tower(config: CLIPConfig, where: "torch.device") -> "nn.Module":
 
     tower = build_tower(config.architecture)
     if len(tower.transformer.resblocks) < -config.layer:
-        raise ValueError(f"layer {config.layer}: {config.architecture} has {len(tower.transformer.resblocks)} layers")
+        raise ValueError(
+            f"layer {config.layer}: {config.architecture} has {len(tower.transformer.resblocks)} layers"
+        )
     if is_seeded(config.weights):
         seed_module(tower, config.weights.removeprefix("seeded:"))
     else:
@@ -215,7 +231,11 @@ def visual_state(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     - transformers, CLIPModel or CLIPVisionModel (openai/clip-vit-large-patch14-336), with or without `vision_model.`
     """
     if any(name.startswith("visual.") for name in state):
-        return {n.removeprefix("visual."): tensor for n, tensor in state.items() if not _TEXT_TOWER.fullmatch(n)}
+        return {
+            n.removeprefix("visual."): tensor
+            for n, tensor in state.items()
+            if not _TEXT_TOWER.fullmatch(n)
+        }
     if any(name.endswith("embeddings.patch_embedding.weight") for name in state):
         return _from_transformers(state)
     return dict(state)
@@ -233,5 +253,7 @@ def _from_transformers(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     for name in [n for n in renamed if re.search(r"\.attn\.q_proj\.", n)]:
         parts = [name.replace("q_proj", f"{letter}_proj") for letter in "qkv"]
         if all(part in renamed for part in parts):  # open_clip keeps the three in one matrix
-            renamed[name.replace("q_proj.", "in_proj_")] = torch.cat([renamed.pop(part) for part in parts])
+            renamed[name.replace("q_proj.", "in_proj_")] = torch.cat(
+                [renamed.pop(part) for part in parts]
+            )
     return renamed

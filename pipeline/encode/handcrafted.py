@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from schemas.config import Config
 
-_HOG = cv2.HOGDescriptor((32, 32), (16, 16), (8, 8), (8, 8), 9)  # 3 x 3 blocks of 2 x 2 cells of 9 directions
+_HOG = cv2.HOGDescriptor(
+    (32, 32), (16, 16), (8, 8), (8, 8), 9
+)  # 3 x 3 blocks of 2 x 2 cells of 9 directions
 
 
 class HandcraftedConfig(Config):
@@ -40,12 +42,16 @@ class HandcraftedEncoder:
         features = np.empty((len(crops), self.dim), np.float32)
         for i, crop in enumerate(crops):
             if crop.ndim != 3 or crop.shape[2] != 3 or crop.size == 0:
-                raise ValueError(f"crop {i}: expected [h, w, 3] RGB with h, w > 0, got shape {crop.shape}")
+                raise ValueError(
+                    f"crop {i}: expected [h, w, 3] RGB with h, w > 0, got shape {crop.shape}"
+                )
             small = cv2.resize(np.ascontiguousarray(crop), (32, 32), interpolation=cv2.INTER_AREA)
             hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
             colour = cv2.calcHist([hsv], [0, 1, 2], None, self.bins, [0, 180, 0, 256, 0, 256])
             shape = _HOG.compute(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
-            features[i] = np.concatenate([_unit_rms(np.sqrt(colour.ravel())), _unit_rms(np.asarray(shape).ravel())])
+            features[i] = np.concatenate(
+                [_unit_rms(np.sqrt(colour.ravel())), _unit_rms(np.asarray(shape).ravel())]
+            )
         return features
 
     def patch_tokens(self, crops: list[NDArray[np.uint8]]) -> None:

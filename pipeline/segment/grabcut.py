@@ -43,7 +43,9 @@ class GrabCutSegmenter:
         if len(frames) != len(boxes):
             raise ValueError(f"{len(frames)} frames, but {len(boxes)} boxes")
         inside = clip_boxes(boxes, *frames.shape[1:3])
-        return [self._segment(f, b) if is_box(b) else None for f, b in zip(frames, inside, strict=True)]
+        return [
+            self._segment(f, b) if is_box(b) else None for f, b in zip(frames, inside, strict=True)
+        ]
 
     def _segment(self, frame: NDArray[np.uint8], box: Boxes) -> Segment:
         config, (height, width) = self.config, frame.shape[:2]
@@ -52,9 +54,14 @@ class GrabCutSegmenter:
         window = frame[top:bottom, left:right]
         scale = config.side / max(window.shape[:2])
         size = max(1, round(window.shape[1] * scale)), max(1, round(window.shape[0] * scale))
-        small = cv2.resize(window, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        small = cv2.resize(
+            window, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        )
         labels = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
-        ys, xs = _scaled(y1 - top, y2 - top, scale, size[1]), _scaled(x1 - left, x2 - left, scale, size[0])
+        ys, xs = (
+            _scaled(y1 - top, y2 - top, scale, size[1]),
+            _scaled(x1 - left, x2 - left, scale, size[0]),
+        )
         labels[ys, xs] = cv2.GC_PR_FGD
         if (labels == cv2.GC_PR_FGD).all():
             return self._fallback(box, height, width)
@@ -96,6 +103,8 @@ def _scaled(start: int, stop: int, scale: float, size: int) -> slice:
 
 def _placed(mask: Mask, x: int, y: int, height: int, width: int) -> RLE:
     """A mask at (x, y) of an otherwise empty frame."""
-    frame = np.zeros((height, width), np.uint8, order="F")  # the order of an RLE: nothing is copied again
+    frame = np.zeros(
+        (height, width), np.uint8, order="F"
+    )  # the order of an RLE: nothing is copied again
     frame[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     return rle_encode(frame)

@@ -37,9 +37,13 @@ class SAM2Config(Config):
 
     kind: Literal["sam2"] = "sam2"
     weights: str = "sam2.1_hiera_large.pt"
-    architecture: Literal["2.1-t", "2.1-s", "2.1-b+", "2.1-l", "2.0-t", "2.0-s", "2.0-b+", "2.0-l", "tiny"] = "2.1-l"
+    architecture: Literal[
+        "2.1-t", "2.1-s", "2.1-b+", "2.1-l", "2.0-t", "2.0-s", "2.0-b+", "2.0-l", "tiny"
+    ] = "2.1-l"
     mode: Literal["image", "video"] = "image"
-    masks: str = Field(default="keyframes:8", pattern=r"^(none|all|(keyframes|every):[1-9][0-9]{0,5})$")
+    masks: str = Field(
+        default="keyframes:8", pattern=r"^(none|all|(keyframes|every):[1-9][0-9]{0,5})$"
+    )
     prompts: int = Field(default=3, ge=1, le=3)
     min_box_iou: float = Field(default=0.5, ge=0, le=1)
     max_area_ratio: float = Field(default=4.0, ge=1)
@@ -53,7 +57,12 @@ class SAM2Config(Config):
         box has at least a twentieth of the frame. One picture at a time, so that runs on a CPU agree to the last bit.
         """
         return cls(
-            weights="seeded:s0:", architecture="tiny", min_box_iou=0.05, max_area_ratio=20.0, batch=1, dtype="float32"
+            weights="seeded:s0:",
+            architecture="tiny",
+            min_box_iou=0.05,
+            max_area_ratio=20.0,
+            batch=1,
+            dtype="float32",
         )
 
 
@@ -101,19 +110,27 @@ class SAM2Segmenter:
         some = 4 * self.config.batch  # masks are 2 MB in HD: encode them before asking for more
         for start in range(0, len(wanted), some):
             part = wanted[start : start + some]
-            for t, answer in zip(part, self._batcher.map([(frames[t], inside[t]) for t in part]), strict=True):
+            for t, answer in zip(
+                part, self._batcher.map([(frames[t], inside[t]) for t in part]), strict=True
+            ):
                 segments[t] = self._judged(answer, inside[t])
         return segments
 
     def _follow(
-        self, frames: NDArray[np.uint8], boxes: Boxes, wanted: list[int], segments: list[Segment | None]
+        self,
+        frames: NDArray[np.uint8],
+        boxes: Boxes,
+        wanted: list[int],
+        segments: list[Segment | None],
     ) -> list[Segment | None]:
         """Video mode. Where not one candidate's mask agrees with its box, there is nothing worth following: all masks
         are empty, and dropped as "no_prompt"."""
         candidates = choose(boxes, f"keyframes:{CANDIDATES}")
         answers = self._batcher.map([(frames[t], boxes[t]) for t in candidates])
         ranked = sorted(zip(candidates, answers, strict=True), key=lambda pair: -pair[1].iou)
-        prompts = [t for t, answer in ranked if not self._judged(answer, boxes[t]).dropped][: self.config.prompts]
+        prompts = [t for t, answer in ranked if not self._judged(answer, boxes[t]).dropped][
+            : self.config.prompts
+        ]
         height, width = frames.shape[1:3]
         if not prompts:
             nothing = rle_encode(np.zeros((height, width), np.uint8))
@@ -154,13 +171,18 @@ class SAM2Segmenter:
         model, where = self._model(), device()
         side, padding = model.image_size, self._batcher.batch - len(items)
         images = [prepare(frame, side, where) for frame, _ in items]
-        boxes = [box * np.float32(side) / np.array(frame.shape[1::-1] * 2, np.float32) for frame, box in items]
+        boxes = [
+            box * np.float32(side) / np.array(frame.shape[1::-1] * 2, np.float32)
+            for frame, box in items
+        ]
         images_b3ss = torch.stack(images + images[-1:] * padding)
         boxes_b4 = torch.from_numpy(np.stack(boxes + boxes[-1:] * padding)).to(where)
         with torch.inference_mode(), self._precision():
             logits, ious, scores = boxes_to_masks(model, images_b3ss, boxes_b4)
             masks = [to_frame(logits[i, 0], *frame.shape[:2]) for i, (frame, _) in enumerate(items)]
-        return [Answer(*values) for values in zip(masks, ious.tolist(), scores.tolist(), strict=False)]
+        return [
+            Answer(*values) for values in zip(masks, ious.tolist(), scores.tolist(), strict=False)
+        ]
 
     def load(self) -> None:
         """Build the model now. CheckpointError if its file does not fit."""
@@ -169,7 +191,9 @@ class SAM2Segmenter:
     def _precision(self) -> "torch.autocast":
         import torch
 
-        return torch.autocast(device().type, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+        return torch.autocast(
+            device().type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+        )
 
     def _model(self) -> Any:
         with self._loading:

@@ -74,7 +74,9 @@ def prepare(frame: NDArray[np.uint8], side: int, device: torch.device) -> Tensor
     return (image - mean) / std
 
 
-def boxes_to_masks(model: nn.Module, images_b3ss: Tensor, boxes_b4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def boxes_to_masks(
+    model: nn.Module, images_b3ss: Tensor, boxes_b4: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """One box per picture -> mask logits [B, 1, S/4, S/4], predicted IoU [B], object score [B] (a logit); float32.
 
     images: prepared. boxes: xyxy in pixels of the S x S picture. One mask per box, as the authors advise for prompts
@@ -82,10 +84,19 @@ def boxes_to_masks(model: nn.Module, images_b3ss: Tensor, boxes_b4: Tensor) -> t
     """
     net: Any = model
     _, features, _, sizes = net._prepare_backbone_features(net.forward_image(images_b3ss))
-    features[-1] = features[-1] + net.no_mem_embed  # directly_add_no_mem_embed: on in every official config
-    maps = [f.permute(1, 2, 0).reshape(f.shape[1], f.shape[2], *s) for f, s in zip(features, sizes, strict=True)]
-    labels = torch.tensor(_POINTS_OF_A_BOX, dtype=torch.int32, device=boxes_b4.device).expand(len(boxes_b4), 2)
-    sparse, dense = net.sam_prompt_encoder(points=(boxes_b4.reshape(-1, 2, 2), labels), boxes=None, masks=None)
+    features[-1] = (
+        features[-1] + net.no_mem_embed
+    )  # directly_add_no_mem_embed: on in every official config
+    maps = [
+        f.permute(1, 2, 0).reshape(f.shape[1], f.shape[2], *s)
+        for f, s in zip(features, sizes, strict=True)
+    ]
+    labels = torch.tensor(_POINTS_OF_A_BOX, dtype=torch.int32, device=boxes_b4.device).expand(
+        len(boxes_b4), 2
+    )
+    sparse, dense = net.sam_prompt_encoder(
+        points=(boxes_b4.reshape(-1, 2, 2), labels), boxes=None, masks=None
+    )
     logits, iou, _, score = net.sam_mask_decoder(
         image_embeddings=maps[-1],
         image_pe=net.sam_prompt_encoder.get_dense_pe(),
@@ -104,7 +115,9 @@ def to_frame(logits_hw: Tensor, height: int, width: int) -> NDArray[np.uint8]:
     Only thresholded pixels leave the device: a byte each, where logits would be four.
     """
     if logits_hw.shape != (height, width):
-        logits_hw = interpolate(logits_hw[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+        logits_hw = interpolate(
+            logits_hw[None, None], (height, width), mode="bilinear", align_corners=False
+        )[0, 0]
     return (logits_hw > 0).T.contiguous().to(torch.uint8).cpu().numpy().T
 
 
@@ -141,10 +154,14 @@ class Stream:
     def prompt(self, frame: int, box: Boxes) -> None:
         """box: [4] xyxy in pixels of the original frame. All prompts come before `follow`."""
         with self._predicted_iou() as iou:
-            self.predictor.add_new_points_or_box(self.state, frame_idx=frame, obj_id=0, box=np.asarray(box))
+            self.predictor.add_new_points_or_box(
+                self.state, frame_idx=frame, obj_id=0, box=np.asarray(box)
+            )
         self.prompted[frame] = iou[-1]
 
-    def follow(self, start: int, first: int, last: int) -> Iterator[tuple[int, Tensor, float, float]]:
+    def follow(
+        self, start: int, first: int, last: int
+    ) -> Iterator[tuple[int, Tensor, float, float]]:
         """From `start`, a prompted frame, on to `last`, then back from `start` to `first`; each frame once:
         (frame, logits [height, width] on the device, predicted IoU, object score)."""
         if not first <= start <= last or start not in self.prompted:
@@ -155,11 +172,20 @@ class Stream:
             if reverse and count == 0:
                 return
             with self._predicted_iou() as iou:
-                for t, _, logits in self.predictor.propagate_in_video(self.state, start, count, reverse):
+                for t, _, logits in self.predictor.propagate_in_video(
+                    self.state, start, count, reverse
+                ):
                     score = float(self._entry(t)["object_score_logits"])
                     if not (reverse and t == start):
-                        yield t, logits[0, 0], self.prompted[t] if t in self.prompted else iou[-1], score
-                    self._forget([t - 1] if reverse else [t + 1, start - 1] if start > first else [t + 1])
+                        yield (
+                            t,
+                            logits[0, 0],
+                            self.prompted[t] if t in self.prompted else iou[-1],
+                            score,
+                        )
+                    self._forget(
+                        [t - 1] if reverse else [t + 1, start - 1] if start > first else [t + 1]
+                    )
 
     @property
     def kept(self) -> dict[str, int]:
@@ -196,7 +222,9 @@ class Stream:
         """The predicted IoU of the mask that the decoder chose last, which the package throws away."""
         last: deque[float] = deque(maxlen=1)
         decoder = self.predictor.sam_mask_decoder
-        hook = decoder.register_forward_hook(lambda _module, _inputs, output: last.append(float(output[1].max())))
+        hook = decoder.register_forward_hook(
+            lambda _module, _inputs, output: last.append(float(output[1].max()))
+        )
         try:
             yield last
         finally:
@@ -205,7 +233,13 @@ class Stream:
 
 def _new_state(images: Sequence[Tensor], height: int, width: int, device: torch.device) -> dict:
     """What the package's `init_state` makes, for frames that are not in a file."""
-    per_object = ("point_inputs", "mask_inputs", "output_dict", "temp_output_dict", "frames_tracked")
+    per_object = (
+        "point_inputs",
+        "mask_inputs",
+        "output_dict",
+        "temp_output_dict",
+        "frames_tracked",
+    )
     return {
         "images": images,
         "num_frames": len(images),

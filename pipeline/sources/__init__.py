@@ -9,7 +9,9 @@ from pipeline.sources.mevis import MeViS
 from pipeline.sources.refsav import RefSAV
 from pipeline.sources.vid_sentence import VIDSentence
 
-SOURCES: dict[str, type] = {source.name: source for source in (HCSTVG, VIDSentence, A2D, LaSOT, MeViS, GOT10k, RefSAV)}
+SOURCES: dict[str, type] = {
+    source.name: source for source in (HCSTVG, VIDSentence, A2D, LaSOT, MeViS, GOT10k, RefSAV)
+}
 """Name on the command line -> source, in the order of the paper."""
 
 __all__ = ["SOURCES", "Source"]

@@ -35,12 +35,25 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import MAX_PIXELS, RLE, absent, rle_area, rle_box, rle_encode
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 if TYPE_CHECKING:
     import h5py
 
-_TABLES = ("text_annotations/a2d_annotation.txt", "a2d_annotation.txt", "a2d_annotation_with_short_query.txt")
+_TABLES = (
+    "text_annotations/a2d_annotation.txt",
+    "a2d_annotation.txt",
+    "a2d_annotation_with_short_query.txt",
+)
 # The last is a published copy with a fourth column; alone in a folder, either is enough to plan.
 _MISSED = "text_annotations/a2d_missed_videos.txt"
 _INSTANCES = "text_annotations/a2d_annotation_with_instances"
@@ -57,7 +70,12 @@ class A2DConfig(SourceConfig):
     """
 
     rules: Rules = Rules(
-        boxes="tracked", start="annotation", min_iou=0.5, masks="segment", boxes_from_masks=True, max_kept_frames=20
+        boxes="tracked",
+        start="annotation",
+        min_iou=0.5,
+        masks="segment",
+        boxes_from_masks=True,
+        max_kept_frames=20,
     )
     min_frames: int = 20
     frame_tolerance: int = 2
@@ -90,9 +108,16 @@ class A2D:
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
         """The tables, and the h5 files, whose names give the spans."""
         base = _base(root)
-        tables = [_table_file(root, base), *(base + file for file in (_MISSED, _VIDEOSET) if root.has(base + file))]
+        tables = [
+            _table_file(root, base),
+            *(base + file for file in (_MISSED, _VIDEOSET) if root.has(base + file)),
+        ]
         folders = [f"{base}{_INSTANCES}/{video}" for video in root.listdir(base + _INSTANCES)]
-        return tables + [f"{folder}/{name}" for folder in folders for name in _annotated_frames(root, folder).values()]
+        return tables + [
+            f"{folder}/{name}"
+            for folder in folders
+            for name in _annotated_frames(root, folder).values()
+        ]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
@@ -115,10 +140,14 @@ class A2D:
                     if video in missed:
                         raise Quarantined(Reason.KNOWN_BAD, f"{video:.80} is listed in {_MISSED}")
                     if split != "all" and video not in videoset:
-                        raise Quarantined(Reason.ANNOTATION_MISSING, f"{video:.80} is not listed in {_VIDEOSET}")
+                        raise Quarantined(
+                            Reason.ANNOTATION_MISSING, f"{video:.80} is not listed in {_VIDEOSET}"
+                        )
                     referent = self._referent(base, clip, instance, query)
                     if referent.referent_id in referents:
-                        raise Quarantined(Reason.DUPLICATE, f"instance {instance} of {video:.80} has one already")
+                        raise Quarantined(
+                            Reason.DUPLICATE, f"instance {instance} of {video:.80} has one already"
+                        )
                     referents[referent.referent_id] = referent
                 except Quarantined as problem:
                     item, where = f"{video:.80},{instance:.80}", f"{_table_file(root, base)}:{line}"
@@ -126,7 +155,9 @@ class A2D:
             if referents:
                 yield Planned(clip, tuple(referents.values()))
 
-    def _clip(self, root: DataRoot, base: str, split: str, video: str, total: int | None, clips: str) -> Clip:
+    def _clip(
+        self, root: DataRoot, base: str, split: str, video: str, total: int | None, clips: str
+    ) -> Clip:
         annotated = _annotated_frames(root, f"{base}{_INSTANCES}/{video}")
         start, stop = _widen(annotated, self.config.min_frames, total) if annotated else (0, 0)
         return Clip(
@@ -148,7 +179,9 @@ class A2D:
         if not clean(query):
             raise malformed("no sentence")
         pointer = {"folder": f"{base}{_INSTANCES}/{clip.video_id}", "instance": number}
-        referent_id = clip_key(self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{number}")
+        referent_id = clip_key(
+            self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{number}"
+        )
         return Referent(referent_id, clip.clip_id, clean(query), (instance,), "", query, pointer)
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -170,7 +203,9 @@ class A2D:
                 masks[t], raw[t] = found
                 boxes[t] = rle_box(found[0])
         known = np.array([mask is not None for mask in masks])
-        return with_target(Annotation(boxes, known, masks, raw, "reBBox xyxy pixels 1-based"), referent)
+        return with_target(
+            Annotation(boxes, known, masks, raw, "reBBox xyxy pixels 1-based"), referent
+        )
 
 
 def _base(root: DataRoot) -> str:
@@ -214,7 +249,9 @@ def _videoset(root: DataRoot, base: str) -> dict[str, tuple[str, int | None]]:
 def _annotated_frames(root: DataRoot, folder: str) -> dict[int, str]:
     """0-based frame -> name of its h5 file, in order."""
     frames = {name: decimal(name[:-3]) for name in root.listdir(folder) if name.endswith(".h5")}
-    return dict(sorted((frame - 1, name) for name, frame in frames.items() if frame and countable(frame)))
+    return dict(
+        sorted((frame - 1, name) for name, frame in frames.items() if frame and countable(frame))
+    )
 
 
 def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[int, int]:
@@ -227,7 +264,9 @@ def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[in
     return start, min(max(start + least, stop), end)
 
 
-def _read_instance(root: DataRoot, file: str, instance: int) -> tuple[RLE, NDArray[np.float32]] | None:
+def _read_instance(
+    root: DataRoot, file: str, instance: int
+) -> tuple[RLE, NDArray[np.float32]] | None:
     """(mask, raw reBBox) of one instance in one frame; None where the frame does not list it or its mask is empty."""
     import h5py
 
@@ -238,12 +277,19 @@ def _read_instance(root: DataRoot, file: str, instance: int) -> tuple[RLE, NDArr
                 return None
             index = int(np.flatnonzero(ids == instance)[0])
             stored = _dataset(frame, "reMask")
-            if stored.ndim not in (2, 3) or int(np.prod(stored.shape[-2:], dtype=np.int64)) > MAX_PIXELS:
+            if (
+                stored.ndim not in (2, 3)
+                or int(np.prod(stored.shape[-2:], dtype=np.int64)) > MAX_PIXELS
+            ):
                 raise invalid(f"{file}: reMask has shape {stored.shape}")
             if (1 if stored.ndim == 2 else stored.shape[0]) != len(ids):
                 raise invalid(f"{file}: reMask has shape {stored.shape} for {len(ids)} instances")
             mask = (stored[...] if stored.ndim == 2 else stored[index]).T != 0
-            raw4 = _dataset(frame, "reBBox", most=4 * _MAX_INSTANCES)[...] if "reBBox" in frame else np.empty(0)
+            raw4 = (
+                _dataset(frame, "reBBox", most=4 * _MAX_INSTANCES)[...]
+                if "reBBox" in frame
+                else np.empty(0)
+            )
             with np.errstate(over="ignore"):
                 boxes = raw4.astype(np.float32).reshape(-1)
     except (OSError, KeyError, RuntimeError) as error:  # the last two: a header that points nowhere
@@ -261,6 +307,10 @@ def _dataset(frame: "h5py.File", name: str, most: int | None = None) -> "h5py.Da
     found = frame[name] if isinstance(frame.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
         raise invalid(f"{frame.filename}: no dataset `{name}` of its own")
-    if found.dtype.kind not in "biuf" or found.shape is None or (most is not None and found.size > most):
+    if (
+        found.dtype.kind not in "biuf"
+        or found.shape is None
+        or (most is not None and found.size > most)
+    ):
         raise invalid(f"{frame.filename}: `{name}` has {found.dtype} {found.shape}")
     return found

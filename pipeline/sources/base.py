@@ -91,10 +91,21 @@ class Source(Protocol):
         ...
 
 
-MACHINE_ERRORS = frozenset({
-    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV,
-    errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-})  # fmt: skip
+MACHINE_ERRORS = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
 """What a lost mount, a broken disk or a machine that is out of something answers, whatever file is asked for."""
 
 
@@ -112,13 +123,17 @@ class DataRoot:
         """The absolute path of `relative`, which may come from an annotation. Quarantined if it leaves the root."""
         pure = PurePosixPath(relative)
         if not relative or "\0" in relative or pure.is_absolute() or ".." in pure.parts:
-            raise Quarantined(Reason.UNSAFE_PATH, f"path {relative!r:.200} is not inside the data root")
+            raise Quarantined(
+                Reason.UNSAFE_PATH, f"path {relative!r:.200} is not inside the data root"
+            )
         path = self.path / pure
         if not self.follow_links:
             try:
                 inside = path.resolve().is_relative_to(self.path)
             except (OSError, RuntimeError) as error:  # link loops, names too long
-                raise Quarantined(Reason.UNSAFE_PATH, f"path {relative!r:.200} cannot be resolved: {error}") from error
+                raise Quarantined(
+                    Reason.UNSAFE_PATH, f"path {relative!r:.200} cannot be resolved: {error}"
+                ) from error
             if not inside:
                 raise Quarantined(
                     Reason.UNSAFE_PATH,
@@ -176,7 +191,9 @@ class DataRoot:
 
     def walk(self, *suffixes: str) -> Iterator[str]:
         """Relative paths of all files with one of the suffixes (lower case, with dot), in sorted order."""
-        seen: set[tuple[int, int]] = set()  # with follow_links, links up the tree would make it endless
+        seen: set[tuple[int, int]] = (
+            set()
+        )  # with follow_links, links up the tree would make it endless
         for folder, folders, names in os.walk(self.path, followlinks=self.follow_links):
             place = os.stat(folder)
             if (place.st_dev, place.st_ino) in seen:
@@ -211,7 +228,9 @@ class DataRoot:
         try:
             return _loads(data)
         except (ValueError, RecursionError) as error:
-            raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not JSON: {error}") from error
+            raise Quarantined(
+                Reason.ANNOTATION_INVALID, f"{relative}: not JSON: {error}"
+            ) from error
 
     def json_members(self, relative: str) -> Iterator[tuple[str, int, int]]:
         """(key, offset, size in bytes) of each value of a file that is one JSON object, without keeping the values.
@@ -271,7 +290,9 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
             while True:
                 try:
                     decoded, end = decoder.raw_decode(text, position)
-                    if done or text[end : end + 1] not in _NUMBER:  # "" and "." of "0." are in it: read on
+                    if (
+                        done or text[end : end + 1] not in _NUMBER
+                    ):  # "" and "." of "0." are in it: read on
                         return decoded, end
                 except RecursionError as error:
                     raise _not_json(path, base + position, "nested too deep") from error
@@ -308,7 +329,9 @@ def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, i
         while True:  # nothing may follow: two files that were put together would lose the second
             rest = text[position + 1 :].lstrip(" \t\r\n")
             if rest:
-                raise _not_json(path, base + len(text) - len(rest), "there is more behind the object")
+                raise _not_json(
+                    path, base + len(text) - len(rest), "there is more behind the object"
+                )
             if done:
                 return
             base, text, position = base + len(text), "", -1
@@ -329,7 +352,9 @@ def _loads(data: bytes) -> object:
 
 
 def _not_json(path: Path, offset: int, why: str) -> Quarantined:
-    return Quarantined(Reason.ANNOTATION_INVALID, f"{path.name}: not a JSON object: {why} at byte {offset}")
+    return Quarantined(
+        Reason.ANNOTATION_INVALID, f"{path.name}: not a JSON object: {why} at byte {offset}"
+    )
 
 
 def clip_key(*parts: object) -> str:
@@ -338,7 +363,9 @@ def clip_key(*parts: object) -> str:
     Two names that would collide ("A-1", "a-1", "a.1") get a suffix from a hash of the exact text.
     """
     exact = "-".join(str(p) for p in parts)
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in exact.lower())[:80]
+    plain = "".join(
+        c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in exact.lower()
+    )[:80]
     if plain == exact:
         return plain
     return f"{plain}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
@@ -364,8 +391,10 @@ def need_split(source: Source, root: DataRoot, split: str) -> None:
         from pipeline.sources.hints import advice
 
         has = f"found only {', '.join(found)}" if found else "found no annotations"
-        raise ValueError(f"{source.name}: no split {split!r} under {root.path}: {has}. Expected:\n{source.expected}\n"
-                         f"{advice(source, root, split)}")  # fmt: skip
+        raise ValueError(
+            f"{source.name}: no split {split!r} under {root.path}: {has}. Expected:\n{source.expected}\n"
+            f"{advice(source, root, split)}"
+        )
 
 
 def clean(text: str) -> str:
@@ -403,19 +432,26 @@ def box_rows(rows: object, where: str) -> NDArray[np.float64]:
     if boxes_n4.ndim != 2 or boxes_n4.shape[1] != 4:
         raise invalid(f"{where}: boxes are not rows of four numbers: shape {boxes_n4.shape}")
     # boxes are kept as float32: what that cannot hold is infinite, and no box
-    return np.where(np.abs(boxes_n4) > np.finfo(np.float32).max, np.copysign(np.inf, boxes_n4), boxes_n4)
+    return np.where(
+        np.abs(boxes_n4) > np.finfo(np.float32).max, np.copysign(np.inf, boxes_n4), boxes_n4
+    )
 
 
 def box_lines(text: str, where: str) -> NDArray[np.float64]:
     """Lines `a,b,c,d` (commas or white space; blank lines skipped) -> [N, 4], unconverted."""
-    return box_rows([line.replace(",", " ").split() for line in text.split("\n") if line.strip()], where)
+    return box_rows(
+        [line.replace(",", " ").split() for line in text.split("\n") if line.strip()], where
+    )
 
 
 def digits(data: bytes, where: str, highest: int = 1) -> NDArray[np.uint8]:
     """Labels of one digit each, separated by commas or white space (LaSOT and GOT-10k flags) -> [N] uint8."""
     codes = np.frombuffer(data, np.uint8)
     label = (codes >= ord("0")) & (codes <= ord("0") + highest)
-    if not (label | np.isin(codes, np.frombuffer(b", \t\r\n", np.uint8))).all() or (label[1:] & label[:-1]).any():
+    if (
+        not (label | np.isin(codes, np.frombuffer(b", \t\r\n", np.uint8))).all()
+        or (label[1:] & label[:-1]).any()
+    ):
         raise invalid(f"{where}: expected labels 0..{highest} separated by commas or line ends")
     return codes[label] - ord("0")
 
@@ -432,7 +468,9 @@ def checked_mask(rle: object, where: str, size: tuple[int, int] | None = None) -
 def with_target(annotation: Annotation, referent: Referent) -> Annotation:
     """The annotation, or Quarantined(no_target) if it has a usable box in no frame of the clip."""
     if not annotation.visible.any():
-        raise Quarantined(Reason.NO_TARGET, f"{referent.referent_id}: no usable box in any frame of the clip")
+        raise Quarantined(
+            Reason.NO_TARGET, f"{referent.referent_id}: no usable box in any frame of the clip"
+        )
     return annotation
 
 

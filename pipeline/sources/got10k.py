@@ -33,7 +33,16 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import clip_boxes, from_xywh, is_box
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 KNOWN_BAD = frozenset(f"GOT-10k_Train_{n:06d}" for n in (*range(8623, 8638), 9058, 9059))
 """Sequences with repeated frames and wrong boxes."""
@@ -72,7 +81,9 @@ class GOT10k:
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
         base = _base(root) + split
         names = ("groundtruth.txt", "meta_info.ini")
-        files = [f"{base}/{sequence}/{name}" for sequence in _sequences(root, base) for name in names]
+        files = [
+            f"{base}/{sequence}/{name}" for sequence in _sequences(root, base) for name in names
+        ]
         return [file for file in [f"{base}/list.txt", *files] if root.has(file)]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
@@ -81,14 +92,20 @@ class GOT10k:
         for sequence in _sequences(root, base):
             if sequence in KNOWN_BAD:
                 message = "repeated frames and wrong boxes, according to users of the dataset"
-                yield Rejected(self.name, split, sequence, Reason.KNOWN_BAD, message, f"{base}/{sequence}")
+                yield Rejected(
+                    self.name, split, sequence, Reason.KNOWN_BAD, message, f"{base}/{sequence}"
+                )
                 continue
             yield self._planned(root, f"{base}/{sequence}", split, sequence)
 
     def _planned(self, root: DataRoot, folder: str, split: str, sequence: str) -> Planned:
         try:
             labels = parse_meta(root.read_text(f"{folder}/meta_info.ini"))
-            stop = sum(1 for line in root.read_bytes(f"{folder}/groundtruth.txt").split(b"\n") if line.strip())
+            stop = sum(
+                1
+                for line in root.read_bytes(f"{folder}/groundtruth.txt").split(b"\n")
+                if line.strip()
+            )
         except Quarantined:  # a file is missing: `annotate` will say which
             labels, stop = {}, 0
         rate = re.match(r"\d{1,9}(\.\d+)?(?!\d)", labels.get("anno_fps", ""))
@@ -108,10 +125,14 @@ class GOT10k:
             frame_count=stop or None,
             licence=self.licence,
         )
-        raw = " / ".join(labels.get(key, "") for key in ("object_class", "motion_class", "motion_adverb"))
+        raw = " / ".join(
+            labels.get(key, "") for key in ("object_class", "motion_class", "motion_adverb")
+        )
         referent_id = clip_key(self.name, split, sequence, 0, stop, "target")
         category = labels.get("object_class", "")
-        referent = Referent(referent_id, clip.clip_id, sentence(labels), ("0",), category, raw, {"folder": folder})
+        referent = Referent(
+            referent_id, clip.clip_id, sentence(labels), ("0",), category, raw, {"folder": folder}
+        )
         return Planned(clip, (referent,))
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -119,8 +140,12 @@ class GOT10k:
         folder = referent.pointer["folder"]
         labels = parse_meta(root.read_text(f"{folder}/meta_info.ini"))
         if not any(clean(labels.get(key, "")) for key in _CLASSES):  # the caption would be made up
-            raise invalid(f"{folder}/meta_info.ini: says of no class what the object is ({', '.join(_CLASSES)})")
-        raw = box_lines(root.read_text(f"{folder}/groundtruth.txt"), f"{folder}/groundtruth.txt").astype(np.float32)
+            raise invalid(
+                f"{folder}/meta_info.ini: says of no class what the object is ({', '.join(_CLASSES)})"
+            )
+        raw = box_lines(
+            root.read_text(f"{folder}/groundtruth.txt"), f"{folder}/groundtruth.txt"
+        ).astype(np.float32)
         absence = digits(root.read_bytes(f"{folder}/absence.label"), f"{folder}/absence.label")
         cover = digits(root.read_bytes(f"{folder}/cover.label"), f"{folder}/cover.label", highest=8)
         if not len(raw) == len(absence) == len(cover) == len(clip):
@@ -154,7 +179,9 @@ def sentence(labels: dict[str, str]) -> str:
     its parent classes stand in, and "object" last. Underscores become spaces; case is the dataset's.
     """
     keys = ("object_class", "motion_class", "motion_adverb", "major_class", "root_class")
-    noun, motion, adverb, major, top = (clean(labels.get(key, "").replace("_", " ")) for key in keys)
+    noun, motion, adverb, major, top = (
+        clean(labels.get(key, "").replace("_", " ")) for key in keys
+    )
     noun = noun or major or top or "object"
     words = [article(noun), noun, *(["is", adverb, motion] if motion else [])]
     return " ".join(word for word in words if word)

@@ -30,14 +30,31 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import absent, clip_boxes, from_xywh, is_box
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 SECONDS = 20
 """Length of every clip of the dataset."""
 
 _VIDEO = (".mp4", ".mkv")
-_V2 = [f"{top}{folder}" for top in ("", "HC-STVG/", "hcstvg/") for folder in ("anno_v2/", "annotations/", "")]
-_V1 = [f"{top}{folder}" for top in ("", "HC-STVG/", "hcstvg/") for folder in ("annos/hcstvg_v1/", "hcstvg_v1/")]
+_V2 = [
+    f"{top}{folder}"
+    for top in ("", "HC-STVG/", "hcstvg/")
+    for folder in ("anno_v2/", "annotations/", "")
+]
+_V1 = [
+    f"{top}{folder}"
+    for top in ("", "HC-STVG/", "hcstvg/")
+    for folder in ("annos/hcstvg_v1/", "hcstvg_v1/")
+]
 _FILES = {
     "train": [folder + name for folder in _V2 for name in ("train_v2.json", "trainv2.json")],
     "val": [folder + name for folder in _V2 for name in ("val_v2.json", "valv2.json")],
@@ -65,7 +82,9 @@ class HCSTVG:
 
     name: ClassVar[str] = "hcstvg"
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "v1_train", "v1_test")
-    licence: ClassVar[str] = "none stated; movie clips from YouTube, research use, do not redistribute frames"
+    licence: ClassVar[str] = (
+        "none stated; movie clips from YouTube, research use, do not redistribute frames"
+    )
     expected: ClassVar[str] = """\
 <root>/
   anno_v2/{train_v2,val_v2,query_v2}.json   v2 (or trainv2.json, valv2.json)
@@ -103,18 +122,24 @@ class HCSTVG:
                 pointer = {"file": file, "offset": offset, "size": size}
                 yield self._planned(split, video, row, caption, media.get(video, video), pointer)
             except Quarantined as problem:
-                yield Rejected(self.name, split, video, problem.reason, problem.message, f"{file}@{offset}")
+                yield Rejected(
+                    self.name, split, video, problem.reason, problem.message, f"{file}@{offset}"
+                )
         if video is None:
             raise invalid(f"{file}: holds no video")
 
-    def _planned(self, split: str, video: str, row: dict, caption: object, path: str, pointer: dict) -> Planned:
+    def _planned(
+        self, split: str, video: str, row: dict, caption: object, path: str, pointer: dict
+    ) -> Planned:
         if not isinstance(caption, str) or not clean(caption):
             raise malformed("no English sentence")
         first, count, boxes = row.get("st_frame"), row.get("img_num"), row.get("bbox")
         if not isinstance(boxes, list) or not boxes:
             raise malformed("`bbox` is not a list of boxes")
         if not countable(first) or not countable(count) or first > count:
-            raise malformed(f"`st_frame` {first!r:.20} is not a 1-based frame of `img_num` {count!r:.20}")
+            raise malformed(
+                f"`st_frame` {first!r:.20} is not a 1-based frame of `img_num` {count!r:.20}"
+            )
         if first - 1 + len(boxes) > count + self.config.frame_tolerance:
             message = f"{len(boxes)} boxes from frame {first} on, in a video of `img_num` {count}"
             raise Quarantined(Reason.FRAME_MISMATCH, message)
@@ -140,7 +165,9 @@ class HCSTVG:
             licence=self.licence,
         )
         referent_id = clip_key(self.name, split, video, start, stop, "person")
-        referent = Referent(referent_id, clip.clip_id, clean(caption), ("0",), "person", caption, pointer)
+        referent = Referent(
+            referent_id, clip.clip_id, clean(caption), ("0",), "person", caption, pointer
+        )
         return Planned(clip, (referent,))
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -148,7 +175,9 @@ class HCSTVG:
         pointer = referent.pointer
         row = root.read_json(pointer["file"], pointer["offset"], pointer["size"])
         if not isinstance(row, dict) or type(row.get("st_frame")) is not int:
-            raise invalid(f"{pointer['file']}: the entry of {clip.video_id} has changed since it was planned")
+            raise invalid(
+                f"{pointer['file']}: the entry of {clip.video_id} has changed since it was planned"
+            )
         tube_n4 = box_rows(row.get("bbox"), f"{pointer['file']}: {clip.video_id}")
         offset = row["st_frame"] - 1 - clip.start  # of the tube in the clip
         inside = slice(max(offset, 0), min(offset + len(tube_n4), len(clip)))
@@ -168,14 +197,21 @@ class HCSTVG:
 
 def _json_files(root: DataRoot, split: str) -> list[str]:
     """The split's file and, for v2, the file of test captions: those that exist."""
-    found = [first_of(root, _FILES[split]), None if split.startswith("v1") else first_of(root, _QUERIES)]
+    found = [
+        first_of(root, _FILES[split]),
+        None if split.startswith("v1") else first_of(root, _QUERIES),
+    ]
     return [path for path in found if path]
 
 
 def _size(row: dict) -> tuple[int | None, int | None]:
     """(height, width) of v1's two fields or v2's `img_size`, which puts the height first."""
     size = row.get("img_size")
-    pair = (size[0], size[1]) if isinstance(size, list) and len(size) >= 2 else (row.get("height"), row.get("width"))
+    pair = (
+        (size[0], size[1])
+        if isinstance(size, list) and len(size) >= 2
+        else (row.get("height"), row.get("width"))
+    )
     return pair if all(map(countable, pair)) else (None, None)
 
 
@@ -184,5 +220,8 @@ def _sentences(root: DataRoot, file: str) -> dict[str, str]:
     queries = root.read_json(file)
     if not isinstance(queries, dict):
         return {}
-    found = {k: (v.get("English") or v.get("caption")) if isinstance(v, dict) else v for k, v in queries.items()}
+    found = {
+        k: (v.get("English") or v.get("caption")) if isinstance(v, dict) else v
+        for k, v in queries.items()
+    }
     return {video: sentence for video, sentence in found.items() if isinstance(sentence, str)}

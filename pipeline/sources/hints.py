@@ -15,29 +15,39 @@ from schemas.records import Quarantined
 
 ANNOTATIONS: dict[str, tuple[str, ...]] = {
     "hcstvg": (
-        "anno_v2/train_v2.json", "anno_v2/val_v2.json", "annos/hcstvg_v1/train.json", "annos/hcstvg_v1/test.json",
+        "anno_v2/train_v2.json",
+        "anno_v2/val_v2.json",
+        "annos/hcstvg_v1/train.json",
+        "annos/hcstvg_v1/test.json",
     ),
     "vid_sentence": tuple(
-        f"data/ILSVRC/Data/VID/annSamples/{split}_ann_list_v2.txt" for split in ("train", "val", "test")
+        f"data/ILSVRC/Data/VID/annSamples/{split}_ann_list_v2.txt"
+        for split in ("train", "val", "test")
     ),
     "a2d": ("text_annotations/a2d_annotation.txt", "Release/videoset.csv"),
     "lasot": ("testing_set.txt",),
     "mevis": ("train/meta_expressions.json", "valid_u/meta_expressions.json"),
     "got10k": ("train", "val"),
     "refsav": ("Ref-SAV.json", "sam_v_final_v3.json"),
-}  # fmt: skip
+}
 """The files, or folders, by which a source knows its splits, at their official places."""
 
 NOT_CURATED: dict[str, dict[str, str]] = {
     "hcstvg": {r"query_?v2\.json": "captions of the test split, which has no boxes"},
     "mevis": {r"valid|test": "a split without masks; train and valid_u have them"},
     "got10k": {r"test": "a split with a box for the first frame only; train and val have all"},
-    "refsav": {r"JPEGImages_24fps|Annotations_6fps": "SA-V's val or test; Ref-SAV describes videos of sav_train"},
+    "refsav": {
+        r"JPEGImages_24fps|Annotations_6fps": "SA-V's val or test; Ref-SAV describes videos of sav_train"
+    },
 }
 """Official names that do not help: pattern -> what it is."""
 
-_ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|\d+)|zip\.\d+|z\d\d)$", re.I)
-_COPY = re.compile(r"\s*\(\d+\)|[ _-]*\bcopy\b|\.(txt|json|part|crdownload)(?=\.(txt|json|csv)$)", re.I)
+_ARCHIVE = re.compile(
+    r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|\d+)|zip\.\d+|z\d\d)$", re.I
+)
+_COPY = re.compile(
+    r"\s*\(\d+\)|[ _-]*\bcopy\b|\.(txt|json|part|crdownload)(?=\.(txt|json|csv)$)", re.I
+)
 _VERSION = re.compile(r"_?v(\d+)(?!\d)", re.I)
 _MEDIA = (".mp4", ".mkv", ".jpg", ".jpeg")
 _LIKE = 0.8
@@ -60,13 +70,18 @@ def advice(source: Source, root: DataRoot, split: str = "") -> str:
     """The lines `found: ...` and, for everything that may help, `try: ...`."""
     entries = list(_entries(root))
     has = _splits(source, root)
-    tries = [f"--split {one}" for one in has] or [*_levels(source, root), *_other_sources(source, root)]
+    tries = [f"--split {one}" for one in has] or [
+        *_levels(source, root),
+        *_other_sources(source, root),
+    ]
     if has or not tries:
         tries += _names(source, entries, split)
     if not any(" down;" in line for line in tries):
         tries += _archives(root, entries)
     top = [path for path in entries if "/" not in path.rstrip("/")]
-    listing = ", ".join(top[:8]) + (f" and {len(top) - 8}{'+' * (len(top) == _WIDE)} more" if top[8:] else "")
+    listing = ", ".join(top[:8]) + (
+        f" and {len(top) - 8}{'+' * (len(top) == _WIDE)} more" if top[8:] else ""
+    )
     return "\n".join([f"found: {listing or 'nothing'}", *(f"try: {line}" for line in tries[:6])])
 
 
@@ -77,22 +92,33 @@ def right_level(source: Source, root: DataRoot) -> Path | None:
         if not _splits(source, DataRoot(path)):
             continue
         own = f"{root.path.relative_to(path)}/"
-        if any(one.lower().endswith(_MEDIA) and not one.startswith(own) for one in _entries(DataRoot(path))):
+        if any(
+            one.lower().endswith(_MEDIA) and not one.startswith(own)
+            for one in _entries(DataRoot(path))
+        ):
             return path
     return None
 
 
 def _no_folder(source: Source, path: Path) -> str:
     if path.is_file():
-        what = "an archive: unpack it, and name the folder" if _ARCHIVE.search(path.name) else "a file: name the folder"
+        what = (
+            "an archive: unpack it, and name the folder"
+            if _ARCHIVE.search(path.name)
+            else "a file: name the folder"
+        )
         return f"the data root {path} is {what} that holds\n{source.expected.strip()}"
     there = next(parent for parent in path.parents if parent.is_dir())
     missing = path.relative_to(there).parts[0]
     names = [name for name in _listdir(there) if (there / name).is_dir()]
     like = get_close_matches(missing.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
-    hint = [f"try: --data-root {there / name}" for name in names if like and name.lower() == like[0]]
+    hint = [
+        f"try: --data-root {there / name}" for name in names if like and name.lower() == like[0]
+    ]
     listing = ", ".join(names[:8]) or "no folders"
-    return "\n".join([f"the data root {path} does not exist.", f"found: {there}, with {listing}", *hint[:1]])
+    return "\n".join(
+        [f"the data root {path} does not exist.", f"found: {there}, with {listing}", *hint[:1]]
+    )
 
 
 def _splits(source: Source, root: DataRoot) -> list[str]:
@@ -116,10 +142,16 @@ def _above(root: DataRoot) -> list[Path]:
 
 def _levels(source: Source, root: DataRoot) -> Iterator[str]:
     """Folders at most two levels away at which the source finds its annotations; above only the nearest."""
-    children = [root.path / name for name in _listdir(root.path)[:_WIDE] if (root.path / name).is_dir()]
-    grandchildren = [c / name for c in children for name in _listdir(c)[:_WIDE] if (c / name).is_dir()]
+    children = [
+        root.path / name for name in _listdir(root.path)[:_WIDE] if (root.path / name).is_dir()
+    ]
+    grandchildren = [
+        c / name for c in children for name in _listdir(c)[:_WIDE] if (c / name).is_dir()
+    ]
     places = [*zip(_above(root), ("one level up", "two levels up"), strict=False)]
-    places += [(path, "one level down") for path in children] + [(path, "two levels down") for path in grandchildren]
+    places += [(path, "one level down") for path in children] + [
+        (path, "two levels down") for path in grandchildren
+    ]
     shown: list[Path] = []
     for path, where in places[: 4 * _WIDE]:
         if path.is_symlink() or any(path.is_relative_to(other) for other in shown):
@@ -169,7 +201,11 @@ def _names(source: Source, entries: list[str], split: str) -> Iterator[str]:
                 said.add(name)
                 yield f"another split: {path} is {what}"
         alike, best = max((_like(folder, name, one), one) for one in expected)
-        if alike < _LIKE or path.endswith("/") == ("." in best) or f"/{folder}/{name}".endswith(f"/{best}"):
+        if (
+            alike < _LIKE
+            or path.endswith("/") == ("." in best)
+            or f"/{folder}/{name}".endswith(f"/{best}")
+        ):
             continue
         wanted = best.rsplit("/", 1)[-1]
         if name == wanted:
@@ -200,7 +236,11 @@ def _archives(root: DataRoot, entries: list[str]) -> Iterator[str]:
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
         tool = (
-            "unzip" if found[0].lower().endswith(".zip") else "7z x" if re.search(r"(rar|7z)$", found[0]) else "tar -xf"
+            "unzip"
+            if found[0].lower().endswith(".zip")
+            else "7z x"
+            if re.search(r"(rar|7z)$", found[0])
+            else "tar -xf"
         )
         example = f"cd {(root.path / found[0]).parent} && {tool} {Path(found[0]).name}"
         yield f"unpacking {', '.join(found[:3])}{more}: {example}"

@@ -34,7 +34,16 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import from_xywh, is_box
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 _SEQUENCE = re.compile(r"(.+)-(\d+)")
 _TEST_LISTS = ("sequence_evaluation_config/testing_set.txt", "testing_set.txt")
@@ -60,7 +69,9 @@ class LaSOT:
 
     name: ClassVar[str] = "lasot"
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "all")
-    licence: ClassVar[str] = "annotations Apache-2.0 (evaluation toolkit); research use, do not redistribute frames"
+    licence: ClassVar[str] = (
+        "annotations Apache-2.0 (evaluation toolkit); research use, do not redistribute frames"
+    )
     expected: ClassVar[str] = """\
 <root>/                                     (or LaSOT/ below it)
   <class>/<class>-<n>/{groundtruth.txt, full_occlusion.txt, out_of_view.txt, nlp.txt, img/%08d.jpg}
@@ -90,7 +101,9 @@ class LaSOT:
             try:
                 yield from self._segments(root, base, split, sequence)
             except Quarantined as problem:
-                yield Rejected(self.name, split, sequence, problem.reason, problem.message, base + sequence)
+                yield Rejected(
+                    self.name, split, sequence, problem.reason, problem.message, base + sequence
+                )
 
     def _segments(self, root: DataRoot, base: str, split: str, sequence: str) -> Iterator[Planned]:
         if not (parts := _SEQUENCE.fullmatch(sequence)):
@@ -119,7 +132,9 @@ class LaSOT:
                 licence=self.licence,
             )
             referent_id = clip_key(self.name, split, sequence, start, stop, "target")
-            referent = Referent(referent_id, clip.clip_id, clean(phrase), ("0",), category, phrase, pointer)
+            referent = Referent(
+                referent_id, clip.clip_id, clean(phrase), ("0",), category, phrase, pointer
+            )
             yield Planned(clip, (referent,))
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -132,11 +147,16 @@ class LaSOT:
         if len(raw_n4) != len(absent):
             message = f"{pointer['boxes']}: {len(raw_n4)} boxes, {len(absent)} flags"
             raise Quarantined(Reason.FRAME_MISMATCH, message)
-        raw, gone = raw_n4[clip.start : clip.stop].astype(np.float32), absent[clip.start : clip.stop]
+        raw, gone = (
+            raw_n4[clip.start : clip.stop].astype(np.float32),
+            absent[clip.start : clip.stop],
+        )
         boxes = from_xywh(raw, base=1)
         good = is_box(boxes) & ~gone
         boxes[~good] = np.nan
-        return with_target(Annotation(boxes, gone | good, None, raw, "xywh pixels 1-based"), referent)
+        return with_target(
+            Annotation(boxes, gone | good, None, raw, "xywh pixels 1-based"), referent
+        )
 
 
 def _base(root: DataRoot) -> str:
@@ -148,8 +168,12 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     """Split -> its sequences, in order of class and number. From the lists where there are some, else from the disk."""
     if root.has(base + _SPLIT_FILE):
         splits = root.read_json(base + _SPLIT_FILE)
-        if not isinstance(splits, dict) or not all(isinstance(splits.get(s, []), list) for s in ("train", "test")):
-            raise ValueError(f"{base + _SPLIT_FILE}: expected an object with lists `train` and `test`")
+        if not isinstance(splits, dict) or not all(
+            isinstance(splits.get(s, []), list) for s in ("train", "test")
+        ):
+            raise ValueError(
+                f"{base + _SPLIT_FILE}: expected an object with lists `train` and `test`"
+            )
         return {split: _ordered(splits.get(split, [])) for split in ("train", "test")}
     listed = first_of(root, [base + file for file in _ALL_LISTS])
     everything = root.read_text(listed).split() if listed else _on_disk(root, base)
@@ -161,7 +185,10 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     if wrong or not test:  # its sequences would silently be trained on
         found = f"{min(wrong)!r:.40} is no" if wrong else "it has no"
         raise invalid(f"{test_list}: expected sequences called <class>-<number>, {found} such name")
-    return {"train": _ordered([s for s in everything if s not in test]), "test": _ordered(list(test))}
+    return {
+        "train": _ordered([s for s in everything if s not in test]),
+        "test": _ordered(list(test)),
+    }
 
 
 def _on_disk(root: DataRoot, base: str) -> list[str]:
@@ -184,7 +211,11 @@ def _files(root: DataRoot, base: str, sequence: str) -> dict:
     folder, annos = f"{base}{sequence.rpartition('-')[0]}/{sequence}", f"{base}annos"
     if not root.has(f"{folder}/groundtruth.txt") and root.has(f"{annos}/{sequence}.txt"):
         flags = [f"{annos}/absent/{sequence}.txt"]
-        return {"boxes": f"{annos}/{sequence}.txt", "flags": flags, "phrase": f"{annos}/nlp/{sequence}.txt"}
+        return {
+            "boxes": f"{annos}/{sequence}.txt",
+            "flags": flags,
+            "phrase": f"{annos}/nlp/{sequence}.txt",
+        }
     flags = [f"{folder}/full_occlusion.txt", f"{folder}/out_of_view.txt"]
     return {"boxes": f"{folder}/groundtruth.txt", "flags": flags, "phrase": f"{folder}/nlp.txt"}
 
@@ -193,7 +224,9 @@ def _absent(root: DataRoot, pointer: dict) -> NDArray[np.bool_]:
     """[N] whether any flag of a frame is set."""
     flags = [digits(root.read_bytes(file), file) for file in pointer["flags"]]
     if len({len(f) for f in flags}) != 1 or not len(flags[0]):
-        sizes = ", ".join(f"{file}: {len(f)}" for file, f in zip(pointer["flags"], flags, strict=True))
+        sizes = ", ".join(
+            f"{file}: {len(f)}" for file, f in zip(pointer["flags"], flags, strict=True)
+        )
         raise Quarantined(Reason.FRAME_MISMATCH, f"numbers of flags differ or are zero ({sizes})")
     return np.logical_or.reduce(flags)
 
@@ -205,7 +238,9 @@ def _windows(absent: NDArray[np.bool_], segments: int, length: int) -> list[tupl
     visible = np.flatnonzero(~absent) if not absent.all() else np.arange(n)
     anchors = [int(visible[len(visible) * (2 * i + 1) // (2 * count)]) for i in range(count)]
     starts = [anchor - length // 2 for anchor in anchors]
-    for i in range(count):  # push right what overlaps its left neighbour, then left what leaves the sequence
+    for i in range(
+        count
+    ):  # push right what overlaps its left neighbour, then left what leaves the sequence
         starts[i] = max(starts[i], starts[i - 1] + length if i else 0)
     for i in reversed(range(count)):
         starts[i] = min(starts[i], (starts[i + 1] if i + 1 < count else n) - length)

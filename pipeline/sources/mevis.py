@@ -29,7 +29,16 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import RLE, absent, is_box, rle_box, rle_union
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 _META = "meta_expressions.json"
 _MASKS = "mask_dict.json"
@@ -67,7 +76,9 @@ class MeViS:
         return [split for split in self.splits if root.has(f"{_base(root)}{split}/{_META}")]
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
-        return [file for name in (_META, _MASKS) if root.has(file := f"{_base(root)}{split}/{name}")]
+        return [
+            file for name in (_META, _MASKS) if root.has(file := f"{_base(root)}{split}/{name}")
+        ]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         """The text file is small (a few MB) and read as a whole; of the masks only byte ranges are kept."""
@@ -78,7 +89,11 @@ class MeViS:
         videos = meta.get("videos") if isinstance(meta, dict) else None
         if not isinstance(videos, dict) or not videos:
             raise invalid(f"{file}: expected an object `videos` with at least one video")
-        ranges = {key: (offset, size) for key, offset, size in root.json_members(masks)} if root.has(masks) else {}
+        ranges = (
+            {key: (offset, size) for key, offset, size in root.json_members(masks)}
+            if root.has(masks)
+            else {}
+        )
         for video, row in videos.items():
             try:
                 clip, expressions = self._clip(base, split, video, row)
@@ -90,7 +105,9 @@ class MeViS:
                 try:
                     referents.append(self._referent(masks, ranges, clip, key, expression))
                 except Quarantined as problem:
-                    yield Rejected(self.name, split, f"{video}/{key}", problem.reason, problem.message, file)
+                    yield Rejected(
+                        self.name, split, f"{video}/{key}", problem.reason, problem.message, file
+                    )
             if referents:
                 yield Planned(clip, tuple(referents))
 
@@ -102,7 +119,9 @@ class MeViS:
         if not isinstance(expressions, dict) or not expressions:
             raise malformed("`expressions` is not an object with expressions")
         if len(frames) < 2:
-            raise malformed(f"{len(frames)} frames; the official loader skips videos with fewer than 2")
+            raise malformed(
+                f"{len(frames)} frames; the official loader skips videos with fewer than 2"
+            )
         names = tuple(f"{name}.jpg" for name in sorted(frames))
         if len(set(names)) < len(names):
             raise malformed("`frames` names one frame twice")
@@ -127,7 +146,11 @@ class MeViS:
             raise malformed("no expression")
         if not isinstance(ids, list) or not ids or not all(type(i) in (int, str) for i in ids):
             raise malformed("`anno_id` is not a list of mask ids")
-        pointer = {"file": masks, "anno_ids": [str(i) for i in ids], "ranges": [ranges.get(str(i)) for i in ids]}
+        pointer = {
+            "file": masks,
+            "anno_ids": [str(i) for i in ids],
+            "ranges": [ranges.get(str(i)) for i in ids],
+        }
         object_ids = tuple(str(i) for i in (objects if isinstance(objects, list) else ids))
         referent_id = clip_key(self.name, clip.split, clip.video_id, f"e{key}")
         return Referent(referent_id, clip.clip_id, clean(text), object_ids, "", text, pointer)
@@ -135,7 +158,9 @@ class MeViS:
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """The union of the objects' masks, and the box around it."""
         pointer, layers = referent.pointer, []
-        for anno_id, span in dict(zip(pointer["anno_ids"], pointer["ranges"], strict=True)).items():  # each mask once
+        for anno_id, span in dict(
+            zip(pointer["anno_ids"], pointer["ranges"], strict=True)
+        ).items():  # each mask once
             where = f"{pointer['file']}: mask {anno_id}"
             if span is None:
                 raise Quarantined(Reason.ANNOTATION_MISSING, f"{where} is not in the file")
@@ -154,7 +179,9 @@ class MeViS:
             try:
                 union = rle_union(there)
             except ValueError as error:
-                raise invalid(f"{pointer['file']}: {referent.referent_id}, frame {t}: {error}") from error
+                raise invalid(
+                    f"{pointer['file']}: {referent.referent_id}, frame {t}: {error}"
+                ) from error
             masks.append(union)
             boxes[t] = rle_box(union)
         known = np.ones(len(clip), bool) if self.config.nulls == "absent" else is_box(boxes)
@@ -162,7 +189,11 @@ class MeViS:
 
 
 def _base(root: DataRoot) -> str:
-    return locate(root, ("", "mevis/", "MeViS/", "MeViS_release/"), [f"{split}/{_META}" for split in MeViS.splits])
+    return locate(
+        root,
+        ("", "mevis/", "MeViS/", "MeViS_release/"),
+        [f"{split}/{_META}" for split in MeViS.splits],
+    )
 
 
 def _mask(rle: object, where: str) -> RLE | None:

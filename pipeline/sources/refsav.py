@@ -35,7 +35,16 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import absent, rle_box
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 STEP = 4
 """Video frames per labelled frame."""
@@ -90,7 +99,9 @@ class RefSAV:
         for video, offset, size in root.json_members(file):
             where = f"{file}@{offset}"
             try:
-                clip, masklets, objects = self._clip(root, base, split, video, root.read_json(file, offset, size))
+                clip, masklets, objects = self._clip(
+                    root, base, split, video, root.read_json(file, offset, size)
+                )
             except Quarantined as problem:
                 yield Rejected(self.name, split, video, problem.reason, problem.message, where)
                 continue
@@ -99,16 +110,23 @@ class RefSAV:
                 try:
                     referent = self._referent(clip, masklets, key, row)
                     if any(referent.referent_id == r.referent_id for r in referents):
-                        raise Quarantined(Reason.DUPLICATE, f"object {referent.pointer['index']} has a text already")
+                        raise Quarantined(
+                            Reason.DUPLICATE,
+                            f"object {referent.pointer['index']} has a text already",
+                        )
                     referents.append(referent)
                 except Quarantined as problem:
-                    yield Rejected(self.name, split, f"{video}/{key}", problem.reason, problem.message, where)
+                    yield Rejected(
+                        self.name, split, f"{video}/{key}", problem.reason, problem.message, where
+                    )
             if referents:
                 yield Planned(clip, tuple(referents))
         if video is None:
             raise invalid(f"{file}: holds no video")
 
-    def _clip(self, root: DataRoot, base: str, split: str, video: str, row: object) -> tuple[Clip, str, dict]:
+    def _clip(
+        self, root: DataRoot, base: str, split: str, video: str, row: object
+    ) -> tuple[Clip, str, dict]:
         objects = row.get("objects") if isinstance(row, dict) else None
         if not isinstance(row, dict) or not isinstance(objects, dict) or not objects:
             raise malformed("`objects` is not an object with descriptions")
@@ -132,7 +150,9 @@ class RefSAV:
             width=width,
             # Any of 4n-3 .. 4n frames gives n labelled ones. Centred there, +-1 tolerates what decoders miscount and
             # accepts nothing else.
-            frame_count=min(max(count, STEP * labelled - 2), STEP * labelled - 1) if labelled else None,
+            frame_count=min(max(count, STEP * labelled - 2), STEP * labelled - 1)
+            if labelled
+            else None,
             frame_tolerance=1,
             licence=self.licence,
         )
@@ -174,12 +194,16 @@ class RefSAV:
             raise invalid(f"{file}: `masklet` is not a list of lists")
         if len(masklet) != len(clip) or not masklet:
             raise Quarantined(
-                Reason.FRAME_MISMATCH, f"{file}: {len(masklet)} labelled frames for {len(clip)} of the clip"
+                Reason.FRAME_MISMATCH,
+                f"{file}: {len(masklet)} labelled frames for {len(clip)} of the clip",
             )
         if index >= min(len(frame) for frame in masklet):
             raise invalid(f"{file}: object {index} of {min(len(frame) for frame in masklet)}")
         size = (clip.height, clip.width) if clip.height and clip.width else None
-        masks = [checked_mask(frame[index], f"{file}, label {t}", size) for t, frame in enumerate(masklet)]
+        masks = [
+            checked_mask(frame[index], f"{file}, label {t}", size)
+            for t, frame in enumerate(masklet)
+        ]
         boxes = absent(len(clip))
         for t, mask in enumerate(masks):
             if mask is not None:

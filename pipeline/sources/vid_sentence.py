@@ -34,7 +34,16 @@ from pipeline.sources.base import (
     with_target,
 )
 from schemas.geometry import absent, clip_boxes, from_xyxy
-from schemas.records import Annotation, Clip, Media, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
 
 _FOLDERS = ("data/ILSVRC/", "", "ILSVRC/", "VID-Sentence/data/ILSVRC/")
 _LISTS = "Data/VID/annSamples/"
@@ -57,7 +66,9 @@ class VIDSentence:
 
     name: ClassVar[str] = "vid_sentence"
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    licence: ClassVar[str] = "annotations CC BY-NC 4.0; images under ImageNet terms, no redistribution"
+    licence: ClassVar[str] = (
+        "annotations CC BY-NC 4.0; images under ImageNet terms, no redistribution"
+    )
     expected: ClassVar[str] = """\
 <root>/data/ILSVRC/
   Data/VID/annSamples/{train,val,test}_{valid_list,ann_list_v2}.txt
@@ -79,7 +90,11 @@ class VIDSentence:
         base = _base(root)
         lists = [f"{base}{_LISTS}{split}_{kind}.txt" for kind in ("valid_list", "ann_list_v2")]
         videos = {line.rsplit(",", 1)[0]: None for line in _lines(root, lists[0]) if "," in line}
-        return [file for file in [*lists, *(_tube_file(root, base, split, v) for v in videos)] if root.has(file)]
+        return [
+            file
+            for file in [*lists, *(_tube_file(root, base, split, v) for v in videos)]
+            if root.has(file)
+        ]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
@@ -95,9 +110,13 @@ class VIDSentence:
             try:
                 yield self._planned(root, base, split, tracks, line)
             except Quarantined as problem:
-                yield Rejected(self.name, split, line[:80], problem.reason, problem.message, f"{file}:{number}")
+                yield Rejected(
+                    self.name, split, line[:80], problem.reason, problem.message, f"{file}:{number}"
+                )
 
-    def _planned(self, root: DataRoot, base: str, split: str, tracks: list[str], line: str) -> Planned:
+    def _planned(
+        self, root: DataRoot, base: str, split: str, tracks: list[str], line: str
+    ) -> Planned:
         index, comma, sentence = line.partition(",")
         number = decimal(index.strip())
         if not comma or number is None or not clean(sentence):
@@ -106,7 +125,9 @@ class VIDSentence:
             raise malformed(f"names line {number} (0-based) of a valid list of {len(tracks)} lines")
         path, comma, track_id = (part.strip() for part in tracks[number].rpartition(","))
         if not comma or not path or not track_id:
-            raise malformed(f"line {number} of the valid list, {tracks[number]!r:.80}, is not `<video>,<track>`")
+            raise malformed(
+                f"line {number} of the valid list, {tracks[number]!r:.80}, is not `<video>,<track>`"
+            )
 
         pointer = {"file": _tube_file(root, base, split, path), "track": track_id}
         start = stop = 0
@@ -126,7 +147,11 @@ class VIDSentence:
             source=self.name,
             split=split,
             video_id=video,
-            media=Media("frames", f"{base}Data/VID/{'train' if split == 'train' else 'val'}/{path}", "%06d.JPEG"),
+            media=Media(
+                "frames",
+                f"{base}Data/VID/{'train' if split == 'train' else 'val'}/{path}",
+                "%06d.JPEG",
+            ),
             start=start,
             stop=stop,
             height=height,
@@ -134,7 +159,9 @@ class VIDSentence:
             licence=self.licence,
         )
         referent_id = clip_key(self.name, split, video, f"t{track_id}", start, stop, f"s{number}")
-        referent = Referent(referent_id, clip.clip_id, clean(sentence), (track_id,), category, sentence, pointer)
+        referent = Referent(
+            referent_id, clip.clip_id, clean(sentence), (track_id,), category, sentence, pointer
+        )
         return Planned(clip, (referent,))
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
@@ -143,12 +170,16 @@ class VIDSentence:
         raw = absent(len(clip))
         frames = np.array([box["frame"] - 1 - clip.start for box in track])
         inside = (frames >= 0) & (frames < len(clip))
-        raw[frames[inside]] = box_rows([box["bbox"] for box in track], referent.pointer["file"])[inside]
+        raw[frames[inside]] = box_rows([box["bbox"] for box in track], referent.pointer["file"])[
+            inside
+        ]
         boxes = from_xyxy(raw, inclusive=True)
         if clip.height and clip.width:
             boxes = clip_boxes(boxes, clip.height, clip.width)
         known = np.ones(len(clip), bool)
-        return with_target(Annotation(boxes, known, None, raw, "xyxy pixels 0-based inclusive"), referent)
+        return with_target(
+            Annotation(boxes, known, None, raw, "xyxy pixels 0-based inclusive"), referent
+        )
 
     def _track(self, root: DataRoot, pointer: dict) -> list[dict]:
         """The non-empty box records of one track, checked, in order of their frames."""
@@ -165,14 +196,18 @@ class VIDSentence:
             if len({box["frame"] for box in track}) < len(track):
                 raise ValueError("it has two boxes for one frame")
         except (KeyError, TypeError, ValueError) as error:
-            raise invalid(f"{file}: track {track_id!r:.20} cannot be read: {type(error).__name__} {error}") from error
+            raise invalid(
+                f"{file}: track {track_id!r:.20} cannot be read: {type(error).__name__} {error}"
+            ) from error
         if not track:
             raise Quarantined(Reason.NO_TARGET, f"{file}: track {track_id!r:.20} is empty")
         return track
 
 
 def _base(root: DataRoot) -> str:
-    return locate(root, _FOLDERS, [f"{_LISTS}{split}_ann_list_v2.txt" for split in VIDSentence.splits])
+    return locate(
+        root, _FOLDERS, [f"{_LISTS}{split}_ann_list_v2.txt" for split in VIDSentence.splits]
+    )
 
 
 def _lines(root: DataRoot, file: str) -> list[str]:

@@ -15,7 +15,9 @@ MEMORY = 1 << 30
 if __name__ == "__main__":
     wanted = sys.argv[1:]
     if wanted:
-        judge(next(case for case in CASES.values() if case.source == "hcstvg"))  # all libraries are loaded
+        judge(
+            next(case for case in CASES.values() if case.source == "hcstvg")
+        )  # all libraries are loaded
         judge(next(case for case in CASES.values() if case.source == "got10k"))
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * resource.getpagesize()

@@ -40,7 +40,9 @@ def _audit(event: str, args: tuple) -> None:
     (outside, out, found), (path, mode, flags) = _watch[0], args
     real = Path(os.path.realpath(os.fsdecode(path)))
     writes = flags & _WRITE if isinstance(flags, int) else any(c in mode or "" for c in "wax+")
-    if real.is_relative_to(outside) or (writes and not real.is_relative_to(out) and str(real) != "/dev/null"):
+    if real.is_relative_to(outside) or (
+        writes and not real.is_relative_to(out) and str(real) != "/dev/null"
+    ):
         found.append(str(real))
 
 
@@ -55,7 +57,10 @@ def bounded(outside: Path, out: Path) -> Iterator[None]:
         raise Late(f"not done after {DEADLINE} s")
 
     found: list[str] = []
-    compiled, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of modules that a case is the first to import
+    compiled, sys.dont_write_bytecode = (
+        sys.dont_write_bytecode,
+        True,
+    )  # of modules that a case is the first to import
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, DEADLINE)
     _watch[:] = [(outside, out, found)]
@@ -70,13 +75,19 @@ def bounded(outside: Path, out: Path) -> Iterator[None]:
         raise Escaped(", ".join(found))
 
 
-def job_for(source: str, root: Path, out: Path, *, follow_links: bool = False, **config: object) -> Job:
+def job_for(
+    source: str, root: Path, out: Path, *, follow_links: bool = False, **config: object
+) -> Job:
     """The job of the split that has clips."""
-    made = configure("lite").model_copy(update={"decode": DecodeConfig(max_bytes=256 << 20), **config})
+    made = configure("lite").model_copy(
+        update={"decode": DecodeConfig(max_bytes=256 << 20), **config}
+    )
     return make_jobs(source, root, out, made, splits=[SPLIT], follow_links=follow_links)[0]
 
 
-def outcome(source: str, root: Path, out: Path, *, follow_links: bool = False) -> tuple[str, list[dict]]:
+def outcome(
+    source: str, root: Path, out: Path, *, follow_links: bool = False
+) -> tuple[str, list[dict]]:
     """("malformed_row ok", quarantine rows): the reason of every row, and `ok` for every referent that can be read.
 
     ("error", []) where the whole source cannot be planned; the message has to say which source or file.
@@ -89,7 +100,9 @@ def outcome(source: str, root: Path, out: Path, *, follow_links: bool = False) -
         if type(error) not in (Quarantined, ValueError):
             raise
         message = str(error)
-        assert source in message or any(path.name in message for path in root.rglob("*.*")), f"of what? {message}"
+        assert source in message or any(path.name in message for path in root.rglob("*.*")), (
+            f"of what? {message}"
+        )
         return "error", []
     rows, good, reader = [], 0, job.load()
     for shard in read_plan(job, ""):
@@ -104,7 +117,10 @@ def outcome(source: str, root: Path, out: Path, *, follow_links: bool = False) -
                 check_sizes(item.clip, decoded, reader)
                 encode_media(decoded, item.clip, job.config.media)
             except (Quarantined, *DATA_ERRORS) as error:
-                rows += [quarantine_row(job, error, item.clip.clip_id, r.referent_id) for r in item.referents]
+                rows += [
+                    quarantine_row(job, error, item.clip.clip_id, r.referent_id)
+                    for r in item.referents
+                ]
                 continue
             for referent in item.referents:
                 try:
@@ -115,5 +131,7 @@ def outcome(source: str, root: Path, out: Path, *, follow_links: bool = False) -
                 except (Quarantined, *DATA_ERRORS) as error:
                     rows.append(quarantine_row(job, error, item.clip.clip_id, referent.referent_id))
     to_table("quarantine", [{**row, "shard": ""} for row in rows])  # they can be written
-    words = sorted({row["reason"] for row in rows}) + (["ok"] if good == 1 else [f"ok*{good}"] if good else [])
+    words = sorted({row["reason"] for row in rows}) + (
+        ["ok"] if good == 1 else [f"ok*{good}"] if good else []
+    )
     return " ".join(words), rows

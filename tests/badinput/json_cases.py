@@ -12,8 +12,10 @@ HCSTVG, MEVIS, MASKS, REFSAV = (
     "Ref-SAV.json",
 )
 MASKLETS = "sam_v_full/sav_train/sav_000/sav_000026_manual.json"
-TUBE = ("data/ILSVRC/Annotations/VID/tubeGt/train/ILSVRC2015_VID_train_0000/"
-        "ILSVRC2015_train_00000006.js")  # fmt: skip
+TUBE = (
+    "data/ILSVRC/Annotations/VID/tubeGt/train/ILSVRC2015_VID_train_0000/"
+    "ILSVRC2015_train_00000006.js"
+)
 LISTS = "data/ILSVRC/Data/VID/annSamples/train_"
 _BOX = "null true -1 inf nan 10^30 10^400 text list object"
 _HOLDER = "null true 0 10^5000 text list object lists deep"
@@ -34,11 +36,22 @@ def hcstvg() -> list[Case]:
         name, row = next(iter(json.loads(whole).items()))
         files[HCSTVG] = f"{whole[:-1]},{json.dumps(name)}:{json.dumps(row)}}}".encode()
 
-    cases = [case for path, values in (
-        ([], _HOLDER), ([0], _HOLDER), ([0, "bbox"], ""), ([0, "bbox", 0], _BOX), ([0, "bbox", 0, 2], _BOX),
-        ([0, "st_frame"], ""), ([0, "img_num"], ""), ([0, "img_size"], _HOLDER), ([0, "img_size", 0], ""),
-        ([0, "English"], ""),
-    ) for case in matrix("hcstvg", HCSTVG, path, values)]  # fmt: skip
+    cases = [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            ([0], _HOLDER),
+            ([0, "bbox"], ""),
+            ([0, "bbox", 0], _BOX),
+            ([0, "bbox", 0, 2], _BOX),
+            ([0, "st_frame"], ""),
+            ([0, "img_num"], ""),
+            ([0, "img_size"], _HOLDER),
+            ([0, "img_size", 0], ""),
+            ([0, "English"], ""),
+        )
+        for case in matrix("hcstvg", HCSTVG, path, values)
+    ]
     more = {
         "img_num 10^9": put(HCSTVG, [0, "img_num"], "1000000000"),
         "img_num 10^6": put(HCSTVG, [0, "img_num"], "1000000"),
@@ -64,10 +77,16 @@ def hcstvg() -> list[Case]:
         "name percent": word(HCSTVG, "1_b11d59350ca.mp4", "%s%n%d.mp4"),
         "renamed to non-ascii": both(
             word(HCSTVG, "1_b11d59350ca.mp4", "é ü\\n視.mp4"),
-            lambda files: files.update({"video/x y/é ü\n視.mp4": files.pop("video/part_1/1_b11d59350ca.mp4")}),
+            lambda files: files.update(
+                {"video/x y/é ü\n視.mp4": files.pop("video/part_1/1_b11d59350ca.mp4")}
+            ),
         ),
-    }  # fmt: skip
-    return cases + [Case("hcstvg", "row", name, spoil) for name, spoil in more.items()] + _files("hcstvg", HCSTVG)
+    }
+    return (
+        cases
+        + [Case("hcstvg", "row", name, spoil) for name, spoil in more.items()]
+        + _files("hcstvg", HCSTVG)
+    )
 
 
 def vid_sentence() -> list[Case]:
@@ -80,13 +99,25 @@ def vid_sentence() -> list[Case]:
         return spoil
 
     at = ["annotations", 0]
-    cases = [case for path, values in (
-        ([], _HOLDER), (["annotations"], _HOLDER), (at, _HOLDER), ([*at, "id"], _HOLDER), ([*at, "track"], _HOLDER),
-        ([*at, "track", 0], _HOLDER), ([*at, "track", 0, "frame"], ""), ([*at, "track", -1, "frame"], ""),
-        ([*at, "track", 0, "bbox"], _HOLDER), ([*at, "track", 0, "bbox", 0], _BOX),
-        ([*at, "track", 0, "frame_size"], _HOLDER), ([*at, "track", 0, "frame_size", 0], ""),
-        ([*at, "track", 0, "class"], "null 10^400 list nul surrogate"),
-    ) for case in matrix("vid_sentence", TUBE, path, values)]  # fmt: skip
+    cases = [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            (["annotations"], _HOLDER),
+            (at, _HOLDER),
+            ([*at, "id"], _HOLDER),
+            ([*at, "track"], _HOLDER),
+            ([*at, "track", 0], _HOLDER),
+            ([*at, "track", 0, "frame"], ""),
+            ([*at, "track", -1, "frame"], ""),
+            ([*at, "track", 0, "bbox"], _HOLDER),
+            ([*at, "track", 0, "bbox", 0], _BOX),
+            ([*at, "track", 0, "frame_size"], _HOLDER),
+            ([*at, "track", 0, "frame_size", 0], ""),
+            ([*at, "track", 0, "class"], "null 10^400 list nul surrogate"),
+        )
+        for case in matrix("vid_sentence", TUBE, path, values)
+    ]
     lists = {
         "no comma": line(f"{LISTS}ann_list_v2.txt", 0, "0 The cat."),
         "no index": line(f"{LISTS}ann_list_v2.txt", 0, ", The cat."),
@@ -100,7 +131,9 @@ def vid_sentence() -> list[Case]:
         "stray quotes": line(f"{LISTS}ann_list_v2.txt", 0, '0, The "cat, "" and \'so'),
         "sentence twice": line(f"{LISTS}ann_list_v2.txt", 1, "0, The cat again."),
         "byte order mark": become(f"{LISTS}ann_list_v2.txt", lambda data: b"\xef\xbb\xbf" + data),
-        "other line ends": become(f"{LISTS}ann_list_v2.txt", lambda data: data.replace(b"\n", b"\r\n")),
+        "other line ends": become(
+            f"{LISTS}ann_list_v2.txt", lambda data: data.replace(b"\n", b"\r\n")
+        ),
         "utf-16": become(f"{LISTS}ann_list_v2.txt", lambda data: data.decode().encode("utf-16")),
         "latin-1": line(f"{LISTS}ann_list_v2.txt", 0, "0, placeholder"),
         "empty": become(f"{LISTS}ann_list_v2.txt", b""),
@@ -108,20 +141,31 @@ def vid_sentence() -> list[Case]:
         "video up": line(f"{LISTS}valid_list.txt", 0, "../../../../../outside/video,0"),
         "video absolute": line(f"{LISTS}valid_list.txt", 0, "/etc/passwd,0"),
         "video not there": line(f"{LISTS}valid_list.txt", 0, "ILSVRC2015_VID_train_0000/none,0"),
-        "track not there": line(f"{LISTS}valid_list.txt", 0, "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000006,77"),
-        "no track": line(f"{LISTS}valid_list.txt", 0, "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000006"),
+        "track not there": line(
+            f"{LISTS}valid_list.txt", 0, "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000006,77"
+        ),
+        "no track": line(
+            f"{LISTS}valid_list.txt", 0, "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000006"
+        ),
         "video percent": line(f"{LISTS}valid_list.txt", 0, "%s%n/%d,0"),
         "frames far apart": track(lambda t: [*t[:-1], {**t[-1], "frame": 10**9}]),
         "frames out of order": track(lambda t: t[::-1]),
         "one frame twice": track(lambda t: [*t, t[0]]),
         "boxes turned": track(lambda t: [{**b, "bbox": b["bbox"][2:] + b["bbox"][:2]} for b in t]),
         "frame size 10^9": track(lambda t: [{**b, "frame_size": [10**9, 10**9]} for b in t]),
-        "one track twice": both(put(TUBE, [*at, "id"], '"0"'), lambda files: files.update({TUBE: _twice(files)})),
-    }  # fmt: skip
+        "one track twice": both(
+            put(TUBE, [*at, "id"], '"0"'), lambda files: files.update({TUBE: _twice(files)})
+        ),
+    }
     lists["latin-1"] = both(
-        lists["latin-1"], become(f"{LISTS}ann_list_v2.txt", lambda d: d.replace(b"placeholder", b"caf\xe9 \xff"))
+        lists["latin-1"],
+        become(f"{LISTS}ann_list_v2.txt", lambda d: d.replace(b"placeholder", b"caf\xe9 \xff")),
     )
-    return cases + [Case("vid_sentence", "lists", n, s) for n, s in lists.items()] + _files("vid_sentence", TUBE)
+    return (
+        cases
+        + [Case("vid_sentence", "lists", n, s) for n, s in lists.items()]
+        + _files("vid_sentence", TUBE)
+    )
 
 
 def _twice(files: Files) -> bytes:
@@ -144,15 +188,35 @@ def mevis() -> list[Case]:
 
     a = ["videos", 0]
     said = [*a, "expressions", 0]
-    cases = [case for path, values in (
-        ([], _HOLDER), (["videos"], _HOLDER), (a, _HOLDER), ([*a, "frames"], _HOLDER), ([*a, "frames", 0], ""),
-        ([*a, "expressions"], _HOLDER), (said, _HOLDER), ([*said, "exp"], ""), ([*said, "anno_id"], _HOLDER),
-        ([*said, "anno_id", 0], ""), ([*said, "obj_id"], _HOLDER),
-    ) for case in matrix("mevis", MEVIS, path, values)]  # fmt: skip
-    cases += [case for path, values in (
-        ([], _HOLDER), (["0"], _HOLDER), (["0", 0], _HOLDER), (["0", 0, "counts"], ""), (["0", 0, "size"], _HOLDER),
-        (["0", 0, "size", 0], _BOX),
-    ) for case in matrix("mevis", MASKS, path, values)]  # fmt: skip
+    cases = [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            (["videos"], _HOLDER),
+            (a, _HOLDER),
+            ([*a, "frames"], _HOLDER),
+            ([*a, "frames", 0], ""),
+            ([*a, "expressions"], _HOLDER),
+            (said, _HOLDER),
+            ([*said, "exp"], ""),
+            ([*said, "anno_id"], _HOLDER),
+            ([*said, "anno_id", 0], ""),
+            ([*said, "obj_id"], _HOLDER),
+        )
+        for case in matrix("mevis", MEVIS, path, values)
+    ]
+    cases += [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            (["0"], _HOLDER),
+            (["0", 0], _HOLDER),
+            (["0", 0, "counts"], ""),
+            (["0", 0, "size"], _HOLDER),
+            (["0", 0, "size", 0], _BOX),
+        )
+        for case in matrix("mevis", MASKS, path, values)
+    ]
     more = {
         "counts short": counts("0"),
         "counts long": counts("0" + "o" * 3),
@@ -164,7 +228,9 @@ def mevis() -> list[Case]:
         "counts empty": counts(""),
         "counts as list": layer(lambda masks: [{**m, "counts": [19200]} for m in masks]),
         "size turned": layer(lambda masks: [{**m, "size": m["size"][::-1]} for m in masks]),
-        "size of another frame": layer(lambda masks: [{"size": [2, 2], "counts": "04"} for m in masks]),
+        "size of another frame": layer(
+            lambda masks: [{"size": [2, 2], "counts": "04"} for m in masks]
+        ),
         "size 10^9": layer(lambda masks: [{"size": [10**9, 10**9], "counts": "0"} for m in masks]),
         "size 10^9 x 1": layer(lambda masks: [{"size": [10**9, 1], "counts": "0"} for m in masks]),
         "size 0": layer(lambda masks: [{"size": [0, 0], "counts": ""} for m in masks]),
@@ -183,8 +249,12 @@ def mevis() -> list[Case]:
         "video up": word(MEVIS, "afdd3c5da858", "../../../outside"),
         "video absolute": word(MEVIS, "afdd3c5da858", "/etc"),
         "video newline": word(MEVIS, "afdd3c5da858", r"a\nb c"),
-    }  # fmt: skip
-    return cases + [Case("mevis", "masks and names", n, s) for n, s in more.items()] + _files("mevis", MEVIS, MASKS)
+    }
+    return (
+        cases
+        + [Case("mevis", "masks and names", n, s) for n, s in more.items()]
+        + _files("mevis", MEVIS, MASKS)
+    )
 
 
 def refsav() -> list[Case]:
@@ -193,18 +263,38 @@ def refsav() -> list[Case]:
         files[REFSAV] = f"{whole[:-1]},{whole[1:]}".encode()
 
     objects = [0, "objects"]
-    cases = [case for path, values in (
-        ([], _HOLDER), ([0], _HOLDER), ([0, "video_path"], ""), ([0, "anno_path"], ""), (objects, _HOLDER),
-        ([*objects, 0], _HOLDER), ([*objects, 0, "formated"], ""),
-    ) for case in matrix("refsav", REFSAV, path, values)]  # fmt: skip
-    cases += [case for path, values in (
-        ([], _HOLDER), (["video_frame_count"], ""), (["video_height"], ""), (["masklet"], _HOLDER),
-        (["masklet", 0], _HOLDER), (["masklet", 0, 0], _HOLDER), (["masklet", 0, 0, "counts"], _HOLDER),
-        (["masklet", 0, 0, "size"], _HOLDER),
-    ) for case in matrix("refsav", MASKLETS, path, values)]  # fmt: skip
+    cases = [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            ([0], _HOLDER),
+            ([0, "video_path"], ""),
+            ([0, "anno_path"], ""),
+            (objects, _HOLDER),
+            ([*objects, 0], _HOLDER),
+            ([*objects, 0, "formated"], ""),
+        )
+        for case in matrix("refsav", REFSAV, path, values)
+    ]
+    cases += [
+        case
+        for path, values in (
+            ([], _HOLDER),
+            (["video_frame_count"], ""),
+            (["video_height"], ""),
+            (["masklet"], _HOLDER),
+            (["masklet", 0], _HOLDER),
+            (["masklet", 0, 0], _HOLDER),
+            (["masklet", 0, 0, "counts"], _HOLDER),
+            (["masklet", 0, 0, "size"], _HOLDER),
+        )
+        for case in matrix("refsav", MASKLETS, path, values)
+    ]
     more = {
         "row twice": again,
-        "object of another spelling": word(REFSAV, '"objects":{"0":', '"objects":{"00":{"formated":"Also."},"0":'),
+        "object of another spelling": word(
+            REFSAV, '"objects":{"0":', '"objects":{"00":{"formated":"Also."},"0":'
+        ),
         "object of 5000 digits": word(REFSAV, '"objects":{"0":', f'"objects":{{"{"9" * 5000}":'),
         "object not there": word(REFSAV, '"objects":{"0":', '"objects":{"7":'),
         "object negative": word(REFSAV, '"objects":{"0":', '"objects":{"-1":'),
@@ -217,25 +307,42 @@ def refsav() -> list[Case]:
         "frames 10^6": put(MASKLETS, ["video_frame_count"], "1000000.0"),
         "frames 19": put(MASKLETS, ["video_frame_count"], "19.0"),
         "10^5 characters": put(REFSAV, [*objects, 0, "formated"], f'"{"word " * 20_000}"'),
-    }  # fmt: skip
-    return cases + [Case("refsav", "row", n, s) for n, s in more.items()] + _files("refsav", REFSAV, MASKLETS)
+    }
+    return (
+        cases
+        + [Case("refsav", "row", n, s) for n, s in more.items()]
+        + _files("refsav", REFSAV, MASKLETS)
+    )
 
 
 def _files(source: str, *files: str) -> list[Case]:
     """What may happen to a whole file of JSON."""
     ways = {
-        "empty": b"", "spaces": b" \n ", "cut": lambda d: d[: len(d) // 2], "cut at the end": lambda d: d[:-1],
-        "tail": lambda d: d + b"]]", "two": lambda d: d + d, "byte order mark": lambda d: b"\xef\xbb\xbf" + d,
-        "utf-16": lambda d: d.decode().encode("utf-16"), "zeros": lambda d: bytes(len(d)),
-        "html": b"<html><body>404 Not Found</body></html>", "deep objects": b'{"a":' * 100_000 + b"}" * 100_000,
+        "empty": b"",
+        "spaces": b" \n ",
+        "cut": lambda d: d[: len(d) // 2],
+        "cut at the end": lambda d: d[:-1],
+        "tail": lambda d: d + b"]]",
+        "two": lambda d: d + d,
+        "byte order mark": lambda d: b"\xef\xbb\xbf" + d,
+        "utf-16": lambda d: d.decode().encode("utf-16"),
+        "zeros": lambda d: bytes(len(d)),
+        "html": b"<html><body>404 Not Found</body></html>",
+        "deep objects": b'{"a":' * 100_000 + b"}" * 100_000,
         "git lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n",
-        "raw newline in text": lambda d: d.replace(b'":', b'\n":', 1), "comments": lambda d: b"// v2\n" + d,
-        "unquoted": lambda d: d.replace(b'"', b"'"), "trailing comma": lambda d: d[:-1] + b",}",
+        "raw newline in text": lambda d: d.replace(b'":', b'\n":', 1),
+        "comments": lambda d: b"// v2\n" + d,
+        "unquoted": lambda d: d.replace(b'"', b"'"),
+        "trailing comma": lambda d: d[:-1] + b",}",
         "not utf-8": lambda d: d.replace(b"the", b"\xff\xfe\xe9", 1),
-    }  # fmt: skip
+    }
     made = [
-        Case(source, f"file {n}", name, become(file, way)) for n, file in enumerate(files) for name, way in ways.items()
+        Case(source, f"file {n}", name, become(file, way))
+        for n, file in enumerate(files)
+        for name, way in ways.items()
     ]
     return made + [
-        Case(source, f"file {n} is a", what, kind(file, what)) for n, file in enumerate(files) for what in KINDS
+        Case(source, f"file {n} is a", what, kind(file, what))
+        for n, file in enumerate(files)
+        for what in KINDS
     ]

@@ -11,11 +11,25 @@ from tests.badinput.corpora import Files
 _HERE = "@@here@@"
 
 VALUES = {
-    "null": "null", "true": "true", "0": "0", "-1": "-1", "1.5": "1.5", "inf": "1e999", "nan": "NaN",
-    "10^30": "1" + "0" * 30, "10^400": "1" + "0" * 400, "10^5000": "1" + "0" * 5000, "text": '"text"', "blank": '" "',
-    "nul": r'"a\u0000b"', "surrogate": r'"\ud800"', "list": "[]", "object": "{}", "lists": "[[[]]]",
+    "null": "null",
+    "true": "true",
+    "0": "0",
+    "-1": "-1",
+    "1.5": "1.5",
+    "inf": "1e999",
+    "nan": "NaN",
+    "10^30": "1" + "0" * 30,
+    "10^400": "1" + "0" * 400,
+    "10^5000": "1" + "0" * 5000,
+    "text": '"text"',
+    "blank": '" "',
+    "nul": r'"a\u0000b"',
+    "surrogate": r'"\ud800"',
+    "list": "[]",
+    "object": "{}",
+    "lists": "[[[]]]",
     "deep": "[" * 100_000 + "]" * 100_000,
-}  # fmt: skip
+}
 """Name -> JSON text of a value that is the wrong one nearly everywhere. JSON has no infinity: 1e999 reads as one."""
 
 
@@ -49,7 +63,9 @@ def put(file: str, path: list, raw: str) -> Callable[[Files], None]:
         for step in way:
             place = place[_key(place, step)]
         place[_key(place, last)] = _HERE
-        files[file] = json.dumps(holder[0], ensure_ascii=False).replace(f'"{_HERE}"', raw, 1).encode()
+        files[file] = (
+            json.dumps(holder[0], ensure_ascii=False).replace(f'"{_HERE}"', raw, 1).encode()
+        )
 
     return spoil
 
@@ -62,7 +78,10 @@ def matrix(source: str, file: str, path: list, values: str = "") -> list[Case]:
     """A case per value (all of VALUES, or those named) at one place."""
     group = ".".join(map(str, path)) or "whole"
     group = f"{Path(file).stem}.{group}" if len(file) else group
-    return [Case(source, group, name, put(file, path, VALUES[name])) for name in (values.split() or VALUES)]
+    return [
+        Case(source, group, name, put(file, path, VALUES[name]))
+        for name in (values.split() or VALUES)
+    ]
 
 
 def become(file: str, change: bytes | Callable[[bytes], bytes]) -> Callable[[Files], None]:
@@ -101,7 +120,9 @@ def gone(*names: str) -> Callable[[Files], None]:
     """Files, or folders with all that is in them, are not there."""
 
     def spoil(files: Files) -> None:
-        found = [file for file in files for name in names if file == name or file.startswith(f"{name}/")]
+        found = [
+            file for file in files for name in names if file == name or file.startswith(f"{name}/")
+        ]
         assert found
         for file in found:
             del files[file]

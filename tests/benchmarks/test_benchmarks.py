@@ -13,7 +13,17 @@ SPARROW = Path(sys.executable).parent / "sparrow"
 
 
 def test_the_command_prints_every_row_and_writes_them(tmp_path):
-    words = ["bench", "tracker", "models", "decode", "--quick", "--device", "cpu", "--out", tmp_path / "bench.json"]
+    words = [
+        "bench",
+        "tracker",
+        "models",
+        "decode",
+        "--quick",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "bench.json",
+    ]
     done = subprocess.run([SPARROW, *map(str, words)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "QUICK" in done.stdout
@@ -49,7 +59,10 @@ def test_the_model_s_rows_say_what_sparrow_costs_and_that_no_frame_is_encoded_tw
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = {row.what: row for row in one_host(Setting(torch.device("cpu"), torch.float32, True), "glus")}
+        rows = {
+            row.what: row
+            for row in one_host(Setting(torch.device("cpu"), torch.float32, True), "glus")
+        }
     finally:
         torch.set_num_threads(threads)
     assert rows["glus: whole video, with SPARROW"].ratio > 0

@@ -18,13 +18,19 @@ QUICK = Setting(torch.device("cpu"), torch.float32, quick=True)
 def rows(monkeypatch, capsys):
     """A function: section, size -> what it prints, by name. In this process, which has loaded the pipeline already."""
     for place, name in ((driver, "work"), (driver, "fused"), (work, "fused")):
-        monkeypatch.setattr(place, name, getattr(place, name))  # the stub's place is given back afterwards
+        monkeypatch.setattr(
+            place, name, getattr(place, name)
+        )  # the stub's place is given back afterwards
     monkeypatch.delitem(SOURCES, "made", raising=False)
 
     def measure(section, size):
         capsys.readouterr()
         scaling.main(section, size)
-        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"what"')]
+        lines = [
+            json.loads(line)
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith('{"what"')
+        ]
         assert all(line["value"] > 0 for line in lines)
         return {line["what"].strip(): line for line in lines}
 
@@ -57,12 +63,18 @@ def test_copies_of_a_shard_are_found_done_as_if_they_had_been_made(rows):
     found = rows("resume", 1100)
     assert "3 shards, 550 videos" in found["resume, all done, 1,100 referents"]["note"]
     steps = ["hashes of the plan's shards", "what is committed", "the source files"]
-    assert sum(found[step]["value"] for step in steps) > found["os.stat of each, and no more"]["value"]
+    assert (
+        sum(found[step]["value"] for step in steps) > found["os.stat of each, and no more"]["value"]
+    )
 
 
 def test_made_tracks_are_on_disk_and_asked(rows):
     found = rows("queries", 12_800)
-    assert {"12,800 track rows on disk", "the 20 worst tracks", "one referent's track"} <= found.keys()
+    assert {
+        "12,800 track rows on disk",
+        "the 20 worst tracks",
+        "one referent's track",
+    } <= found.keys()
 
 
 def test_an_unknown_section_names_the_known_ones(monkeypatch):

@@ -11,7 +11,16 @@ import pytest
 from manifests.verify import verify
 from pipeline.plan import build_plan, read_plan
 from pipeline.shards import stage_clip
-from tests.chaos.world import counts, curate, differing, forked, leftovers, make_corpus, make_job, tree
+from tests.chaos.world import (
+    counts,
+    curate,
+    differing,
+    forked,
+    leftovers,
+    make_corpus,
+    make_job,
+    tree,
+)
 
 LONG = int(os.environ.get("KILLS", "0"))
 
@@ -36,7 +45,9 @@ def world(tmp_path_factory):
 
 def test_the_steps_of_a_commit_are_all_there(world):
     _, _, steps = world
-    renamed = [s for s in steps if s.startswith("os.rename /.staging") and "hcstvg-train-000000-" in s]
+    renamed = [
+        s for s in steps if s.startswith("os.rename /.staging") and "hcstvg-train-000000-" in s
+    ]
     assert len(renamed) == 2 + 1 + 11  # clips, the tar, the parts
     assert renamed[-1].endswith("shards.parquet")
     assert any(s.startswith("os.rmdir") for s in steps)

@@ -77,7 +77,9 @@ def small_disk(tmp_path):
 def test_a_full_disk_stops_the_run_and_room_finishes_it(world, job, small_disk):
     filler = small_disk / "filler"
     filler.write_bytes(b"\0" * 270_000)
-    with pytest.raises(OSError, match=r"the disk is full: free some space, and run the same command again.*out"):
+    with pytest.raises(
+        OSError, match=r"the disk is full: free some space, and run the same command again.*out"
+    ):
         driver.run([job], Inline(), Quiet())
     assert not list(small_disk.glob("manifests/shards/*.parquet"))
     assert not list(small_disk.glob(".staging/*/*.tmp"))  # half a clip does not stay in the way
@@ -112,10 +114,15 @@ def test_no_permission_to_write_says_so(job, tmp_path):
     process = FORK.Process(target=as_nobody, args=(job, str(tmp_path / "said")))
     process.start()
     process.join(60)
-    assert "PermissionError: [Errno 13] no permission to write there" in (tmp_path / "said").read_text()
+    assert (
+        "PermissionError: [Errno 13] no permission to write there"
+        in (tmp_path / "said").read_text()
+    )
 
 
-def test_a_video_that_is_cut_short_after_the_plan_is_dropped_and_the_rest_is_done(world, job, tmp_path):
+def test_a_video_that_is_cut_short_after_the_plan_is_dropped_and_the_rest_is_done(
+    world, job, tmp_path
+):
     copy = tmp_path / "data"
     shutil.copytree(job.data_root, copy, copy_function=shutil.copy2)
     job = job.model_copy(update={"data_root": str(copy)})
@@ -124,7 +131,9 @@ def test_a_video_that_is_cut_short_after_the_plan_is_dropped_and_the_rest_is_don
     whole = video.read_bytes()
     video.write_bytes(whole[: len(whole) // 2])
     driver.run([job], Inline(), Quiet())
-    rows = query(Path(job.out), "SELECT clip_id, reason FROM quarantine WHERE reason <> 'media_missing'")
+    rows = query(
+        Path(job.out), "SELECT clip_id, reason FROM quarantine WHERE reason <> 'media_missing'"
+    )
     assert [(r["reason"], "1_video" in r["clip_id"]) for r in rows] == [("media_unreadable", True)]
     assert query(Path(job.out), "SELECT count(*) AS n FROM referents") == [{"n": 2}]
     assert verify(Path(job.out), deep=True).problems == []
@@ -145,13 +154,17 @@ def test_a_staged_clip_of_a_video_that_has_been_replaced_is_made_again(world, jo
     shutil.copyfile(copy / "part_1" / "1_video.mp4", video)
     (run,) = driver.run([job], Inline(), Quiet())
     assert run.clips_resumed == 1
-    sizes = query(Path(job.out), "SELECT source_bytes AS n FROM clips WHERE media_path LIKE '%0_video%'")
+    sizes = query(
+        Path(job.out), "SELECT source_bytes AS n FROM clips WHERE media_path LIKE '%0_video%'"
+    )
     assert sizes == [{"n": video.stat().st_size}]
     (again,) = driver.run([job], Inline(), Quiet())
     assert (again.shards_done, again.clips_done) == (0, 0)
 
 
-def test_staged_clips_that_outlived_their_commit_are_not_used_by_a_retry(world, job, tmp_path, monkeypatch):
+def test_staged_clips_that_outlived_their_commit_are_not_used_by_a_retry(
+    world, job, tmp_path, monkeypatch
+):
     """A kill between a commit and the removal of its staging folder leaves such."""
     copy = tmp_path / "data"
     shutil.copytree(job.data_root, copy, copy_function=shutil.copy2)
@@ -160,7 +173,9 @@ def test_staged_clips_that_outlived_their_commit_are_not_used_by_a_retry(world, 
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         driver.run([job], Inline(), Quiet())
     assert len(list(out.glob(".staging/*/*.clip"))) == 4
-    shutil.copy2(copy / "part_1" / "2_video.mp4", copy / "part_1" / "3_video.mp4")  # the missing one is found
+    shutil.copy2(
+        copy / "part_1" / "2_video.mp4", copy / "part_1" / "3_video.mp4"
+    )  # the missing one is found
     driver.retry(out, "retryable", Inline(), Quiet())
     assert query(out, "SELECT count(*) AS n FROM quarantine") == [{"n": 0}]
     assert leftovers(out) == []
@@ -169,7 +184,10 @@ def test_staged_clips_that_outlived_their_commit_are_not_used_by_a_retry(world, 
 def test_a_retry_beside_a_run_takes_nothing_back(world, job, monkeypatch):
     driver.run([job], Inline(), Quiet())
     before = tree(Path(job.out))
-    with locked(Path(job.out), job.name), pytest.raises(PlanConflict, match=f"process {os.getpid()}"):
+    with (
+        locked(Path(job.out), job.name),
+        pytest.raises(PlanConflict, match=f"process {os.getpid()}"),
+    ):
         driver.retry(Path(job.out), "retryable", Inline(), Quiet())
     assert tree(Path(job.out)) == before
 
@@ -192,7 +210,9 @@ def test_the_lock_of_a_dead_run_is_nobodys(world, job):
     process = FORK.Process(target=dies_with_the_lock, args=(job,))
     process.start()
     process.join(60)
-    assert (Path(job.out) / ".lock" / job.name).read_text() == f"process {process.pid} on {os.uname().nodename}"
+    assert (
+        Path(job.out) / ".lock" / job.name
+    ).read_text() == f"process {process.pid} on {os.uname().nodename}"
     finished(job, world)
 
 
@@ -201,7 +221,10 @@ def commits_slowly(job, cache, token, inside, go) -> None:
     remembered(cache)
     shard = next(read_plan(job, driver.fused(job.config).stages.digest))
     for planned in shard.clips:
-        shutil.copy2(cache / f"{planned.clip.clip_id}.clip", staged_path(Path(job.out), shard, planned.clip.clip_id))
+        shutil.copy2(
+            cache / f"{planned.clip.clip_id}.clip",
+            staged_path(Path(job.out), shard, planned.clip.clip_id),
+        )
     with fenced(job, token):
         inside.set()
         go.wait(30)
@@ -219,7 +242,9 @@ def test_a_run_waits_for_the_orphans_of_a_dead_one_and_then_shuts_them_out(world
     orphan.start()
     assert inside.wait(60)
     monkeypatch.setattr("flows.locks.FENCE_SECONDS", 0.3)
-    with pytest.raises(PlanConflict, match="a worker of an earlier run of hcstvg-train is still writing"):
+    with pytest.raises(
+        PlanConflict, match="a worker of an earlier run of hcstvg-train is still writing"
+    ):
         driver.run([job], Inline(), Quiet())
     monkeypatch.undo()
     monkeypatch.setattr(driver, "after_run", lambda *_, **__: None)
@@ -228,7 +253,10 @@ def test_a_run_waits_for_the_orphans_of_a_dead_one_and_then_shuts_them_out(world
     orphan.join(60)
     assert orphan.exitcode == 0
     assert (run.shards_skipped, run.shards_done) == (1, 1)  # what the orphan committed stands
-    with pytest.raises(RuntimeError, match="another run of hcstvg-train has taken over"), fenced(job, token):
+    with (
+        pytest.raises(RuntimeError, match="another run of hcstvg-train has taken over"),
+        fenced(job, token),
+    ):
         pass
     finished(job, world)
 
@@ -276,7 +304,9 @@ def test_a_commit_whose_worker_dies_after_it_is_done_is_not_done_twice(world, jo
         assert leftovers(Path(job.out)) == []
         part = Path(job.out) / "manifests" / "shards" / f"{shard.name}.parquet"
         part.unlink()
-        with pytest.raises(FileNotFoundError, match=r"\.clip"):  # not committed: its clips are missing in earnest
+        with pytest.raises(
+            FileNotFoundError, match=r"\.clip"
+        ):  # not committed: its clips are missing in earnest
             driver.work(("commit", job, token, shard))
     finished(job, world)
 

@@ -43,7 +43,9 @@ class Prey:
         self.start()
 
     def start(self) -> None:
-        self.run = Run("python", CHILD, self.place / "job.json", self.diary, WORKERS, log=self.place / "log")
+        self.run = Run(
+            "python", CHILD, self.place / "job.json", self.diary, WORKERS, log=self.place / "log"
+        )
 
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.diary.read_text().splitlines()]
@@ -60,13 +62,16 @@ class Prey:
             self.run.process.kill()
         elif what == "worker":
             alive = sorted(
-                {int(pid) for pid, _ in self.lines()[-WORKERS:]} & {int(p) for p in os.listdir("/proc") if p.isdigit()}
+                {int(pid) for pid, _ in self.lines()[-WORKERS:]}
+                & {int(p) for p in os.listdir("/proc") if p.isdigit()}
             )
             if not alive:
                 return False
             os.kill(rng.choice(alive), signal.SIGKILL)
         else:
-            [pid] = [int(d.split()[0]) for d in self.run.descendants() if "gcs_server" in d.split()[1]] or [0]
+            [pid] = [
+                int(d.split()[0]) for d in self.run.descendants() if "gcs_server" in d.split()[1]
+            ] or [0]
             if not pid:
                 return False
             os.kill(pid, signal.SIGKILL)
@@ -89,8 +94,12 @@ class Prey:
 def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", HEADLESS)
     rng = random.Random(SEED)
-    kinds = ["worker", "driver", "worker"] + (["worker", "head", "worker", "driver"] if LONG else [])
-    job = make_job(make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS)
+    kinds = ["worker", "driver", "worker"] + (
+        ["worker", "head", "worker", "driver"] if LONG else []
+    )
+    job = make_job(
+        make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS
+    )
     driver.run([job], Inline(), Quiet())
     whole, rows = tree(Path(job.out)), counts(Path(job.out))
     done: list[str] = []
@@ -115,10 +124,18 @@ def test_killed_at_random_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
             assert leftovers(prey.out) == []
             assert verify(prey.out, deep=True).problems == []
             begun = len(prey.lines())
-            assert begun - CLIPS <= killed * WORKERS  # at most the clip that each worker had in hand
+            assert (
+                begun - CLIPS <= killed * WORKERS
+            )  # at most the clip that each worker had in hand
             twice += begun - CLIPS
             report = {k: sum(d == k for d in done) for k in dict.fromkeys(kinds)}
-            line = {"seed": SEED, "kills": len(done), **report, "rounds": rounds, "clips begun twice": twice}
+            line = {
+                "seed": SEED,
+                "kills": len(done),
+                **report,
+                "rounds": rounds,
+                "clips begun twice": twice,
+            }
             print(json.dumps(line), flush=True)
         finally:
             prey.clean()

@@ -52,7 +52,9 @@ def watched(place: str, head: str) -> Work:
 
         def dies(event, arguments):
             if event == "os.rename" and "/manifests/" in str(arguments[1]):
-                os.kill(os.getppid(), signal.SIGKILL)  # the raylet: this is what is left of a node that has lost power
+                os.kill(
+                    os.getppid(), signal.SIGKILL
+                )  # the raylet: this is what is left of a node that has lost power
                 os.kill(os.getpid(), signal.SIGKILL)
 
         kind, _, item, _ = payload
@@ -86,8 +88,12 @@ def cluster(place):
     """Its nodes listen on this machine alone and want a token, as a local Ray does."""
     RayActors()  # sets what must be set before Ray is imported
     import ray
-    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default as want_token
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled as make_token
+    from ray._private.authentication.authentication_token_setup import (
+        enable_token_auth_by_default as want_token,
+    )
+    from ray._private.authentication.authentication_token_setup import (
+        ensure_token_if_auth_enabled as make_token,
+    )
     from ray.cluster_utils import Cluster
 
     assert not ray.is_initialized()
@@ -117,7 +123,9 @@ def work(cluster, place):
 @pytest.fixture
 def corpus(tmp_path, monkeypatch, work):
     monkeypatch.setattr(driver, "after_run", lambda *_, **__: None)
-    job = make_job(make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS)
+    job = make_job(
+        make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS
+    )
     driver.run([job], Inline(), Quiet())
     monkeypatch.setattr(driver, "work", work)
     return job
@@ -130,8 +138,12 @@ def test_a_node_that_dies_in_the_middle_of_a_commit_costs_nothing(cluster, place
     lines = [line.split() for line in (place / "diary").read_text().splitlines()]
     assert (place / "death").exists()
     assert len({node for node, *_ in lines}) == 3
-    assert {Path(cwd) for _, cwd, *_ in lines} == {place / name for name in ("head", "second", "third")}
-    assert len([1 for line in lines if line[2] == "commit"]) == run.shards_done + 1  # the one that died was made again
+    assert {Path(cwd) for _, cwd, *_ in lines} == {
+        place / name for name in ("head", "second", "third")
+    }
+    assert (
+        len([1 for line in lines if line[2] == "commit"]) == run.shards_done + 1
+    )  # the one that died was made again
     assert differing(Path(job.out), tree(Path(corpus.out))) == []
     assert leftovers(Path(job.out)) == []
     assert verify(Path(job.out), deep=True).problems == []
@@ -146,7 +158,9 @@ def test_a_clip_that_hangs_on_any_node_is_dropped_with_its_stacks_and_the_rest_i
     [clip] = query(Path(corpus.out), "SELECT clip_id FROM clips ORDER BY 1 LIMIT 1")
     (place / f"hang-{clip['clip_id']}").touch()
     driver.run([job], RayActors(address=cluster.address, workers=3, deadline=8.0), Quiet())
-    [row] = query(Path(job.out), "SELECT clip_id, stage, message FROM quarantine WHERE reason = 'deadline'")
+    [row] = query(
+        Path(job.out), "SELECT clip_id, stage, message FROM quarantine WHERE reason = 'deadline'"
+    )
     assert (row["clip_id"], row["stage"]) == (clip["clip_id"], "worker")
     assert "its worker was stopped in for_ever (" in row["message"]
     assert row["message"].endswith(f"; stacks: runs/stacks/{clip['clip_id']}.txt")
@@ -162,7 +176,9 @@ def test_a_clip_that_hangs_on_any_node_is_dropped_with_its_stacks_and_the_rest_i
 
 
 def sh(command: str, **more) -> str:
-    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True, **more).stdout
+    return subprocess.run(
+        command, shell=True, check=True, capture_output=True, text=True, **more
+    ).stdout
 
 
 class Machines:
@@ -183,13 +199,21 @@ class Machines:
         for n, name in enumerate(self.names, 1):
             sh(f"ip netns add {name} && ip -n {name} link set lo up")
             if name == head:
-                sh(f"ip -n {head} link add br0 type bridge && ip -n {head} addr add 10.77.0.1/24 dev br0")
+                sh(
+                    f"ip -n {head} link add br0 type bridge && ip -n {head} addr add 10.77.0.1/24 dev br0"
+                )
                 sh(f"ip -n {head} link set br0 up")
             else:
                 sh(f"ip -n {head} link add v{n} type veth peer name eth0 netns {name}")
-                sh(f"ip -n {head} link set v{n} master br0 up && ip -n {name} addr add 10.77.0.{n}/24 dev eth0")
+                sh(
+                    f"ip -n {head} link set v{n} master br0 up && ip -n {name} addr add 10.77.0.{n}/24 dev eth0"
+                )
                 sh(f"ip -n {name} link set eth0 up")
-            role = "--head --port=6379 --include-dashboard=False" if name == head else "--address=10.77.0.1:6379"
+            role = (
+                "--head --port=6379 --include-dashboard=False"
+                if name == head
+                else "--address=10.77.0.1:6379"
+            )
             ray = Path(sys.executable).with_name("ray")
             start = f"{ray} start {role} --node-ip-address=10.77.0.{n} {self.START}"
             (self.place / name).mkdir()
@@ -208,9 +232,20 @@ class Machines:
 
     def run(self, *command: object) -> subprocess.Popen:
         """A driver on the first machine."""
-        there = ["nsenter", "-t", str(self.raylets[0].pid), "-n", "-m", "-u", sys.executable, *map(str, command)]
+        there = [
+            "nsenter",
+            "-t",
+            str(self.raylets[0].pid),
+            "-n",
+            "-m",
+            "-u",
+            sys.executable,
+            *map(str, command),
+        ]
         with (self.place / "driver.log").open("w") as log:
-            return subprocess.Popen(there, env=self.env | {"RAY_ADDRESS": "10.77.0.1:6379"}, stdout=log, stderr=log)
+            return subprocess.Popen(
+                there, env=self.env | {"RAY_ADDRESS": "10.77.0.1:6379"}, stdout=log, stderr=log
+            )
 
     def processes(self, name: str) -> set[int]:
         return {int(pid) for pid in sh(f"ip netns pids {name}").split()}
@@ -249,7 +284,9 @@ def test_a_machine_in_a_network_of_its_own_goes_and_the_run_ends_with_the_same_b
     fate, machines, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(driver, "after_run", lambda *_, **__: None)
-    whole = make_job(make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS)
+    whole = make_job(
+        make_corpus(tmp_path / "corpus", CLIPS, FRAMES), tmp_path / "undisturbed", REFERENTS
+    )
     driver.run([whole], Inline(), Quiet())
     job = whole.model_copy(update={"out": str(tmp_path / "out")})
     (tmp_path / "job.json").write_text(job.model_dump_json())

@@ -37,9 +37,15 @@ def make_corpus(root: Path, clips: int, frames: int) -> Path:
         if n < clips - 1:
             (root / "part_1" / name).write_bytes(encode_mp4(pictures, 10.0))
         rows[name] = {
-            "bbox": boxes, "st_frame": 1, "st_time": 0.0, "ed_time": frames / 10, "img_num": frames,
-            "img_size": [96, 160, 3], "English": f"The square number {n} moves to the right.", "Chinese": "",
-        }  # fmt: skip
+            "bbox": boxes,
+            "st_frame": 1,
+            "st_time": 0.0,
+            "ed_time": frames / 10,
+            "img_num": frames,
+            "img_size": [96, 160, 3],
+            "English": f"The square number {n} moves to the right.",
+            "Chinese": "",
+        }
     (root / "anno_v2" / "train_v2.json").write_text(json.dumps(rows))
     return root
 
@@ -53,7 +59,11 @@ def make_job(root: Path, out: Path, referents: int) -> Job:
 def tree(out: Path) -> dict[str, bytes]:
     """Every byte that must be the same: all tars and parts but those that tell of one run (`tables.VOLATILE`)."""
     files = [*out.glob("*/*/shards/*"), *out.glob("manifests/*/*")]
-    return {str(p.relative_to(out)): p.read_bytes() for p in files if p.parent.name not in tables.VOLATILE}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in files
+        if p.parent.name not in tables.VOLATILE
+    }
 
 
 def differing(out: Path, whole: dict[str, bytes]) -> list[str]:
@@ -91,11 +101,15 @@ def each_step(out: Path, seen: Callable[[int, str], None]) -> None:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal count
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if not writes and event not in STEPS:
             return
         path = str(args[0])
-        if event in ("os.remove", "os.rmdir") and args[1] != -1:  # rmtree names entries relative to an open folder
+        if (
+            event in ("os.remove", "os.rmdir") and args[1] != -1
+        ):  # rmtree names entries relative to an open folder
             path = str(out / path)
         if not path.startswith(str(out)) or path.startswith(str(out / "runs")):
             return
@@ -117,7 +131,9 @@ def curate(job: Job, cache: Path | None, at: int | None, log: Path | None) -> No
     """A run with the inline executor that is killed before step `at`; log: a line for every step, of a whole run."""
     if cache is not None:
         remembered(cache)
-    driver.after_run = lambda *_, **__: None  # report and card are made anew by every run, and are of no use here
+    driver.after_run = lambda *_, **__: (
+        None
+    )  # report and card are made anew by every run, and are of no use here
 
     def seen(n: int, what: str) -> None:
         if n == at:

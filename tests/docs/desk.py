@@ -31,12 +31,21 @@ from tests.docs.pages import Command
 
 SIZE = (96, 160)
 SMALL = CorpusConfig(
-    size=SIZE, a2d_size=SIZE, lasot_size=SIZE,
+    size=SIZE,
+    a2d_size=SIZE,
+    lasot_size=SIZE,
     frames={
-        "hcstvg": 24, "vid_sentence": 24, "a2d": 24, "lasot": 48, "mevis": 20, "got10k": 20, "refsav": 22,
-        "petcam": 20, "broken": 6,
+        "hcstvg": 24,
+        "vid_sentence": 24,
+        "a2d": 24,
+        "lasot": 48,
+        "mevis": 20,
+        "got10k": 20,
+        "refsav": 22,
+        "petcam": 20,
+        "broken": 6,
     },
-)  # fmt: skip
+)
 CURATED = ("hcstvg-val", "mevis-train", "mevis-valid_u", "refsav-train")
 RUN = ["eval", "ref-davis17", "--size", "tiny", "--answer", "force", "--host", "glus"]
 """The evaluation that evaluation.md runs; one for all pages, of one video."""
@@ -65,7 +74,17 @@ class World:
     def run(self) -> Path:
         """A finished run of `sparrow eval`, tiny."""
         if not self.runs.exists():
-            invoke([*RUN, "--limit", "1", "--data-root", str(self.benchmark()), "--out", str(self.runs)])
+            invoke(
+                [
+                    *RUN,
+                    "--limit",
+                    "1",
+                    "--data-root",
+                    str(self.benchmark()),
+                    "--out",
+                    str(self.runs),
+                ]
+            )
         return self.runs
 
 
@@ -99,7 +118,9 @@ class Desk:
         if name == "ref-davis17":
             return self.world.benchmark()
         found = self.world.data / name.replace("-", "").replace("vidsentence", "vid_sentence")
-        assert found.is_dir(), f"{path} stands for no made dataset: {', '.join(SOURCES)}, ref-davis17"
+        assert found.is_dir(), (
+            f"{path} stands for no made dataset: {', '.join(SOURCES)}, ref-davis17"
+        )
         return found
 
     def have(self, word: str) -> None:

@@ -10,7 +10,9 @@ PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 SHELL = ("sh", "bash", "console")
 TOLD = ("text", "diff", "json", "yaml", "toml", "xml", "html", "csv")
 """Languages of blocks that show something and are not to be typed."""
-_FENCE = re.compile(r"^(?P<marks>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=marks)[ ]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<marks>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=marks)[ ]*$", re.MULTILINE | re.DOTALL
+)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _TREE = re.compile(r"\s*<(root|out)>/")
 
@@ -58,7 +60,9 @@ def blocks(path: Path) -> list[Block]:
         if not language:
             language = "text" if _TREE.match(fence["text"]) else "sh"
         line = text.count("\n", 0, fence.start()) + 2
-        found.append(Block(page_name(path), line, language, title[1] if title else "", fence["text"]))
+        found.append(
+            Block(page_name(path), line, language, title[1] if title else "", fence["text"])
+        )
     return found
 
 
@@ -85,4 +89,7 @@ def spans(path: Path) -> list[tuple[int, str]]:
     text = path.read_text(encoding="utf-8")
     for fence in _FENCE.finditer(text):
         text = text.replace(fence[0], "\n" * fence[0].count("\n"), 1)
-    return [(text.count("\n", 0, span.start()) + 1, span[1].replace("\\|", "|")) for span in _SPAN.finditer(text)]
+    return [
+        (text.count("\n", 0, span.start()) + 1, span[1].replace("\\|", "|"))
+        for span in _SPAN.finditer(text)
+    ]

@@ -14,7 +14,18 @@ import typer.main
 
 from flows.cli import app
 from tests.docs.desk import Desk, World
-from tests.docs.pages import PAGES, REPO, SHELL, TOLD, Block, Command, blocks, commands, page_name, spans
+from tests.docs.pages import (
+    PAGES,
+    REPO,
+    SHELL,
+    TOLD,
+    Block,
+    Command,
+    blocks,
+    commands,
+    page_name,
+    spans,
+)
 
 PARSED = {
     # pattern of a command: why it is only parsed
@@ -64,12 +75,17 @@ FOREIGN = {"--resume_dir", "--vot_data_root", "--param"}
 
 FENCED = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [
-    command for block in FENCED if block.language in SHELL and block.page not in EXTEND for command in commands(block)
+    command
+    for block in FENCED
+    if block.language in SHELL and block.page not in EXTEND
+    for command in commands(block)
 ]
 
 
 def reason(command: Command) -> str | None:
-    return next((why for pattern, why in PARSED.items() if fnmatchcase(command.text, pattern)), None)
+    return next(
+        (why for pattern, why in PARSED.items() if fnmatchcase(command.text, pattern)), None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +127,9 @@ def test_commands_run(page, world, tmp_path):
                 pytest.fail(f"{where}: {error}")
         else:
             assert command.words[0] not in OTHERS, f"{where}: {command.text}"
-            done = subprocess.run(["bash", "-ec", command.line_text], cwd=desk.place, capture_output=True, text=True)
+            done = subprocess.run(
+                ["bash", "-ec", command.line_text], cwd=desk.place, capture_output=True, text=True
+            )
             assert done.returncode == 0, f"{where}: {done.stderr}"
 
 
@@ -126,13 +144,21 @@ def parse(words: list[str]) -> typer.Context:
             context = group.make_context(name, list(rest), parent=context)
         except Exception as error:
             param = getattr(error, "param", None)
-            if elided and type(error).__name__ == "MissingParameter" and param.opts[0].startswith("--"):
+            if (
+                elided
+                and type(error).__name__ == "MissingParameter"
+                and param.opts[0].startswith("--")
+            ):
                 rest = [*rest, param.opts[0], "x"]
                 continue
-            raise AssertionError(f"{' '.join(words)}: {getattr(error, 'message', error)}") from error
+            raise AssertionError(
+                f"{' '.join(words)}: {getattr(error, 'message', error)}"
+            ) from error
         if not hasattr(group, "commands"):
             return context
-        name, group, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        name, group, rest = group.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
 
 
 def known_field(pair: str) -> bool:
@@ -159,7 +185,9 @@ def known_field(pair: str) -> bool:
     ways += [lambda preset=preset: configure(preset, [pair]) for preset in PRESETS]
     for source in SOURCES:
         config = configured_source(source, Take()).config
-        ways.append(lambda c=config: type(c).model_validate(override(c.model_dump(mode="json"), [pair])))
+        ways.append(
+            lambda c=config: type(c).model_validate(override(c.model_dump(mode="json"), [pair]))
+        )
     for way in ways:
         try:
             way()
@@ -169,7 +197,9 @@ def known_field(pair: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if reason(c)], ids=lambda c: f"{c.page}:{c.line}")
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if reason(c)], ids=lambda c: f"{c.page}:{c.line}"
+)
 def test_commands_that_do_not_run_are_parsed(command, world, tmp_path):
     words = list(command.words)
     program = words[0]
@@ -180,9 +210,13 @@ def test_commands_that_do_not_run_are_parsed(command, world, tmp_path):
         sets = [*(context.params.get("sets") or ()), *(context.params.get("source_sets") or ())]
         assert [pair for pair in sets if not known_field(pair)] == []
         if "<root>" in words:
-            Desk(world, tmp_path, command.page).run(Command(command.page, 0, ("sparrow", "plan", *words[2:5])))
+            Desk(world, tmp_path, command.page).run(
+                Command(command.page, 0, ("sparrow", "plan", *words[2:5]))
+            )
         made = [w for w in words if w.startswith("outputs/demo/")]
-        assert [w for w in made if not (world.demo / w.removeprefix("outputs/demo/")).exists()] == []
+        assert [
+            w for w in made if not (world.demo / w.removeprefix("outputs/demo/")).exists()
+        ] == []
     elif program == "make":
         variables = [word.partition("=")[0] for word in words if "=" in word]
         text = (REPO / "Makefile").read_text()
@@ -216,7 +250,9 @@ def run_python(block: Block, names: dict) -> None:
     exec(compile(tree, block.page, "exec"), names)
 
 
-@pytest.mark.parametrize("page", sorted({b.page for b in FENCED if b.language == "python"} - {*EXTEND}))
+@pytest.mark.parametrize(
+    "page", sorted({b.page for b in FENCED if b.language == "python"} - {*EXTEND})
+)
 def test_python_runs(page, world, tmp_path, monkeypatch):
     """The blocks of a page, one after the other, share their names. `frames` is a video."""
     import torch
@@ -289,7 +325,11 @@ def test_commands_in_the_text_exist(page):
             assert span.split()[1] in targets, where
         elif span.startswith("--"):
             assert said <= options | FOREIGN, where
-            for pair in re.findall(r"--(?:source-)?set ([\w.]+=\S+)", span) if page_name(page) not in EXTEND else ():
+            for pair in (
+                re.findall(r"--(?:source-)?set ([\w.]+=\S+)", span)
+                if page_name(page) not in EXTEND
+                else ()
+            ):
                 assert known_field(pair), f"{where}: no config has {pair}"
 
 

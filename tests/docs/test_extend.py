@@ -12,9 +12,25 @@ import pytest
 
 from tests.docs.pages import REPO, SHELL, blocks, commands
 
-COPIED = ("schemas", "trackers", "pipeline", "manifests", "model", "flows", "pyproject.toml", "prefect.yaml",
-          "tests/conftest.py", "tests/made.py", "tests/docs", "tests/pipeline/sources/conftest.py")  # fmt: skip
-FOUND = [block for name in ("add_a_dataset.md", "add_a_stage.md") for block in blocks(REPO / "docs" / name)]
+COPIED = (
+    "schemas",
+    "trackers",
+    "pipeline",
+    "manifests",
+    "model",
+    "flows",
+    "pyproject.toml",
+    "prefect.yaml",
+    "tests/conftest.py",
+    "tests/made.py",
+    "tests/docs",
+    "tests/pipeline/sources/conftest.py",
+)
+FOUND = [
+    block
+    for name in ("add_a_dataset.md", "add_a_stage.md")
+    for block in blocks(REPO / "docs" / name)
+]
 
 
 def change(text: str, diff: str) -> str:
@@ -49,12 +65,17 @@ def copy(tmp_path_factory) -> Path:
 
 def test_the_commands_of_both_recipes_run(copy, tmp_path):
     """In one process, as both need the same packages and the same small corpus."""
-    said = [c.words for b in FOUND if b.language in SHELL for c in commands(b) if c.words[0] != "make"]
+    said = [
+        c.words for b in FOUND if b.language in SHELL for c in commands(b) if c.words[0] != "make"
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "tests.docs.desk", tmp_path / "desk"],
-        cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, input="".join(f"{shlex.join(words)}\n" for words in said),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=copy,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        input="".join(f"{shlex.join(words)}\n" for words in said),
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert run.stdout.count("0 problems (deep check)") == 2
     assert run.stdout.count("$ sparrow ") + run.stdout.count("$ pytest ") == len(said)
@@ -65,6 +86,9 @@ def test_their_files_are_in_the_house_style(copy):
     assert len(written) == 5
     for words in (["check"], ["format", "--check"]):
         ruff = subprocess.run(
-            [sys.executable, "-m", "ruff", *words, "--no-cache", *written], cwd=copy, capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *words, "--no-cache", *written],
+            cwd=copy,
+            capture_output=True,
+            text=True,
         )
         assert ruff.returncode == 0, ruff.stdout

@@ -77,14 +77,19 @@ def test_a_browser_finds_nothing_missing_and_asks_nobody(site):
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: make setup"
+    )
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         trouble: list[str] = []
         page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith(f"file://{site}") else trouble.append(r.url))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(f"file://{site}") else trouble.append(r.url),
+        )
         for name in ("index", "tutorial", "reference/pipeline", "study"):
             page.goto(f"file://{site}/{name}.html")
         page.click(".md-search__input")

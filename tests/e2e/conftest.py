@@ -24,9 +24,11 @@ class Run:
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [str(BIN / str(words[0])), *map(str, words[1:])],
-                stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ | {name: value},
+                stdout=file,
+                stderr=file,
+                env={"OMP_NUM_THREADS": "1"} | os.environ | {name: value},
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def wait(self, timeout: float = 400) -> int:
         return self.process.wait(timeout)
@@ -40,7 +42,12 @@ class Run:
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (place / "environ").read_bytes():
-                    command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    command = (
+                        (place / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                    )
                     state = (place / "stat").read_text().rsplit(")", 1)[1].split()[0]
                     if state != "Z":
                         found.append(f"{place.name} {command}")

@@ -28,8 +28,19 @@ def shards(demo, tmp_path_factory):
         (folder / "data" / source).symlink_to(demo / "corpus" / source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(folder / "prefect"))
-        run = Run("sparrow", "shards", "--data-root", folder / "data", "--out", folder / "out", "--preset", "full-tiny",
-                  "--workers", 1, log=folder / "log.txt")  # fmt: skip
+        run = Run(
+            "sparrow",
+            "shards",
+            "--data-root",
+            folder / "data",
+            "--out",
+            folder / "out",
+            "--preset",
+            "full-tiny",
+            "--workers",
+            1,
+            log=folder / "log.txt",
+        )
         assert run.wait() == 0, run.text()[-4000:]
     assert run.gone() == []
     return folder / "out", run.text()
@@ -55,9 +66,13 @@ def test_everything_is_whole_and_nothing_crashed(out, demo):
     assert {row["reason"] for row in found} <= expected
     every = """SELECT source, count(*) AS n FROM (SELECT source FROM referents UNION ALL SELECT source FROM quarantine)
                GROUP BY ALL"""
-    mine, demos = ({row["source"]: row["n"] for row in query(place, every)} for place in (out, demo))
+    mine, demos = (
+        {row["source"]: row["n"] for row in query(place, every)} for place in (out, demo)
+    )
     assert mine.keys() == SOURCES
-    assert all(mine[s] == demos[s] for s in SOURCES - {"lasot"})  # the demo cuts LaSOT into shorter segments
+    assert all(
+        mine[s] == demos[s] for s in SOURCES - {"lasot"}
+    )  # the demo cuts LaSOT into shorter segments
 
 
 def test_nonsense_of_the_detector_is_disagreement_with_its_numbers(out):
@@ -73,7 +88,14 @@ def test_sources_with_tracks_of_their_own_become_samples(out, demo):
 
 def test_every_row_says_which_models_made_it(out):
     rows = query(out, "SELECT DISTINCT preset, tracker, segmenter, encoder FROM referents")
-    assert rows == [{"preset": "full-tiny", "tracker": "cldtracker", "segmenter": "sam2", "encoder": "clip-tiny"}]
+    assert rows == [
+        {
+            "preset": "full-tiny",
+            "tracker": "cldtracker",
+            "segmenter": "sam2",
+            "encoder": "clip-tiny",
+        }
+    ]
     detectors = Counter()
     for row in query(out, "SELECT source, detector, text_used FROM referents"):
         detectors[row["source"] in DETECTED, row["detector"].split("-")[0], row["text_used"]] += 1
@@ -86,21 +108,65 @@ def test_every_row_says_which_models_made_it(out):
 
 def test_results_do_not_depend_on_how_many_clips_share_the_models(run, demo, tmp_path):
     """Alone in this process, or two at once in an actor: the same bytes."""
-    command = ["sparrow", "curate", "got10k", "--data-root", demo / "corpus" / "got10k", "--preset", "full-tiny",
-               "--limit", 2, "--set", "segment.masks=keyframes:2", "--source-set", "rules.boxes=tracked",
-               "--source-set", "rules.start=annotation", "--source-set", "rules.min_iou=null"]  # fmt: skip
+    command = [
+        "sparrow",
+        "curate",
+        "got10k",
+        "--data-root",
+        demo / "corpus" / "got10k",
+        "--preset",
+        "full-tiny",
+        "--limit",
+        2,
+        "--set",
+        "segment.masks=keyframes:2",
+        "--source-set",
+        "rules.boxes=tracked",
+        "--source-set",
+        "rules.start=annotation",
+        "--source-set",
+        "rules.min_iou=null",
+    ]
     alone = run(*command, "--out", tmp_path / "alone", "--executor", "inline")
-    together = run(*command, "--out", tmp_path / "together", "--workers", 1, "--in-flight", 2)  # side by side
+    together = run(
+        *command, "--out", tmp_path / "together", "--workers", 1, "--in-flight", 2
+    )  # side by side
     assert alone.wait() == 0, alone.text()[-3000:]
     assert together.wait() == 0, together.text()[-3000:]
     assert shard_hashes(tmp_path / "alone") == shard_hashes(tmp_path / "together")
-    assert query(tmp_path / "alone", "SELECT count(*) AS n FROM tracks WHERE origin = 'tracked'")[0]["n"] > 20
+    assert (
+        query(tmp_path / "alone", "SELECT count(*) AS n FROM tracks WHERE origin = 'tracked'")[0][
+            "n"
+        ]
+        > 20
+    )
 
 
 def test_the_annotated_box_with_the_other_full_models_is_a_supported_mode(run, demo, tmp_path):
-    words = ["--preset", "full-tiny", "--set", "detect=annotation", "--source-set", "rules.min_iou=null", "--limit", 1]
-    one = run("sparrow", "curate", "hcstvg", "--data-root", demo / "corpus" / "hcstvg", "--out", tmp_path / "out",
-              "--split", "val", "--executor", "inline", *words)  # fmt: skip
+    words = [
+        "--preset",
+        "full-tiny",
+        "--set",
+        "detect=annotation",
+        "--source-set",
+        "rules.min_iou=null",
+        "--limit",
+        1,
+    ]
+    one = run(
+        "sparrow",
+        "curate",
+        "hcstvg",
+        "--data-root",
+        demo / "corpus" / "hcstvg",
+        "--out",
+        tmp_path / "out",
+        "--split",
+        "val",
+        "--executor",
+        "inline",
+        *words,
+    )
     assert one.wait() == 0, one.text()[-3000:]
     rows = query(tmp_path / "out", "SELECT DISTINCT detector, text_used, tracker FROM referents")
     assert rows == [{"detector": "annotation", "text_used": False, "tracker": "cldtracker"}]
@@ -108,8 +174,17 @@ def test_the_annotated_box_with_the_other_full_models_is_a_supported_mode(run, d
 
 def test_missing_weights_are_one_error_before_any_work(run, demo, tmp_path, monkeypatch):
     monkeypatch.setenv("SPARROW_WEIGHTS", str(tmp_path / "weights"))
-    one = run("sparrow", "curate", "hcstvg", "--data-root", demo / "corpus" / "hcstvg", "--out", tmp_path / "out",
-              "--preset", "full")  # fmt: skip
+    one = run(
+        "sparrow",
+        "curate",
+        "hcstvg",
+        "--data-root",
+        demo / "corpus" / "hcstvg",
+        "--out",
+        tmp_path / "out",
+        "--preset",
+        "full",
+    )
     assert one.wait() == 1
     text = one.text()
     for file in (

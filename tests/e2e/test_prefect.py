@@ -53,7 +53,17 @@ def served(tmp_path_factory):
         port, out = free_port(), place / "out"
         for name, value in environment(port).items():
             patch.setenv(name, value)
-        words = ("python", "-m", "flows.serve", "--data", place / "data", "--out", out, "--port", port)
+        words = (
+            "python",
+            "-m",
+            "flows.serve",
+            "--data",
+            place / "data",
+            "--out",
+            out,
+            "--port",
+            port,
+        )
         one = Served(Run(*words, log=place / "log.txt"), port, out, place / "whole")
         try:
             until(lambda: "ready:" in one.run.text(), one, 180)
@@ -73,7 +83,11 @@ def until(holds: Callable[[], object], served: Served, seconds: float = 120) -> 
 
 
 def ask(port: int, path: str, body: dict) -> list[dict]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}", json.dumps(body).encode(), {"content-type": "application/json"})  # fmt: skip
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/{path}",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
@@ -86,7 +100,17 @@ def deploy(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[
 
 def test_every_source_is_deployed_and_parameters_are_validated_before_anything_runs(served):
     names = {d["name"] for d in ask(served.port, "deployments/filter", {})}
-    assert names == {"hcstvg", "vid-sentence", "a2d", "lasot", "mevis", "got10k", "refsav", "demo", "all"}
+    assert names == {
+        "hcstvg",
+        "vid-sentence",
+        "a2d",
+        "lasot",
+        "mevis",
+        "got10k",
+        "refsav",
+        "demo",
+        "all",
+    }
     bad = deploy("-p", "workers=many")
     assert bad.returncode != 0
     assert "workers" in bad.stdout + bad.stderr
@@ -108,7 +132,9 @@ def test_a_killed_prefect_worker_costs_nothing(served):
         [worker], [flow] = served.alive("worker start"), served.alive("prefect.engine")
         os.kill(worker, signal.SIGKILL)
         if n % 2 == 0:
-            served.orphans |= served.alive("Agent")  # of a Ray that nobody will be left to stop: they last a minute
+            served.orphans |= served.alive(
+                "Agent"
+            )  # of a Ray that nobody will be left to stop: they last a minute
             os.kill(flow, signal.SIGKILL)
         until(lambda: served.run.text().count("starting another one") == n + 1, served)  # noqa: B023
         until(lambda: not served.alive("prefect.engine"), served)
@@ -118,7 +144,12 @@ def test_a_killed_prefect_worker_costs_nothing(served):
         assert counts(out) == rows
         assert leftovers(out) == []
     print(
-        json.dumps({"Prefect workers killed": PREFECT_KILLS, "with their flow run": (PREFECT_KILLS + 1) // 2}),
+        json.dumps(
+            {
+                "Prefect workers killed": PREFECT_KILLS,
+                "with their flow run": (PREFECT_KILLS + 1) // 2,
+            }
+        ),
         flush=True,
     )
 
@@ -142,6 +173,8 @@ def test_serve_stops_and_leaves_nothing(served):
     assert served.run.wait(60) == 0, served.run.text()[-2000:]
     deadline = time.monotonic() + 30
     while left := served.alive() - served.orphans:
-        assert time.monotonic() < deadline, [line for line in served.run.descendants() if int(line.split()[0]) in left]
+        assert time.monotonic() < deadline, [
+            line for line in served.run.descendants() if int(line.split()[0]) in left
+        ]
         time.sleep(0.3)
     assert not is_up(served.port)

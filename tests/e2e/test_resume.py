@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def staged_or_done(out: Path) -> int:
-    return len(list(out.glob(".staging/*/*.clip"))) + 2 * len(list(out.glob("manifests/shards/*.parquet")))
+    return len(list(out.glob(".staging/*/*.clip"))) + 2 * len(
+        list(out.glob("manifests/shards/*.parquet"))
+    )
 
 
 def until(out: Path, progress: int, process, timeout: float = 240) -> None:
@@ -29,11 +31,37 @@ def until(out: Path, progress: int, process, timeout: float = 240) -> None:
 
 def test_ctrl_c_then_sigkill_then_done_gives_the_same_bytes(run, tmp_path):
     """As little as has several shards, against one process that nobody disturbs; `tests/chaos` kills at every step."""
-    corpus, whole, out = make_corpus(tmp_path / "corpus", 12, 8), tmp_path / "whole", tmp_path / "out"
+    corpus, whole, out = (
+        make_corpus(tmp_path / "corpus", 12, 8),
+        tmp_path / "whole",
+        tmp_path / "out",
+    )
     shards = ("--set", "shard.max_referents=4")
-    alone = run("sparrow", "curate", "hcstvg", "--data-root", corpus, "--out", whole, "--executor", "inline", *shards)
+    alone = run(
+        "sparrow",
+        "curate",
+        "hcstvg",
+        "--data-root",
+        corpus,
+        "--out",
+        whole,
+        "--executor",
+        "inline",
+        *shards,
+    )
     assert alone.wait() == 0, alone.text()[-3000:]
-    command = ("sparrow", "curate", "hcstvg", "--data-root", corpus, "--out", out, "--workers", 2, *shards)
+    command = (
+        "sparrow",
+        "curate",
+        "hcstvg",
+        "--data-root",
+        corpus,
+        "--out",
+        out,
+        "--workers",
+        2,
+        *shards,
+    )
 
     first = run(*command)
     until(out, 1, first.process)

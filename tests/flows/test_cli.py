@@ -16,10 +16,37 @@ from flows.cli import app
 from tests.model.evaluate.test_table import done
 
 SPARROW = str(Path(sys.executable).with_name("sparrow"))
-VERBS = ["demo", "plan", "curate", "shards", "status", "verify", "sql", "doctor", "quarantine list", "quarantine show",
-         "quarantine retry", "weights list", "weights check", "weights fetch", "weights convert", "bench",
-         "repair", "reshard", "report", "stats", "browse", "export", "card", "ground", "train", "study", "eval mevis",
-         "eval table", "model describe"]  # fmt: skip
+VERBS = [
+    "demo",
+    "plan",
+    "curate",
+    "shards",
+    "status",
+    "verify",
+    "sql",
+    "doctor",
+    "quarantine list",
+    "quarantine show",
+    "quarantine retry",
+    "weights list",
+    "weights check",
+    "weights fetch",
+    "weights convert",
+    "bench",
+    "repair",
+    "reshard",
+    "report",
+    "stats",
+    "browse",
+    "export",
+    "card",
+    "ground",
+    "train",
+    "study",
+    "eval mevis",
+    "eval table",
+    "model describe",
+]
 
 
 def sparrow(*words: object, code: int = 0) -> str:
@@ -32,7 +59,16 @@ def sparrow(*words: object, code: int = 0) -> str:
 def out(tiny_root, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "out"
     text = sparrow(
-        "curate", "hcstvg", "--data-root", tiny_root, "--out", out, "--preset", "lite", "--executor", "inline"
+        "curate",
+        "hcstvg",
+        "--data-root",
+        tiny_root,
+        "--out",
+        out,
+        "--preset",
+        "lite",
+        "--executor",
+        "inline",
     )
     assert str(out) in text
     return out
@@ -55,12 +91,27 @@ def test_help_answers_at_once():
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
     ours, least = (
-        min(seconds(*words) for _ in range(4)) for words in ((SPARROW, "--help"), (sys.executable, "-c", code))
+        min(seconds(*words) for _ in range(4))
+        for words in ((SPARROW, "--help"), (sys.executable, "-c", code))
     )
     assert ours < 2 * least, (ours, least)
-    heavy = ("torch", "ray", "prefect", "transformers", "pyarrow", "duckdb", "cv2", "numpy", "starlette", "pydantic")
+    heavy = (
+        "torch",
+        "ray",
+        "prefect",
+        "transformers",
+        "pyarrow",
+        "duckdb",
+        "cv2",
+        "numpy",
+        "starlette",
+        "pydantic",
+    )
     code = f"import sys, flows.cli; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_plan_json_has_the_promised_keys(tiny_root):
@@ -72,8 +123,21 @@ def test_plan_json_has_the_promised_keys(tiny_root):
 
 
 def test_limit_curates_so_many_clips(tiny_root, tmp_path):
-    sparrow("curate", "hcstvg", "--data-root", tiny_root, "--out", tmp_path, "--limit", 2, "--executor", "inline")
-    rows = json.loads(sparrow("sql", tmp_path, "SELECT sum(n_referents) AS n FROM shards", "--json"))
+    sparrow(
+        "curate",
+        "hcstvg",
+        "--data-root",
+        tiny_root,
+        "--out",
+        tmp_path,
+        "--limit",
+        2,
+        "--executor",
+        "inline",
+    )
+    rows = json.loads(
+        sparrow("sql", tmp_path, "SELECT sum(n_referents) AS n FROM shards", "--json")
+    )
     assert int(rows[0]["n"]) == 2
 
 
@@ -156,7 +220,13 @@ def places(tiny_root, out, tmp_path_factory) -> dict[str, Path]:
     run = done("run")
     (folder / "runs" / run.name).mkdir(parents=True)
     (folder / "runs" / run.name / "results.json").write_text(json.dumps(run.results))
-    return {"root": tiny_root, "out": out, "copy": folder / "copy", "to": folder / "to", "runs": folder / "runs"}
+    return {
+        "root": tiny_root,
+        "out": out,
+        "copy": folder / "copy",
+        "to": folder / "to",
+        "runs": folder / "runs",
+    }
 
 
 @pytest.mark.parametrize("words", LISTINGS.values(), ids=LISTINGS)
@@ -176,7 +246,15 @@ def test_json_is_all_there_is_on_stdout(words, places, tmp_path, monkeypatch):
 
 
 def test_progress_of_a_real_process_is_on_stderr(places):
-    words = [SPARROW, "export", str(places["out"]), "--format", "fiftyone", "--to", str(places["to"])]
+    words = [
+        SPARROW,
+        "export",
+        str(places["out"]),
+        "--format",
+        "fiftyone",
+        "--to",
+        str(places["to"]),
+    ]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0
     assert "export fiftyone" in ended.stderr
@@ -191,7 +269,11 @@ def completions(*words: str) -> list[str]:
 
 
 def test_bash_gets_completions_from_the_program():
-    names = {"_SPARROW_COMPLETE": "complete_bash", "COMP_WORDS": "sparrow curate m", "COMP_CWORD": "2"}
+    names = {
+        "_SPARROW_COMPLETE": "complete_bash",
+        "COMP_WORDS": "sparrow curate m",
+        "COMP_CWORD": "2",
+    }
     ended = subprocess.run([SPARROW], capture_output=True, text=True, env={**os.environ, **names})
     assert ended.stdout.split() == ["mevis"]
 
@@ -210,7 +292,7 @@ def test_bash_gets_completions_from_the_program():
         (("export", "o", "--format", ""), ["sparrow", "artemis", "coco", "fiftyone"]),
         (("export", "o", "--source", "a"), ["a2d"]),
     ],
-)  # fmt: skip
+)
 def test_the_shell_completes_names(words, expected):
     assert completions(*words) == expected
 
@@ -230,13 +312,19 @@ def test_completed_names_are_those_that_exist():
     assert sorted(complete.MODEL_PRESETS) == sorted(MODEL_PRESETS)
     assert sorted(complete.HOSTS) == sorted(HOSTS)
     assert complete.weights("") == [entry.name for entry in WEIGHTS]
-    assert complete.weights("sam2") == [entry.name for entry in WEIGHTS if entry.name.startswith("sam2")]
+    assert complete.weights("sam2") == [
+        entry.name for entry in WEIGHTS if entry.name.startswith("sam2")
+    ]
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_the_completion_script_is_shown_and_installed(shell, tmp_path):
     """Into a home of its own; what is installed is what is shown."""
-    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
     environment.pop("XDG_CONFIG_HOME", None)
     shown, installed = (
         subprocess.run([SPARROW, option, shell], capture_output=True, text=True, env=environment)

@@ -21,7 +21,9 @@ SPARROW = str(Path(sys.executable).with_name("sparrow"))
 
 @pytest.fixture(scope="module")
 def told() -> dict:
-    done = subprocess.run([SPARROW, "doctor", "--json"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [SPARROW, "doctor", "--json"], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -42,11 +44,23 @@ def tools(tmp_path, monkeypatch):
 def test_every_section_is_there_and_what_is_not_ok_says_what_follows_and_what_mends_it(told):
     checks = told["checks"]
     assert list(dict.fromkeys(check["section"] for check in checks)) == [
-        "environment", "devices", "decoders", "full preset", "orchestration", "tools",
-    ]  # fmt: skip
-    assert {"numpy", "cores", "disk of the output", "h264 encoder", "CSRT tracker", "torch", "ray", "java"} <= {
-        check["what"] for check in checks
-    }
+        "environment",
+        "devices",
+        "decoders",
+        "full preset",
+        "orchestration",
+        "tools",
+    ]
+    assert {
+        "numpy",
+        "cores",
+        "disk of the output",
+        "h264 encoder",
+        "CSRT tracker",
+        "torch",
+        "ray",
+        "java",
+    } <= {check["what"] for check in checks}
     assert told["lacks"].keys() == ABILITIES.keys()
     assert told["lacks"]["lite"] == [], "these tests run, so the basics work"
     for check in checks:
@@ -64,12 +78,16 @@ def test_a_basic_package_that_is_not_there_is_missing_and_the_exit_code_says_so(
         return real(name)
 
     monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: None)  # the real ones take seconds
+    monkeypatch.setattr(
+        doctor.importlib, "import_module", lambda name: None
+    )  # the real ones take seconds
     found = {check.what: check for check in examine()}
     assert (found["duckdb"].state, found["duckdb"].fix) == ("missing", "make .venv/.base")
     assert (found["torch"].state, found["torch"].fix) == ("optional", "make setup")
     assert abilities([*found.values()])["lite"] == ["duckdb"]
-    assert {"duckdb", "torch"} <= set(abilities([*found.values()])["full"]), "full needs what lite needs"
+    assert {"duckdb", "torch"} <= set(abilities([*found.values()])["full"]), (
+        "full needs what lite needs"
+    )
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -92,22 +110,39 @@ def test_versions_are_compared_with_the_constraints(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_PINS", tmp_path / "constraints.txt")
     assert doctor._pins().found == "no constraints.txt here: not compared"
     here = doctor.version("numpy")
-    lines = [f"numpy=={here}", "rich==0.0.1", "nobody-has-this==1", "pyarrow==0.1 ; sys_platform == 'plan9'", "# x", ""]
+    lines = [
+        f"numpy=={here}",
+        "rich==0.0.1",
+        "nobody-has-this==1",
+        "pyarrow==0.1 ; sys_platform == 'plan9'",
+        "# x",
+        "",
+    ]
     (tmp_path / "constraints.txt").write_text("\n".join(lines))
     check = doctor._pins()
     assert check.state == "optional"
-    assert check.found == f"1 packages as in constraints.txt; not: rich {doctor.version('rich')} (tested: 0.0.1)"
+    assert (
+        check.found
+        == f"1 packages as in constraints.txt; not: rich {doctor.version('rich')} (tested: 0.0.1)"
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "state", "found"),
     [
         (None, "optional", "no nvidia-smi"),
-        ("echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 550.54'", "ok", "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54"),
-        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "optional",
-         "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch"),
+        (
+            "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 550.54'",
+            "ok",
+            "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54",
+        ),
+        (
+            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+            "optional",
+            "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch",
+        ),
     ],
-)  # fmt: skip
+)
 def test_gpus_with_their_memory_come_from_nvidia_smi(tools, script, state, found):
     tools(**({} if script is None else {"nvidia-smi": script}))
     check = doctor._gpu()
@@ -115,7 +150,8 @@ def test_gpus_with_their_memory_come_from_nvidia_smi(tools, script, state, found
 
 
 @pytest.mark.parametrize(
-    ("line", "state"), [("cuda: Optional[str] = '13.0'", "ok"), ("cuda: Optional[str] = None", "optional")]
+    ("line", "state"),
+    [("cuda: Optional[str] = '13.0'", "ok"), ("cuda: Optional[str] = None", "optional")],
 )
 def test_what_torch_was_built_for_is_read_without_importing_it(tmp_path, monkeypatch, line, state):
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = None\n")
@@ -160,9 +196,13 @@ def test_weights_name_the_file_and_the_way_to_it(tmp_path, monkeypatch):
     found = {check.what: check for check in doctor._weights()}
     assert found["weights sam2.1-l"].state == "ok"
     assert found["weights cldtracker"].fix == "get https://github.com/HamadYA/CLDTracker"
-    assert found["weights groundingdino-swint"].fix.startswith("sparrow weights fetch groundingdino-swint --from")
+    assert found["weights groundingdino-swint"].fix.startswith(
+        "sparrow weights fetch groundingdino-swint --from"
+    )
     assert found["weights groundingdino-swint"].means == "lite works; the full preset cannot detect"
 
 
 def test_abilities_of_a_machine_that_has_everything():
-    assert abilities([Check("tools", "java", "ok", "captions", "/usr/bin/java")]) == {name: [] for name in ABILITIES}
+    assert abilities([Check("tools", "java", "ok", "captions", "/usr/bin/java")]) == {
+        name: [] for name in ABILITIES
+    }

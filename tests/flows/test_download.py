@@ -89,8 +89,14 @@ def test_a_file_that_changed_on_the_server_is_fetched_from_the_start(get, mirror
 def test_a_206_of_another_version_is_not_joined(get, mirror):
     """A server that ignores If-Range."""
     leave(get, OTHER[:100_000], '"old"')
-    careless = lambda r: say(r, 206, BODY[100_000:], ETag='"one"', Content_Range=f"bytes 100000-299999/{len(BODY)}")  # noqa: E731
-    mirror.answer = lambda request: careless(request) if "Range" in request.headers else serve()(request)
+
+    def careless(request):
+        range_sent = f"bytes 100000-299999/{len(BODY)}"
+        return say(request, 206, BODY[100_000:], ETag='"one"', Content_Range=range_sent)
+
+    mirror.answer = lambda request: (
+        careless(request) if "Range" in request.headers else serve()(request)
+    )
     get()
     assert get.there.read_bytes() == BODY
 
@@ -176,7 +182,10 @@ def test_nobody_listens(get, mirror, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-        with httpx.Client(trust_env=False) as client, pytest.raises(Refused, match=r"5 attempts.*ConnectError"):
+        with (
+            httpx.Client(trust_env=False) as client,
+            pytest.raises(Refused, match=r"5 attempts.*ConnectError"),
+        ):
             fetch_file(client, httpx.URL(url), get.root, "a.bin", 1)
 
 
@@ -201,7 +210,10 @@ def test_redirects_are_followed_within_http(get, mirror):
     onward = lambda request: say(request, 302, Location="/elsewhere/a.bin?token=secret")  # noqa: E731
     mirror.answer = in_turn(onward, serve())
     get()
-    assert [entry["path"] for entry in mirror.log] == ["/files/a.bin", "/elsewhere/a.bin?token=secret"]
+    assert [entry["path"] for entry in mirror.log] == [
+        "/files/a.bin",
+        "/elsewhere/a.bin?token=secret",
+    ]
     mirror.answer = lambda request: say(request, 302, Location="/again")
     with pytest.raises(Refused, match="more than 5 redirects"):
         get("b.bin")
@@ -217,8 +229,13 @@ def test_redirects_to_another_scheme_are_refused(get, mirror, onward):
 
 def test_encryption_is_not_given_up(get):
     """https needs a certificate: here the transport is replaced, nothing else."""
-    plain = httpx.MockTransport(lambda request: httpx.Response(302, headers={"Location": "http://m.example/a.bin"}))
-    with httpx.Client(transport=plain) as client, pytest.raises(Refused, match="only https can be followed"):
+    plain = httpx.MockTransport(
+        lambda request: httpx.Response(302, headers={"Location": "http://m.example/a.bin"})
+    )
+    with (
+        httpx.Client(transport=plain) as client,
+        pytest.raises(Refused, match="only https can be followed"),
+    ):
         fetch_file(client, httpx.URL("https://m.example/"), get.root, "a.bin", 1)
 
 
@@ -231,10 +248,14 @@ def test_messages_hold_no_password(get, mirror):
 
 
 def test_a_file_of_absurd_size_is_refused_before_it_is_written(get, mirror):
-    mirror.answer = lambda request: say(request, 200, b"x", Content_Length=str(5 * 10**6), ETag='"one"')
+    mirror.answer = lambda request: say(
+        request, 200, b"x", Content_Length=str(5 * 10**6), ETag='"one"'
+    )
     with pytest.raises(Refused, match="not the file that is meant"):
         get(size=10**6)
-    mirror.answer = lambda request: say(request, 200, b"x", Content_Length=str(21 * 10**9), ETag='"one"')
+    mirror.answer = lambda request: say(
+        request, 200, b"x", Content_Length=str(21 * 10**9), ETag='"one"'
+    )
     with pytest.raises(Refused, match=r"over 20,000,000,000 bytes"):
         get(size=0)
     assert names(get.root) == []
@@ -248,7 +269,9 @@ def test_a_web_page_in_place_of_the_file_is_refused(get, mirror):
 
 
 def test_a_stream_without_length_is_stopped_at_the_limit(get, mirror):
-    mirror.answer = lambda request: say(request, 200, bytes(3 << 20), Content_Length="", Connection="close")
+    mirror.answer = lambda request: say(
+        request, 200, bytes(3 << 20), Content_Length="", Connection="close"
+    )
     with pytest.raises(Refused, match=r"over 1,048,576 bytes"):
         get(size=1000)
     assert not get.there.exists()
@@ -257,7 +280,10 @@ def test_a_stream_without_length_is_stopped_at_the_limit(get, mirror):
 
 def test_a_full_disk_is_one_message_and_loses_nothing(get, mirror):
     """A limit on the size of files stands for the full disk: the kernel refuses the write, as it would there."""
-    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, old[1]))
     try:
         with pytest.raises(Refused, match=r"no room.*what arrived is kept: free some space"):

@@ -22,7 +22,11 @@ from tests.conftest import make_tiny_job
 def tree(out: Path) -> dict[str, bytes]:
     """Every byte that must be reproducible: shards, parts, plan. Timings and runs tell of one run, not of the data."""
     files = [p for p in out.rglob("*") if p.suffix in (".tar", ".parquet")]
-    return {str(p.relative_to(out)): p.read_bytes() for p in files if p.parent.name not in ("timings", "runs", "plan")}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in files
+        if p.parent.name not in ("timings", "runs", "plan")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,12 @@ def test_a_run_commits_every_shard_and_says_what_it_dropped(finished):
     rows = query(out, "SELECT reason, count(*) AS n FROM quarantine GROUP BY ALL ORDER BY ALL")
     assert rows == [{"reason": "malformed_row", "n": 1}, {"reason": "media_missing", "n": 1}]
     (run,) = query(out, "SELECT * FROM runs")
-    assert (run["status"], run["shards_done"], run["clips_done"], run["synthetic"]) == ("completed", 3, 6, False)
+    assert (run["status"], run["shards_done"], run["clips_done"], run["synthetic"]) == (
+        "completed",
+        3,
+        6,
+        False,
+    )
     assert not list((out / ".staging").iterdir())
 
 
@@ -103,7 +112,9 @@ def test_a_changed_source_file_re_curates_its_shard_only(finished, tmp_path):
     assert verify(Path(job.out)).problems == []
 
 
-@pytest.mark.parametrize("other", [{"take": Take(max_clips=2)}, {"config": configure("lite", ["select.k=3"])}])
+@pytest.mark.parametrize(
+    "other", [{"take": Take(max_clips=2)}, {"config": configure("lite", ["select.k=3"])}]
+)
 def test_another_plan_or_config_does_not_overwrite_unasked(finished, other):
     before = tree(Path(finished.out))
     job = finished.model_copy(update=other)
@@ -139,7 +150,9 @@ def test_retry_picks_up_a_video_that_has_come_back(finished, tmp_path):
     assert verify(Path(job.out), deep=True).problems == []
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("died", Reason.WORKER_DIED), ("deadline", Reason.DEADLINE)])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("died", Reason.WORKER_DIED), ("deadline", Reason.DEADLINE)]
+)
 def test_a_clip_that_is_given_up_is_a_row_and_stops_nothing(tiny_job, kind, reason):
     class Loses(Inline):
         def run(self, work, tasks, done):

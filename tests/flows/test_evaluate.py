@@ -17,7 +17,13 @@ from model.evaluate.benchmarks import BENCHMARKS
 from tests.model.evaluate.made import MAKERS
 
 TINY = ["--host", "glus", "--size", "tiny", "--answer", "force"]
-FILES = ("run.json", "results.json", "per_query.parquet", "parts/dogs-scale.parquet", "parts/motorbike.parquet")
+FILES = (
+    "run.json",
+    "results.json",
+    "per_query.parquet",
+    "parts/dogs-scale.parquet",
+    "parts/motorbike.parquet",
+)
 
 
 def sparrow(*words):
@@ -53,17 +59,35 @@ def whole(davis, tmp_path_factory):
 
 def test_a_run_prints_its_numbers_beside_the_paper_s_and_says_what_they_are(whole):
     out, text = whole
-    for words in ("paper: glus", "72.9", "75.5", "protocol host+answer=force", "scorer: expression",
-                  "random weights: the numbers mean nothing"):  # fmt: skip
+    for words in (
+        "paper: glus",
+        "72.9",
+        "75.5",
+        "protocol host+answer=force",
+        "scorer: expression",
+        "random weights: the numbers mean nothing",
+    ):
         assert words in text
     results = json.loads((out / "results.json").read_text())
-    assert (results["videos"], results["of_videos"], results["queries"], results["failed"]) == (2, 2, 16, 0)
+    assert (results["videos"], results["of_videos"], results["queries"], results["failed"]) == (
+        2,
+        2,
+        16,
+        0,
+    )
     assert results["note"]
-    assert 0 <= results["intervals"]["J&F"][0] <= results["summary"]["J&F"] <= results["intervals"]["J&F"][1] <= 1
+    assert (
+        0
+        <= results["intervals"]["J&F"][0]
+        <= results["summary"]["J&F"]
+        <= results["intervals"]["J&F"][1]
+        <= 1
+    )
     with (out / "timings.csv").open() as file:
         assert {row["video"]: row["frames_asked"] for row in csv.DictReader(file)} == {
-            "dogs-scale": "48", "motorbike": "48",
-        }  # fmt: skip
+            "dogs-scale": "48",
+            "motorbike": "48",
+        }
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(davis, whole, tmp_path):
@@ -75,10 +99,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(davis, whole, tmp_pat
         class Deadly:
             @contextmanager
             def stage(self, *_, **__):
-                yield lambda _, note="": note == "dogs-scale" and os.kill(os.getpid(), signal.SIGKILL)
+                yield (
+                    lambda _, note="": note == "dogs-scale" and os.kill(os.getpid(), signal.SIGKILL)
+                )
 
-        request = Request(benchmark="ref-davis17", data_root=str(davis), out=str(out), host="glus", size="tiny",
-                          asking={"answer": "force"})  # fmt: skip
+        request = Request(
+            benchmark="ref-davis17",
+            data_root=str(davis),
+            out=str(out),
+            host="glus",
+            size="tiny",
+            asking={"answer": "force"},
+        )
         evaluation.run(request, progress=Deadly())
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -100,7 +132,16 @@ def test_another_run_in_the_same_folder_is_refused(davis, whole):
 
 
 def test_an_archive_comes_out_as_the_server_wants_it(davis, whole, tmp_path):
-    sparrow("ref-davis17", "--data-root", davis, "--out", whole[0], *TINY, "--archive", tmp_path / "a.zip")
+    sparrow(
+        "ref-davis17",
+        "--data-root",
+        davis,
+        "--out",
+        whole[0],
+        *TINY,
+        "--archive",
+        tmp_path / "a.zip",
+    )
     assert (tmp_path / "a.zip").stat().st_size > 0
 
 
@@ -123,12 +164,28 @@ def test_vidstg_and_the_tables(davis, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "host", "headline"),
-    [("mevis", "videoglamm", "J&F"), ("ref-ytvos", "unipixel", "J&F"), ("videogcg", "videoglamm", "mIoU")],
+    [
+        ("mevis", "videoglamm", "J&F"),
+        ("ref-ytvos", "unipixel", "J&F"),
+        ("videogcg", "videoglamm", "mIoU"),
+    ],
 )
 def test_the_other_benchmarks_run_from_their_official_layouts(name, host, headline, tmp_path):
     """With `whole` and VidSTG: all five, and all three hosts."""
     root, out = MAKERS[name](tmp_path / "data"), tmp_path / "run"
-    done = sparrow(name, "--data-root", root, "--out", out, "--host", host, "--size", "tiny", "--answer", "force")
+    done = sparrow(
+        name,
+        "--data-root",
+        root,
+        "--out",
+        out,
+        "--host",
+        host,
+        "--size",
+        "tiny",
+        "--answer",
+        "force",
+    )
     assert done.exit_code == 0, done.output
     results = json.loads((out / "results.json").read_text())
     assert 0 <= results["summary"][headline] <= 1
@@ -174,15 +231,36 @@ def test_media_that_are_all_missing_end_with_an_error(tmp_path):
 
 def test_what_cannot_be_run_is_refused_before_anything_is_loaded(davis, tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
-        sparrow("mevis", "--data-root", MAKERS["mevis"](tmp_path), "--out", tmp_path / "o", "--checkpoint", "nowhere")
+        sparrow(
+            "mevis",
+            "--data-root",
+            MAKERS["mevis"](tmp_path),
+            "--out",
+            tmp_path / "o",
+            "--checkpoint",
+            "nowhere",
+        )
     with pytest.raises(ValueError, match=r"tsf\.infer is True .* but --tsf is off"):
-        sparrow("ref-davis17", "--data-root", davis, "--out", tmp_path / "o", *TINY, "--set", "tsf.infer=true")
+        sparrow(
+            "ref-davis17",
+            "--data-root",
+            davis,
+            "--out",
+            tmp_path / "o",
+            *TINY,
+            "--set",
+            "tsf.infer=true",
+        )
     with pytest.raises(ValueError, match="write it as field=value"):
-        sparrow("ref-davis17", "--data-root", davis, "--out", tmp_path / "o", "--set", "decode.prompts")
+        sparrow(
+            "ref-davis17", "--data-root", davis, "--out", tmp_path / "o", "--set", "decode.prompts"
+        )
 
 
 def test_every_benchmark_is_a_command():
     assert list(evaluate.BENCHMARKS) == list(BENCHMARKS)
     assert evaluate.parse(["asking.merge=union", "benchmark.fps=2", "box.enabled=false"]) == {
-        "model": {"box.enabled": False}, "asking": {"merge": "union"}, "options": {"fps": 2},
-    }  # fmt: skip
+        "model": {"box.enabled": False},
+        "asking": {"merge": "union"},
+        "options": {"fps": 2},
+    }

@@ -63,7 +63,9 @@ def test_a_cluster_that_is_not_there_is_named_at_once():
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        with pytest.raises(RunFailed, match=rf"the Ray at {address} \(RAY_ADDRESS\) cannot be joined: Connection"):
+        with pytest.raises(
+            RunFailed, match=rf"the Ray at {address} \(RAY_ADDRESS\) cannot be joined: Connection"
+        ):
             RayActors(address=address).open()
 
 
@@ -82,7 +84,11 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
     heard: dict[str, set[str]] = {}
     for process in [this, *this.children(recursive=True)]:
         try:
-            found = {c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections() if c.status == "LISTEN"}
+            found = {
+                c.laddr.ip.removeprefix("::ffff:")
+                for c in process.net_connections()
+                if c.status == "LISTEN"
+            }
         except psutil.NoSuchProcess:
             continue
         heard.setdefault(process.name(), set()).update(found)
@@ -91,17 +97,27 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
 
     import ray as package
 
-    ask = (
-        "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info(timeout=5)))"
-    )
+    ask = "import sys; from ray._raylet import GcsClient; print(len(GcsClient(sys.argv[1]).get_all_node_info(timeout=5)))"
     address = package.get_runtime_context().gcs_address
-    join = "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
-    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    join = (
+        "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
+    )
+    without = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")
+    }
     asked = [
         subprocess.Popen(
-            [sys.executable, "-c", code, address], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", code, address],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        for code, env in ((ask, dict(os.environ)), (ask, os.environ | {"RAY_AUTH_TOKEN": "0" * 64}), (join, without))
+        for code, env in (
+            (ask, dict(os.environ)),
+            (ask, os.environ | {"RAY_AUTH_TOKEN": "0" * 64}),
+            (join, without),
+        )
     ]
     friend, stranger, refused = ((*one.communicate(timeout=60), one.returncode) for one in asked)
     assert friend[0].strip() == "1"
@@ -110,19 +126,31 @@ def test_a_local_ray_is_reached_from_this_machine_alone_and_by_nobody_without_it
     assert (
         refused[1]
         .splitlines()[-1]
-        .startswith(f"flows.executors.RunFailed: the Ray at {address} (RAY_ADDRESS) cannot be joined: it wants a token")
+        .startswith(
+            f"flows.executors.RunFailed: the Ray at {address} (RAY_ADDRESS) cannot be joined: it wants a token"
+        )
     )
 
 
 def test_a_port_that_is_not_a_ray_head_s_is_told_after_one_try():
-    join = "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
-    short = {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "1"}  # else 5 and 30 s
+    join = (
+        "import sys; from flows.executors import RayActors; RayActors(address=sys.argv[1]).open()"
+    )
+    short = {
+        "RAY_gcs_rpc_server_connect_timeout_s": "1",
+        "RAY_py_gcs_connect_timeout_s": "1",
+    }  # else 5 and 30 s
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         words = [sys.executable, "-c", join, f"127.0.0.1:{other.server_port}"]
-        refused = subprocess.run(words, env=os.environ | short, capture_output=True, text=True, timeout=60, check=False)
+        refused = subprocess.run(
+            words, env=os.environ | short, capture_output=True, text=True, timeout=60, check=False
+        )
         other.shutdown()
-    assert "cannot be joined: what listens there does not answer as a Ray head" in refused.stderr.splitlines()[-1]
+    assert (
+        "cannot be joined: what listens there does not answer as a Ray head"
+        in refused.stderr.splitlines()[-1]
+    )
 
 
 def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder(tmp_path):
@@ -132,7 +160,9 @@ def test_a_local_ray_gets_a_token_of_its_own_and_none_is_left_in_the_home_folder
     )
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", start]
-    said = subprocess.run(command, env=without | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=100)
+    said = subprocess.run(
+        command, env=without | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=100
+    )
     assert said.stdout.split() == ["64", "token"], said.stderr
     assert not (tmp_path / ".ray").exists()
 
@@ -142,7 +172,9 @@ def test_ray_runs_all_on_two_processes(ray):
         time.sleep(0.05)
         return n * n, os.getpid()
 
-    outcomes = collect(RayActors(workers=2), work, [Task(str(n), n) for n in range(20)], one_follow_up)
+    outcomes = collect(
+        RayActors(workers=2), work, [Task(str(n), n) for n in range(20)], one_follow_up
+    )
     assert sorted(o.value[0] for o in outcomes) == sorted([n * n for n in range(20)] + [100])
     assert len({o.value[1] for o in outcomes}) == 2
     assert os.getpid() not in {o.value[1] for o in outcomes}
@@ -178,13 +210,19 @@ def test_ray_stops_tasks_that_hang_says_where_and_finishes_the_rest(ray):
         return n
 
     start = time.monotonic()
-    outcomes = collect(RayActors(workers=2, deadline=3.0), work, [Task(f"clip-{n}", n) for n in range(6)])
+    outcomes = collect(
+        RayActors(workers=2, deadline=3.0), work, [Task(f"clip-{n}", n) for n in range(6)]
+    )
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 3, 4, 5]
     late = {o.task.label: o for o in outcomes if o.kind != "ok"}
-    assert {label: o.kind for label, o in late.items()} == {"clip-1": "deadline", "clip-2": "deadline"}
+    assert {label: o.kind for label, o in late.items()} == {
+        "clip-1": "deadline",
+        "clip-2": "deadline",
+    }
     for label, name in (("clip-1", "asleep"), ("clip-2", "stuck")):
         assert re.match(
-            rf"took longer than 3 s; its worker was stopped in .*\b{name} \(flows/test_exec", late[label].message
+            rf"took longer than 3 s; its worker was stopped in .*\b{name} \(flows/test_exec",
+            late[label].message,
         )
         assert re.search(rf"^thread 0x\w+: {label}$", late[label].stacks, re.M)
         assert f"in {name}\n" in late[label].stacks
@@ -211,7 +249,9 @@ def test_ray_runs_several_tasks_at_once_in_one_process(ray):
     start = time.monotonic()
     outcomes = collect(executor, work, [Task(str(n), n) for n in range(8)])
     assert len({o.value for o in outcomes}) == 1
-    assert time.monotonic() - start < 8 * 0.5 + 2  # one after the other would be the sum, besides starting the actor
+    assert (
+        time.monotonic() - start < 8 * 0.5 + 2
+    )  # one after the other would be the sum, besides starting the actor
 
 
 def test_ray_blames_nobody_for_a_neighbour_that_kills_the_worker(ray):
@@ -221,8 +261,12 @@ def test_ray_blames_nobody_for_a_neighbour_that_kills_the_worker(ray):
             os._exit(1)
         return n
 
-    outcomes = collect(RayActors(workers=1, in_flight=4, attempts=3), work, [Task(str(n), n) for n in range(12)])
-    assert [(o.task.label, o.kind, o.task.attempt) for o in outcomes if o.kind != "ok"] == [("5", "died", 3)]
+    outcomes = collect(
+        RayActors(workers=1, in_flight=4, attempts=3), work, [Task(str(n), n) for n in range(12)]
+    )
+    assert [(o.task.label, o.kind, o.task.attempt) for o in outcomes if o.kind != "ok"] == [
+        ("5", "died", 3)
+    ]
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [n for n in range(12) if n != 5]
 
 
@@ -231,7 +275,9 @@ def test_ray_retries_the_neighbours_of_a_task_that_is_stopped_at_its_deadline(ra
         time.sleep(60 if n == 1 else 0.1)
         return n
 
-    outcomes = collect(RayActors(workers=1, in_flight=3, deadline=4.0), work, [Task(str(n), n) for n in range(5)])
+    outcomes = collect(
+        RayActors(workers=1, in_flight=3, deadline=4.0), work, [Task(str(n), n) for n in range(5)]
+    )
     assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("1", "deadline")]
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 2, 3, 4]
 
@@ -253,14 +299,17 @@ def test_ray_with_nothing_to_do_starts_no_worker_and_no_ray(monkeypatch):
 
 
 def test_ray_goes_on_with_the_workers_for_which_there_is_room(ray):
-    outcomes = collect(RayActors(workers=3), square, [Task(str(n), n) for n in range(6)])  # of two cores
+    outcomes = collect(
+        RayActors(workers=3), square, [Task(str(n), n) for n in range(6)]
+    )  # of two cores
     assert sorted(o.value for o in outcomes) == [0, 1, 4, 9, 16, 25]
 
 
 def test_ray_says_so_when_there_is_room_for_no_worker(ray, monkeypatch):
     monkeypatch.setattr(pool, "STARTING", 1.0)
     with pytest.raises(
-        RunFailed, match=r"no worker .* in 1 s: each needs a core and 1 GPU, and Ray has \{'CPU': 2.0\}"
+        RunFailed,
+        match=r"no worker .* in 1 s: each needs a core and 1 GPU, and Ray has \{'CPU': 2.0\}",
     ):
         collect(RayActors(workers=1, gpus=1), square, [Task("a", 1)])
 
@@ -269,13 +318,18 @@ def test_ray_says_so_when_a_node_lacks_the_code_and_blames_no_task(ray, monkeypa
     module = types.ModuleType("only_here")
     exec("def work(n):\n    return n", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
-    with pytest.raises(RunFailed, match="no worker could be started: ModuleNotFoundError: No module named 'only_here'"):
+    with pytest.raises(
+        RunFailed,
+        match="no worker could be started: ModuleNotFoundError: No module named 'only_here'",
+    ):
         collect(RayActors(workers=1), module.work, [Task("a", 1)])
 
 
 def test_ray_carries_payloads_that_are_larger_than_its_store(ray):
     payload = b"x" * (STORE // 3)
-    outcomes = collect(RayActors(workers=1, in_flight=4), len, [Task(str(n), payload) for n in range(5)])
+    outcomes = collect(
+        RayActors(workers=1, in_flight=4), len, [Task(str(n), payload) for n in range(5)]
+    )
     assert [o.value for o in outcomes] == [len(payload)] * 5
 
 
@@ -295,10 +349,15 @@ def test_ray_takes_a_worker_that_its_memory_monitor_ends_for_dead(ray, monkeypat
         return value
 
     monkeypatch.setattr(package, "get", starved)
-    outcomes = collect(RayActors(workers=1, attempts=1), square, [Task(str(n), n) for n in range(4)])
+    outcomes = collect(
+        RayActors(workers=1, attempts=1), square, [Task(str(n), n) for n in range(4)]
+    )
     assert [(o.task.label, o.kind) for o in outcomes if o.kind != "ok"] == [("2", "died")]
     [message] = [o.message for o in outcomes if o.kind == "died"]
-    assert message == "1 worker(s) were killed due to low memory. Memory on the node was 9GB used / 9GB limit"
+    assert (
+        message
+        == "1 worker(s) were killed due to low memory. Memory on the node was 9GB used / 9GB limit"
+    )
     assert sorted(o.value for o in outcomes if o.kind == "ok") == [0, 1, 9]
 
 

@@ -42,7 +42,9 @@ def test_forecast_of_annotations_alone_is_about_the_annotations(tiny_job, tmp_pa
 
 def test_a_folder_that_is_not_the_dataset_says_what_was_found_and_expected(tmp_path):
     (tmp_path / "holiday").mkdir()
-    with pytest.raises(ValueError, match=r"(?s)no lasot annotations.*found: holiday.*expected:.*groundtruth\.txt"):
+    with pytest.raises(
+        ValueError, match=r"(?s)no lasot annotations.*found: holiday.*expected:.*groundtruth\.txt"
+    ):
         make_jobs("lasot", tmp_path, tmp_path / "out", configure("lite"))
 
 
@@ -53,9 +55,15 @@ def test_an_unknown_split_names_those_that_are_there(tiny_root, tmp_path):
 
 def test_source_overrides_reach_the_source(tiny_root, tmp_path):
     (job,) = make_jobs(
-        "hcstvg", tiny_root, tmp_path, configure("lite"), source_sets=["rules.min_iou=0.25", "span=tube"]
+        "hcstvg",
+        tiny_root,
+        tmp_path,
+        configure("lite"),
+        source_sets=["rules.min_iou=0.25", "span=tube"],
     )
     config = job.load().config
     assert (config.rules.min_iou, config.rules.boxes, config.span) == (0.25, "tracked", "tube")
     with pytest.raises(ValueError, match="no such field"):
-        make_jobs("hcstvg", tiny_root, tmp_path, configure("lite"), source_sets=["rules.min_IoU=0.25"])
+        make_jobs(
+            "hcstvg", tiny_root, tmp_path, configure("lite"), source_sets=["rules.min_IoU=0.25"]
+        )

@@ -30,7 +30,9 @@ def test_frames_come_back_in_order_whole(tmp_path):
         np.testing.assert_array_equal(np.stack(list(masks.values())), steps[t].masks_nhw)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["note"] == "made"
-    assert result["instances"][0]["prompted"] == {"3": {"box": [1.0, 2.0, 3.0, 4.0], "confidence": 0.5}}
+    assert result["instances"][0]["prompted"] == {
+        "3": {"box": [1.0, 2.0, 3.0, 4.0], "confidence": 0.5}
+    }
     assert sorted(p.name for p in (tmp_path / "png" / "1").iterdir()) == ["00003.png", "00004.png"]
 
 

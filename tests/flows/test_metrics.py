@@ -18,7 +18,10 @@ def clip(kind, value=None):
 OUTCOMES = [
     clip(
         "ok",
-        {"dropped": [{"reason": "media_missing"}], "stages": [["track", 0.5, 8, 0, ""], ["track", 1, 1, 1, "note"]]},
+        {
+            "dropped": [{"reason": "media_missing"}],
+            "stages": [["track", 0.5, 8, 0, ""], ["track", 1, 1, 1, "note"]],
+        },
     ),
     clip("died"),
     Outcome(Task("commit", ("commit", JOB, "token", None)), "ok", {"bytes": 1}),
@@ -51,7 +54,9 @@ def test_what_is_counted_of_a_task(monkeypatch):
     assert seen.seconds.calls == [(0.5, job, "track")]
 
 
-@pytest.mark.parametrize("ray", [None, SimpleNamespace(is_initialized=lambda: False)], ids=["unused", "closed"])
+@pytest.mark.parametrize(
+    "ray", [None, SimpleNamespace(is_initialized=lambda: False)], ids=["unused", "closed"]
+)
 def test_without_ray_nothing_is_counted(ray, monkeypatch):
     monkeypatch.setitem(metrics.sys.modules, "ray", ray)
     monkeypatch.setattr(metrics, "_metrics", lambda session: pytest.fail("made"))

@@ -28,7 +28,11 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     place = make_whole(tmp_path_factory.mktemp("publish") / "out", ("hcstvg", "mevis"))
-    row = dict.fromkeys(tables.schema("runs").names) | {"run_id": "r", "source": "hcstvg", "split": "train"}
+    row = dict.fromkeys(tables.schema("runs").names) | {
+        "run_id": "r",
+        "source": "hcstvg",
+        "split": "train",
+    }
     tables.write(place / "manifests" / "runs" / "r0.parquet", "runs", [row])
     assert run("card", place).exit_code == 0
     return place
@@ -52,10 +56,19 @@ def test_what_it_says(out, server):
     assert "the data card was not published: it tells of 2 shards, the store has 1" in one.output
     both = told(out, url, "--endpoint", server.endpoint)
     assert both["shards"][0] | {"bytes": 0} == {
-        "shard": NAMES[0], "state": "published", "objects": 12, "bytes": 0, "why": "",
-    }  # fmt: skip
+        "shard": NAMES[0],
+        "state": "published",
+        "objects": 12,
+        "bytes": 0,
+        "why": "",
+    }
     assert [shard["state"] for shard in both["shards"]] == ["published", "there"]
-    assert (both["to"], both["conditional"], both["other_objects"], both["card"]) == (url, True, 3, "published")
+    assert (both["to"], both["conditional"], both["other_objects"], both["card"]) == (
+        url,
+        True,
+        3,
+        "published",
+    )
     text = run("publish", out, url, "--deep").output
     assert "hcstvg-train              1 there              0 objects" in text
     assert f"published to: {url} (0 objects beside the shards)" in text
@@ -76,7 +89,10 @@ def test_a_conflict_is_red(out, server, tmp_path):
 
 def test_no_credential_is_written_or_said(out, server):
     url = server.url()
-    said = run("publish", out, url, "--json").output + run("publish", out, f"{url}/b", "--replace").output
+    said = (
+        run("publish", out, url, "--json").output
+        + run("publish", out, f"{url}/b", "--replace").output
+    )
     written = b"".join(server.objects(url).values())
     assert written
     assert SECRET not in said
@@ -87,7 +103,10 @@ def test_no_credential_is_written_or_said(out, server):
     ("words", "why"),
     [
         (["s3://nosuchbucket/x"], "there is no bucket nosuchbucket: create it"),
-        ([f"s3://{BUCKET}/x", "--split", "test"], "has no shard of test: it has hcstvg-train, mevis-valid_u"),
+        (
+            [f"s3://{BUCKET}/x", "--split", "test"],
+            "has no shard of test: it has hcstvg-train, mevis-valid_u",
+        ),
         ([f"s3://{BUCKET}/x", "--source", "imagenet"], "unknown source 'imagenet'"),
         (["outputs/there"], "outputs/there is a folder: copy an output there with `rsync -a`"),
         ([f"s3://{BUCKET}/x", "--endpoint", "nonsense"], "Invalid endpoint: nonsense"),
@@ -109,19 +128,30 @@ def test_without_credentials(out, server, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     error = run("publish", out, server.url()).exception
     assert isinstance(error, PermissionError)
-    assert "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in str(error)
+    assert "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in str(
+        error
+    )
 
 
 def test_denied(out, server):
     client = server.open(server.url())._client
-    rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
-    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
+    rule = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/*",
+    }
+    client.put_bucket_policy(
+        Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+    )
     try:
         error = run("publish", out, server.url()).exception
     finally:
         client.delete_bucket_policy(Bucket=BUCKET)
     assert isinstance(error, PermissionError)
-    assert "the store denies put_object. These credentials need s3:GetObject, s3:PutObject" in str(error)
+    assert "the store denies put_object. These credentials need s3:GetObject, s3:PutObject" in str(
+        error
+    )
 
 
 def test_without_s3fs(out, monkeypatch):
@@ -163,5 +193,9 @@ def test_every_line_of_the_page(out, server, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "hcstvg-train-v-0" in shown
     assert "sample" in shown
-    back = {p.relative_to("outputs/back").as_posix() for p in Path("outputs/back").rglob("*") if p.is_file()}
+    back = {
+        p.relative_to("outputs/back").as_posix()
+        for p in Path("outputs/back").rglob("*")
+        if p.is_file()
+    }
     assert back - {"catalog.sql", "catalog.duckdb"} == set(server.objects(url))

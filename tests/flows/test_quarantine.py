@@ -71,7 +71,9 @@ def test_failures_of_one_function_share_a_hash_and_others_do_not(data, tmp_path)
     """Whatever the line in it: a hash that an edit further up changes groups nothing across versions."""
     made = job(data, tmp_path)
     ways = ((fails, "here"), (fails, "there"), (fails_elsewhere, "here"))
-    one, line, other = (hash_of(made, lambda way=way, where=where: way(where)) for way, where in ways)
+    one, line, other = (
+        hash_of(made, lambda way=way, where=where: way(where)) for way, where in ways
+    )
     assert one == line != other
     assert len(one) == 16
     never_raised = Quarantined(Reason.DEADLINE, "took too long", stage="worker")
@@ -90,7 +92,12 @@ def test_an_error_that_was_raised_for_many_threads_keeps_its_hash(data, tmp_path
 
 def test_a_row_says_what_is_needed_to_judge_it(out):
     row = dropped(out, "reason = 'media_missing'")[0]
-    assert (row["stage"], row["error_class"], row["attempt"], row["retryable"]) == ("ingest", "Quarantined", 1, True)
+    assert (row["stage"], row["error_class"], row["attempt"], row["retryable"]) == (
+        "ingest",
+        "Quarantined",
+        1,
+        True,
+    )
     assert "3_video.mp4" in row["message"]
     assert len(row["traceback_hash"]) == 16
     [run] = query(out, "SELECT ended FROM runs")
@@ -105,7 +112,10 @@ def test_retry_keeps_when_it_was_first_seen_and_the_bytes(out):
     seen = {r["reason"]: r for r in dropped(out)}
     missing, malformed = seen["media_missing"], seen["malformed_row"]
     assert missing["first_seen"] < missing["last_seen"]
-    assert (missing["runs"], malformed["runs"]) == (2, 1)  # the malformed row is in a shard that was left alone
+    assert (missing["runs"], malformed["runs"]) == (
+        2,
+        1,
+    )  # the malformed row is in a shard that was left alone
 
 
 def test_a_run_with_nothing_to_do_has_seen_nothing(data, out):
@@ -128,7 +138,11 @@ def test_what_a_killed_run_dropped_is_recorded_by_the_next(data, tmp_path):
 
 def test_the_tally_counts_clips(out):
     found = tally(out, PLACE)
-    assert (found.kept, found.dropped, found.reasons) == (5, 2, {"malformed_row": 1, "media_missing": 1})
+    assert (found.kept, found.dropped, found.reasons) == (
+        5,
+        2,
+        {"malformed_row": 1, "media_missing": 1},
+    )
     assert str(found) == "dropped: 2 of 7 clips (28.6%): 1 malformed_row, 1 media_missing"
 
 
@@ -152,7 +166,9 @@ def query_ids(data: Path, out: Path, n: int) -> list[str]:
     return [item.clip.clip_id for item in items if isinstance(item, Planned)][:n]
 
 
-@pytest.mark.parametrize(("budget", "over"), [(None, False), (0.3, False), (0.25, True), (0.0, True), (2 / 7, False)])
+@pytest.mark.parametrize(
+    ("budget", "over"), [(None, False), (0.3, False), (0.25, True), (0.0, True), (2 / 7, False)]
+)
 def test_the_budget_is_a_share_of_the_clips(budget, over):
     found = Tally(5, 2, {"media_missing": 2})
     if not over:
@@ -174,8 +190,14 @@ def test_list_counts_show_explains_and_a_budget_exits_with_4(out, monkeypatch):
     listed = json.loads(cli.invoke(app, ["quarantine", "list", str(out), "--json"]).stdout)
     assert {r["reason"] for r in listed} == {"malformed_row", "media_missing"}
     counted = cli.invoke(app, ["quarantine", "list", str(out), "--by", "stage,reason", "--json"])
-    assert [(r["reason"], r["n"]) for r in json.loads(counted.stdout)] == [("media_missing", 1), ("malformed_row", 1)]
-    assert "nothing is in quarantine" in cli.invoke(app, ["quarantine", "list", str(out), "--where", "runs > 1"]).stdout
+    assert [(r["reason"], r["n"]) for r in json.loads(counted.stdout)] == [
+        ("media_missing", 1),
+        ("malformed_row", 1),
+    ]
+    assert (
+        "nothing is in quarantine"
+        in cli.invoke(app, ["quarantine", "list", str(out), "--where", "runs > 1"]).stdout
+    )
     shown = cli.invoke(app, ["quarantine", "show", str(out), listed[0]["clip_id"]]).stdout
     assert "traceback_hash" in shown
     assert "first_seen" in shown

@@ -54,21 +54,30 @@ def finished(ran, tmp_path) -> tuple[Job, Path]:
 
 def test_a_run_leaves_config_versions_models_timings_and_memory(finished):
     job, folder = finished
-    facts, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
+    facts, summary = (
+        json.loads((folder / name).read_text()) for name in ("run.json", "summary.json")
+    )
     assert facts["jobs"][job.name]["job"]["config"] == job.config.model_dump(mode="json")
     assert facts["jobs"][job.name]["models"] == driver.fused(job.config).stages.versions
     assert facts["versions"]["numpy"] == np.__version__
     assert (facts["state"], facts["host"]["cores"]) == ("completed", len(os.sched_getaffinity(0)))
     assert summary["jobs"][job.name] == {
-        "clips": 6, "clips_done": 6, "clips_resumed": 0, "shards": 3, "shards_done": 3, "shards_skipped": 0,
-    }  # fmt: skip
+        "clips": 6,
+        "clips_done": 6,
+        "clips_resumed": 0,
+        "shards": 3,
+        "shards_done": 3,
+        "shards_skipped": 0,
+    }
     track = summary["stages"]["track"]
     assert 0 < track["p50"] <= track["p95"] <= track["seconds"]
     assert summary["stages"]["decode"]["frames"] == 6 * 20  # the missing one was tried
     assert summary["stages"]["decode"]["bytes"] > 0
     (host,) = summary["hosts"].values()
     assert host["workers"] == 1
-    assert host["peak_rss"] == pytest.approx(summary["driver_peak_rss"], rel=0.5)  # inline: the same process
+    assert host["peak_rss"] == pytest.approx(
+        summary["driver_peak_rss"], rel=0.5
+    )  # inline: the same process
     assert read_lines(folder / "samples.jsonl")[-1]["clips_done"] == 6
     assert verify(Path(job.out), deep=True).problems == []
 
@@ -114,9 +123,13 @@ class Breaks(Inline):
         super().run(work, tasks, breaking)
 
 
-@pytest.mark.parametrize(("error", "state", "said"),
-                         [(RuntimeError("no room"), "failed", "RuntimeError: no room"),
-                          (KeyboardInterrupt(), "stopped", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (RuntimeError("no room"), "failed", "RuntimeError: no room"),
+        (KeyboardInterrupt(), "stopped", None),
+    ],
+)
 def test_a_run_that_breaks_says_how(tiny_job, error, state, said):
     with pytest.raises(type(error)):
         driver.run([tiny_job], Breaks(error), Quiet())
@@ -139,7 +152,11 @@ def test_planning_is_seen_while_it_lasts_and_its_seconds_are_kept(tiny_job, monk
     monkeypatch.setattr(driver, "build_plan", slow)
     driver.run([tiny_job], Inline(), Quiet())
     (before,) = seen
-    assert (before["state"], before["phase"], before["jobs"][tiny_job.name]["clips"]) == ("running", "planning", 5)
+    assert (before["state"], before["phase"], before["jobs"][tiny_job.name]["clips"]) == (
+        "running",
+        "planning",
+        5,
+    )
     assert before["elapsed"] == pytest.approx(before["phases"]["planning"], abs=0.05)
     said = Console(width=200, file=io.StringIO())
     said.print(view([before]))
@@ -148,7 +165,10 @@ def test_planning_is_seen_while_it_lasts_and_its_seconds_are_kept(tiny_job, monk
     (after,) = read_runs(Path(tiny_job.out))
     last = {"run": after["id"], "run_state": "completed", "planning": after["phases"]["planning"]}
     assert last_runs(Path(tiny_job.out)) == {tiny_job.name: last}
-    assert (after["state"], list(after["phases"])) == ("completed", ["planning", "curating", "reporting"])
+    assert (after["state"], list(after["phases"])) == (
+        "completed",
+        ["planning", "curating", "reporting"],
+    )
     assert after["phases"]["planning"] >= 0.2
     assert sum(after["phases"].values()) == pytest.approx(after["elapsed"], abs=0.05)
     (row,) = lines(after)
@@ -169,10 +189,17 @@ def test_the_rows_of_a_run_in_the_runs_table_are_named_by_its_folder(own_root, t
     for name in ("train_v2.json", "val_v2.json"):
         (annotations / name).write_text(json.dumps(first))
     out = tmp_path / "out"
-    driver.run(make_jobs("hcstvg", own_root, out, configure("lite"), splits=["train", "val"]), Inline(), Quiet())
+    driver.run(
+        make_jobs("hcstvg", own_root, out, configure("lite"), splits=["train", "val"]),
+        Inline(),
+        Quiet(),
+    )
     (run,) = read_runs(out)
     rows = query(out, "SELECT run_id, split FROM runs ORDER BY split")
-    assert [(row["run_id"], row["split"]) for row in rows] == [(run["id"], "train"), (run["id"], "val")]
+    assert [(row["run_id"], row["split"]) for row in rows] == [
+        (run["id"], "train"),
+        (run["id"], "val"),
+    ]
     assert verify(out).problems == []
 
 
@@ -184,11 +211,16 @@ def test_a_crash_while_planning_is_told_by_the_folder(own_root, tmp_path):
         driver.run([job], Inline(), Quiet())
     (run,) = read_runs(Path(job.out))
     assert (run["state"], run["phase"]) == ("failed", "planning")
-    assert run["error"].startswith("Quarantined: train_v2.json: not a JSON object: the file ends early")
+    assert run["error"].startswith(
+        "Quarantined: train_v2.json: not a JSON object: the file ends early"
+    )
 
 
 def test_a_run_that_is_refused_leaves_no_folder(tiny_job):
-    with locked(Path(tiny_job.out), tiny_job.name), pytest.raises(PlanConflict, match="is being worked on by"):
+    with (
+        locked(Path(tiny_job.out), tiny_job.name),
+        pytest.raises(PlanConflict, match="is being worked on by"),
+    ):
         driver.run([tiny_job], Inline(), Quiet())
     assert not (Path(tiny_job.out) / "runs").exists()
 
@@ -210,7 +242,9 @@ def test_a_run_whose_process_is_gone_is_lost(finished):
 
 
 def test_follow_watches_from_another_process_until_the_run_ends(finished, monkeypatch):
-    monkeypatch.setattr(runlog, "EVERY", 600)  # no sample while the watcher starts, however long that takes
+    monkeypatch.setattr(
+        runlog, "EVERY", 600
+    )  # no sample while the watcher starts, however long that takes
     job, folder = finished
     shutil.rmtree(folder)
     out = Path(job.out)
@@ -223,7 +257,9 @@ def test_follow_watches_from_another_process_until_the_run_ends(finished, monkey
                 if not watchers:
                     command = [SPARROW, "status", str(out), "--follow", "--json"]
                     watchers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-                    watchers[0].first = watchers[0].stdout.readline()  # it has looked: the run is still at its first
+                    watchers[0].first = watchers[
+                        0
+                    ].stdout.readline()  # it has looked: the run is still at its first
                 return done(outcome)
 
             super().run(work, tasks, seen)
@@ -232,14 +268,22 @@ def test_follow_watches_from_another_process_until_the_run_ends(finished, monkey
     rest = watchers[0].communicate(timeout=30)[0].splitlines()
     (before,), (after,) = json.loads(watchers[0].first), json.loads(rest[-1])
     assert watchers[0].returncode == 0
-    assert (before["state"], before["clips_done"], before["shards_done"]) == ("running", 0, 0)  # of the first sample
+    assert (before["state"], before["clips_done"], before["shards_done"]) == (
+        "running",
+        0,
+        0,
+    )  # of the first sample
     assert (after["state"], after["clips_done"], after["shards_done"]) == ("completed", 6, 3)
 
 
-def test_follow_without_a_terminal_prints_plain_lines_and_without_a_run_says_so(finished, tmp_path, capsys):
+def test_follow_without_a_terminal_prints_plain_lines_and_without_a_run_says_so(
+    finished, tmp_path, capsys
+):
     job, _ = finished
     follow(Path(job.out))
-    assert "6 of 6 clips, 3 of 3 shards, 1 dropped, completed" in " ".join(capsys.readouterr().out.split())
+    assert "6 of 6 clips, 3 of 3 shards, 1 dropped, completed" in " ".join(
+        capsys.readouterr().out.split()
+    )
     with pytest.raises(FileNotFoundError, match="holds no run"):
         follow(tmp_path / "empty")
 
@@ -271,7 +315,12 @@ def test_percentiles_are_exact_while_few_and_near_when_many(monkeypatch):
         many.add(n / 20_000, 2, 3, draw)
     assert (few.as_dict()["p50"], few.as_dict()["p95"]) == (49.0, 94.0)
     told = many.as_dict()
-    assert (told["clips"], told["frames"], told["bytes"], len(many.kept)) == (20_000, 40_000, 60_000, 500)
+    assert (told["clips"], told["frames"], told["bytes"], len(many.kept)) == (
+        20_000,
+        40_000,
+        60_000,
+        500,
+    )
     assert told["p50"] == pytest.approx(0.5, abs=0.08)
     assert told["p95"] == pytest.approx(0.95, abs=0.04)
 
@@ -281,7 +330,14 @@ def test_gpus_are_what_nvidia_smi_says_and_a_broken_driver_is_none(tmp_path, mon
     tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 570.1, 81559, 1024, 37'\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert gpus() == [{"name": "NVIDIA H100", "driver_version": "570.1", "memory.total": "81559",
-                       "memory.used": "1024", "utilization.gpu": "37"}]  # fmt: skip
+    assert gpus() == [
+        {
+            "name": "NVIDIA H100",
+            "driver_version": "570.1",
+            "memory.total": "81559",
+            "memory.used": "1024",
+            "utilization.gpu": "37",
+        }
+    ]
     tool.write_text("#!/bin/sh\necho 'cannot talk to the driver'\nexit 9\n")
     assert gpus() == []

@@ -9,10 +9,24 @@ from flows.cli import app
 from flows.study import configure
 
 SMALL = {
-    "tables": "Table 4", "bases": 1, "seeds": 1, "clips": 8, "tested": 3, "batch": 4, "stage_clips": 8, "shown": 2,
-    "segmenting": 2, "pointing": 2, "following": 2, "seeing": 2, "listening": 2, "proposing": 2, "stage1": 2, "stage2": 2,
+    "tables": "Table 4",
+    "bases": 1,
+    "seeds": 1,
+    "clips": 8,
+    "tested": 3,
+    "batch": 4,
+    "stage_clips": 8,
+    "shown": 2,
+    "segmenting": 2,
+    "pointing": 2,
+    "following": 2,
+    "seeing": 2,
+    "listening": 2,
+    "proposing": 2,
+    "stage1": 2,
+    "stage2": 2,
     "frames": 4,
-}  # fmt: skip
+}
 
 
 def study(out, *more):

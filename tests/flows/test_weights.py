@@ -34,10 +34,26 @@ def sparrow_weights(*words: str, code: int = 0) -> str:
 
 def two_files(monkeypatch, loader: str) -> None:
     small = WeightFile(
-        "one", "one.pth", "for a test", "one.pth", "https://example.org", "MIT", 1000, loader, needed=True
+        "one",
+        "one.pth",
+        "for a test",
+        "one.pth",
+        "https://example.org",
+        "MIT",
+        1000,
+        loader,
+        needed=True,
     )
     bound = WeightFile(
-        "two", "two.pth", "", "2.pth", "https://example.org/two", "none stated", 9, loader, fetchable=False
+        "two",
+        "two.pth",
+        "",
+        "2.pth",
+        "https://example.org/two",
+        "none stated",
+        9,
+        loader,
+        fetchable=False,
     )
     monkeypatch.setattr("pipeline.weights.WEIGHTS", (small, bound))
 
@@ -64,7 +80,9 @@ def test_fetch_takes_what_it_may_and_says_what_it_may_not(mirror, weights_root, 
     assert "one.pth: 0.3 MB, sha256 as in SHA256SUMS" in text
     assert names(weights_root) == ["one.pth"]
     text = sparrow_weights("fetch", "two", "one", "--from", mirror.url.rstrip("/"), code=1)
-    assert "problem: two has to be downloaded by hand (none stated): https://example.org/two" in text
+    assert (
+        "problem: two has to be downloaded by hand (none stated): https://example.org/two" in text
+    )
     assert "one.pth: is there already" in text
 
 
@@ -75,7 +93,9 @@ def test_fetch_reports_every_problem_and_fails(mirror, weights_root, monkeypatch
     assert "one.pth: HTTP 404: not on the mirror" in text
 
 
-@pytest.mark.parametrize("words", [[], ["--from", "ftp://x/"], ["--from", "file:///tmp"], ["--from", "http:///"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--from", "ftp://x/"], ["--from", "file:///tmp"], ["--from", "http:///"]]
+)
 def test_fetch_needs_the_url_of_a_mirror(words, weights_root, monkeypatch):
     monkeypatch.delenv("SPARROW_MIRROR", raising=False)
     done = CliRunner().invoke(app, ["fetch", *words])
@@ -85,13 +105,18 @@ def test_fetch_needs_the_url_of_a_mirror(words, weights_root, monkeypatch):
 def test_unknown_names_are_answered_with_the_known_ones():
     for verb in (["check"], ["fetch", "--from", "http://127.0.0.1:1"]):
         done = CliRunner().invoke(app, [*verb, "sam3"])
-        assert "no weights are called 'sam3': choose from groundingdino-swint" in str(done.exception)
+        assert "no weights are called 'sam3': choose from groundingdino-swint" in str(
+            done.exception
+        )
 
 
 def test_check_prints_what_it_found_and_fails_on_a_bad_file(weights_root, monkeypatch):
     two_files(monkeypatch, "trackers.checkpoints:read_state_dict")
     weights_root.mkdir()
-    torch.save({"model": {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.float16)}}, weights_root / "one.pth")
+    torch.save(
+        {"model": {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.float16)}},
+        weights_root / "one.pth",
+    )
     text = sparrow_weights("check")
     assert "one: good" in text
     assert "2 tensors (1 float32, 1 float16), 5 elements, 0 of them not finite" in text
@@ -111,7 +136,9 @@ def test_convert_prints_what_it_wrote_and_what_the_text_branch_is_worth(weights_
     from trackers.cldtracker.config import CLDTrackerConfig
     from trackers.cldtracker.network import CLDTrackerNet
 
-    monkeypatch.setattr(checkpoint, "CLDTrackerConfig", CLDTrackerConfig.tiny)  # the official size takes seconds
+    monkeypatch.setattr(
+        checkpoint, "CLDTrackerConfig", CLDTrackerConfig.tiny
+    )  # the official size takes seconds
     weights_root.mkdir()
     source, out = weights_root / "a.pth.tar", weights_root / "b.safetensors"
     torch.save({"epoch": 300, "net": CLDTrackerNet(CLDTrackerConfig.tiny()).state_dict()}, source)
@@ -119,7 +146,9 @@ def test_convert_prints_what_it_wrote_and_what_the_text_branch_is_worth(weights_
     assert re.search(r"tensors +\d+\n", text)
     assert "no text branch in this file" in text
     assert out.stat().st_size
-    done = CliRunner().invoke(app, ["convert", str(weights_root / "none.pth.tar"), "--out", str(out)])
+    done = CliRunner().invoke(
+        app, ["convert", str(weights_root / "none.pth.tar"), "--out", str(out)]
+    )
     assert isinstance(done.exception, ValueError)
     assert "no such file" in str(done.exception)
 
@@ -135,5 +164,7 @@ def test_help_and_list_load_no_heavy_package():
         "print(*(m for m in ('torch', 'ray', 'prefect', 'cv2', 'httpx', 'numpy', 'transformers') if m in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout.split() == []

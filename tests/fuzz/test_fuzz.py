@@ -19,11 +19,28 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from pipeline.sources.a2d import _fields
-from pipeline.sources.base import DataRoot, box_lines, box_rows, clean, clip_key, digits, json_members
+from pipeline.sources.base import (
+    DataRoot,
+    box_lines,
+    box_rows,
+    clean,
+    clip_key,
+    digits,
+    json_members,
+)
 from pipeline.sources.got10k import parse_meta, sentence
 from pipeline.video import _decode_image
 from schemas.config import canonical_json
-from schemas.geometry import MAX_PIXELS, clip_boxes, from_xywh, from_xyxy, rle_area, rle_box, rle_check, rle_decode
+from schemas.geometry import (
+    MAX_PIXELS,
+    clip_boxes,
+    from_xywh,
+    from_xyxy,
+    rle_area,
+    rle_box,
+    rle_check,
+    rle_decode,
+)
 from schemas.records import KEY, Quarantined
 from tests.badinput.corpora import Files, good, write
 from tests.badinput.harness import bounded, outcome
@@ -34,13 +51,36 @@ SEED = int(os.environ.get("FUZZ_SEED", 0))
 ANNOTATIONS = (".json", ".js", ".txt", ".csv", ".ini", ".label")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4), max_leaves=12,
-)  # fmt: skip
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
 CHANGES = st.lists(
-    st.tuples(st.floats(0, 1), st.sampled_from(["put", "cut", "flip", "swap", "twice"]), st.binary(max_size=8)
-              | st.sampled_from([b"-1", b"NaN", b"1e999", b'"', b",", b"\n", b"[", b"}", b"null", b"../", b"\0", b"9" * 30])),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from(["put", "cut", "flip", "swap", "twice"]),
+        st.binary(max_size=8)
+        | st.sampled_from(
+            [
+                b"-1",
+                b"NaN",
+                b"1e999",
+                b'"',
+                b",",
+                b"\n",
+                b"[",
+                b"}",
+                b"null",
+                b"../",
+                b"\0",
+                b"9" * 30,
+            ]
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
 """(where as a share, what, with which bytes) of the changes to a good file."""
 
 
@@ -77,7 +117,9 @@ def members(data: bytes, chunk: int) -> None:
     for _, value in found:
         json.loads(value.decode("utf-8", "replace"))
     try:
-        whole = json.loads(data.decode("utf-8"), object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+        whole = json.loads(
+            data.decode("utf-8"), object_pairs_hook=lambda pairs: [key for key, _ in pairs]
+        )
     except UnicodeDecodeError:
         return  # of these the lazy reader is more patient
     except ValueError:
@@ -112,7 +154,10 @@ def boxes(rows: object) -> None:
 
 
 def lines(text: str) -> None:
-    for read in (lambda: box_lines(text, "here"), lambda: digits(text.encode("utf-8", "replace"), "here")):
+    for read in (
+        lambda: box_lines(text, "here"),
+        lambda: digits(text.encode("utf-8", "replace"), "here"),
+    ):
         try:
             assert len(read()) <= len(text)
         except Quarantined:
@@ -141,7 +186,11 @@ def picture(data: bytes) -> None:
 def corpus(source: str, suffixes: tuple[str, ...], pick: float, changes: list) -> None:
     """One file of a good corpus is changed; the source has to read, drop or refuse it."""
     files: Files = dict(good(source))
-    names = [name for name in files if name.lower().endswith(suffixes) or name in (*VIDEOS.values(), *IMAGES.values())]
+    names = [
+        name
+        for name in files
+        if name.lower().endswith(suffixes) or name in (*VIDEOS.values(), *IMAGES.values())
+    ]
     name = names[int(pick * (len(names) - 1))]
     content = files[name]
     assert isinstance(content, bytes)
@@ -157,25 +206,57 @@ def corpus(source: str, suffixes: tuple[str, ...], pick: float, changes: list) -
 
 _image = good("lasot")[IMAGES["lasot"]]
 assert isinstance(_image, bytes)
-_RLE = st.fixed_dictionaries({
-    "size": st.lists(st.integers(-1, 40) | st.just(10**9), min_size=1, max_size=3) | JSON,
-    "counts": st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=20) | st.binary(max_size=5) | JSON,
-})  # fmt: skip
-_OBJECT = st.dictionaries(st.text(max_size=5), JSON, max_size=5).map(lambda d: json.dumps(d).encode())
-TARGETS: dict[str, tuple[Callable, tuple, int]] = {
-    "json_members": (members, (st.builds(changed, _OBJECT, CHANGES) | _OBJECT | st.binary(), st.integers(1, 64)), 60),
-    "rle": (masks, (_RLE | JSON,), 200),
-    "boxes": (boxes, (st.lists(st.lists(st.floats() | st.integers() | st.text(max_size=3), min_size=3, max_size=5)) | JSON,), 150),
-    "lines": (lines, (st.text() | st.text("0123456789,.-e \n:\"'"),), 200),
-    "paths": (paths, (st.text() | st.lists(st.sampled_from(["..", ".", "a", "", "/", "\0", "~"])).map("/".join),), 100),
-    "pictures": (picture, (st.builds(changed, st.just(_image), CHANGES) | st.binary(),), 100),
-} | {
-    source: (partial(corpus, source, ANNOTATIONS), (st.floats(0, 1), CHANGES), 5)
-    for source in ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
-} | {
-    f"{source} {suffix}": (partial(corpus, source, (suffix,)), (st.floats(0, 1), CHANGES), 4)
-    for source, suffix in (("a2d", ".h5"), ("hcstvg", ".mp4"))
-}  # fmt: skip
+_RLE = st.fixed_dictionaries(
+    {
+        "size": st.lists(st.integers(-1, 40) | st.just(10**9), min_size=1, max_size=3) | JSON,
+        "counts": st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=20)
+        | st.binary(max_size=5)
+        | JSON,
+    }
+)
+_OBJECT = st.dictionaries(st.text(max_size=5), JSON, max_size=5).map(
+    lambda d: json.dumps(d).encode()
+)
+TARGETS: dict[str, tuple[Callable, tuple, int]] = (
+    {
+        "json_members": (
+            members,
+            (st.builds(changed, _OBJECT, CHANGES) | _OBJECT | st.binary(), st.integers(1, 64)),
+            60,
+        ),
+        "rle": (masks, (_RLE | JSON,), 200),
+        "boxes": (
+            boxes,
+            (
+                st.lists(
+                    st.lists(
+                        st.floats() | st.integers() | st.text(max_size=3), min_size=3, max_size=5
+                    )
+                )
+                | JSON,
+            ),
+            150,
+        ),
+        "lines": (lines, (st.text() | st.text("0123456789,.-e \n:\"'"),), 200),
+        "paths": (
+            paths,
+            (
+                st.text()
+                | st.lists(st.sampled_from(["..", ".", "a", "", "/", "\0", "~"])).map("/".join),
+            ),
+            100,
+        ),
+        "pictures": (picture, (st.builds(changed, st.just(_image), CHANGES) | st.binary(),), 100),
+    }
+    | {
+        source: (partial(corpus, source, ANNOTATIONS), (st.floats(0, 1), CHANGES), 5)
+        for source in ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
+    }
+    | {
+        f"{source} {suffix}": (partial(corpus, source, (suffix,)), (st.floats(0, 1), CHANGES), 4)
+        for source, suffix in (("a2d", ".h5"), ("hcstvg", ".mp4"))
+    }
+)
 """Parser -> its target, what it is given, and the examples of one round."""
 
 
@@ -191,7 +272,12 @@ def test_fuzz(name):
         target(*example)
 
     while round_ == 0 or time.monotonic() < end:
-        plain = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        plain = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         seed(SEED + round_)(plain(given(st.tuples(*strategies))(try_one)))()
         round_ += 1
     print(f"{name}: {tried} examples in {round_} rounds")  # pytest -rP shows it

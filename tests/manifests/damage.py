@@ -27,7 +27,11 @@ def restored(out: Path) -> Iterator[Path]:
         if path.is_file() and path not in before:
             path.unlink()
     for path, (data, stat) in before.items():
-        if not path.exists() or path.stat().st_mtime_ns != stat.st_mtime_ns or path.read_bytes() != data:
+        if (
+            not path.exists()
+            or path.stat().st_mtime_ns != stat.st_mtime_ns
+            or path.read_bytes() != data
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
@@ -35,7 +39,11 @@ def restored(out: Path) -> Iterator[Path]:
 def tree(out: Path) -> dict[str, bytes]:
     """Every byte that must be the same in equal runs."""
     files = [p for p in out.rglob("*") if p.suffix in (".tar", ".parquet")]
-    return {str(p.relative_to(out)): p.read_bytes() for p in files if p.parent.name not in (*tables.VOLATILE, "plan")}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in files
+        if p.parent.name not in (*tables.VOLATILE, "plan")
+    }
 
 
 def part(out: Path, table: str, name: str = SHARD) -> Path:
@@ -51,14 +59,18 @@ def rows(out: Path, table: str, name: str = SHARD) -> list[dict]:
     return pq.read_table(part(out, table, name), partitioning=None).to_pylist()
 
 
-def edit(out: Path, table: str, change: Callable[[pa.Table], pa.Table], *, seal: bool = True) -> None:
+def edit(
+    out: Path, table: str, change: Callable[[pa.Table], pa.Table], *, seal: bool = True
+) -> None:
     path = part(out, table)
     pq.write_table(change(pq.read_table(path, partitioning=None)), path)
     if seal:
         reseal(out)
 
 
-def rewrite(out: Path, table: str, change: Callable[[list[dict]], object], *, seal: bool = True) -> None:
+def rewrite(
+    out: Path, table: str, change: Callable[[list[dict]], object], *, seal: bool = True
+) -> None:
     """`change` edits the list of rows in place."""
 
     def changed(old: pa.Table) -> pa.Table:
@@ -69,17 +81,23 @@ def rewrite(out: Path, table: str, change: Callable[[list[dict]], object], *, se
     edit(out, table, changed, seal=seal)
 
 
-def put(out: Path, table: str, column: str, value: object, row: int = 0, *, seal: bool = True) -> None:
+def put(
+    out: Path, table: str, column: str, value: object, row: int = 0, *, seal: bool = True
+) -> None:
     """Another value in one cell."""
     rewrite(out, table, lambda values: values[row].update({column: value}), seal=seal)
 
 
 def reseal(out: Path) -> None:
     """The `shards` row vouches for the parts as they are now."""
-    digests = tables.digests({table: part(out, table) for table in tables.TABLES if table != "runs"})
+    digests = tables.digests(
+        {table: part(out, table) for table in tables.TABLES if table != "runs"}
+    )
     path = part(out, "shards")
     old = pq.read_table(path, partitioning=None)
-    pq.write_table(pa.Table.from_pylist([old.to_pylist()[0] | {"parts_sha256": digests}], old.schema), path)
+    pq.write_table(
+        pa.Table.from_pylist([old.to_pylist()[0] | {"parts_sha256": digests}], old.schema), path
+    )
 
 
 def flip(path: Path, offset: int) -> None:
@@ -94,7 +112,9 @@ def offset(out: Path, name: str) -> int:
 
 def spoil(out: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     """Another content of a member, of the same size, with every digest made to fit."""
-    place = next(i for i, r in enumerate(rows(out, "members")) if (r["key"], r["name"]) == (KEY, name))
+    place = next(
+        i for i, r in enumerate(rows(out, "members")) if (r["key"], r["name"]) == (KEY, name)
+    )
     row = rows(out, "members")[place]
     whole = bytearray(tar(out).read_bytes())
     data = change(bytes(whole[row["offset"] : row["offset"] + row["size"]]))

@@ -20,7 +20,17 @@ from pipeline.sources.base import Rules
 from pipeline.video import encode_jpeg, encode_mp4
 from schemas import tables
 from schemas.geometry import rle_encode
-from schemas.records import QA, Annotation, Clip, Detection, Media, Planned, Referent, Segment, Track
+from schemas.records import (
+    QA,
+    Annotation,
+    Clip,
+    Detection,
+    Media,
+    Planned,
+    Referent,
+    Segment,
+    Track,
+)
 
 FRAMES, AWAY, LOST = 12, (4, 5), 8
 MASKED = ("mevis", "refsav")
@@ -28,12 +38,20 @@ CAPTIONS = ("The red square, which moves.", "a blue | one")
 SIZES = {"refsav": (96, 160)}
 SIZE = (97, 161)
 """Odd: stored videos are padded."""
-PATHS = {"vid_sentence": "Data/VID/train/ILSVRC2015_VID_train_0003/v", "refsav": "sam_v_full/sav_train/sav_007/v.mp4"}
+PATHS = {
+    "vid_sentence": "Data/VID/train/ILSVRC2015_VID_train_0003/v",
+    "refsav": "sam_v_full/sav_train/sav_007/v.mp4",
+}
 CATEGORIES = {"lasot": "kite", "hcstvg": "person"}
 SPLITS = {
-    "hcstvg": "train", "vid_sentence": "train", "a2d": "test", "lasot": "train", "mevis": "valid_u", "got10k": "val",
+    "hcstvg": "train",
+    "vid_sentence": "train",
+    "a2d": "test",
+    "lasot": "train",
+    "mevis": "valid_u",
+    "got10k": "val",
     "refsav": "train",
-}  # fmt: skip
+}
 
 
 def boxes(target: int) -> np.ndarray:
@@ -67,7 +85,11 @@ def make_whole(out: Path, sources: tuple[str, ...] = tuple(SPLITS)) -> Path:
     """One shard with one clip of two targets per source. A2D's media is JPEGs, the others' mp4."""
     for source in sources:
         _shard(out, source, SPLITS[source])
-    run = dict.fromkeys(tables.schema("runs").names) | {"run_id": "r0", "source": sources[0], "synthetic": True}
+    run = dict.fromkeys(tables.schema("runs").names) | {
+        "run_id": "r0",
+        "source": sources[0],
+        "synthetic": True,
+    }
     (out / "manifests" / "runs").mkdir(parents=True)
     tables.write(out / "manifests" / "runs" / "r0.parquet", "runs", [run])
     return out
@@ -81,21 +103,46 @@ def _shard(out: Path, source: str, split: str) -> None:
     step = 4 if source == "refsav" else 1
     video = "kite-3" if source == "lasot" else "../v.1"
     clip_id = f"{source}-{split}-v"
-    clip = Clip(clip_id, source, split, video, media, 0, FRAMES * step, step, 24.0, *size, licence=f"terms of {source}")
+    clip = Clip(
+        clip_id,
+        source,
+        split,
+        video,
+        media,
+        0,
+        FRAMES * step,
+        step,
+        24.0,
+        *size,
+        licence=f"terms of {source}",
+    )
     frames = pictures(size)
     stored = _frames_tar(frames) if source == "a2d" else {"mp4": encode_mp4(frames, 24.0, crf=1)}
     referents, samples = [], []
     for i, caption in enumerate(CAPTIONS):
-        referent = Referent(f"{clip_id}-{i}", clip_id, caption, (str(i),), CATEGORIES.get(source, ""))
+        referent = Referent(
+            f"{clip_id}-{i}", clip_id, caption, (str(i),), CATEGORIES.get(source, "")
+        )
         referents.append(referent)
         sample = make_sample(clip, referent, curated(source, i, size), Rules(), job, STAGES)
         sample.members |= stored
         samples.append(sample)
     row = dict.fromkeys(tables.schema("clips").names) | {
-        "clip_id": clip_id, "source": source, "split": split, "video_id": video, "media_path": media.path,
-        "media": "frames" if source == "a2d" else "mp4", "start": 0, "stop": clip.stop, "step": step,
-        "n_frames": FRAMES, "fps": 24.0, "height": size[0], "width": size[1], "licence": clip.licence,
-    }  # fmt: skip
+        "clip_id": clip_id,
+        "source": source,
+        "split": split,
+        "video_id": video,
+        "media_path": media.path,
+        "media": "frames" if source == "a2d" else "mp4",
+        "start": 0,
+        "stop": clip.stop,
+        "step": step,
+        "n_frames": FRAMES,
+        "fps": 24.0,
+        "height": size[0],
+        "width": size[1],
+        "licence": clip.licence,
+    }
     del row["shard"]
     shard = ShardPlan(f"{source}-{split}-000000", 0, "hash", (Planned(clip, tuple(referents)),))
     stage_clip(staged_path(out, shard, clip_id), ClipResult(samples, row))
@@ -108,22 +155,40 @@ def curated(source: str, target: int, size: tuple[int, int]) -> Curated:
     kept = there.copy()
     if tracked and target == 0:
         kept[LOST] = False
-    dropped = ["" if k else ("low_iou" if h else "no_box") for k, h in zip(kept, there, strict=True)]
+    dropped = [
+        "" if k else ("low_iou" if h else "no_box") for k, h in zip(kept, there, strict=True)
+    ]
     origin = [("tracked" if tracked else "mask") if h else "none" for h in there]
-    segments = [Segment(rle_encode(mask(b, size)), "made") if k else None for b, k in zip(box, kept, strict=True)]
+    segments = [
+        Segment(rle_encode(mask(b, size)), "made") if k else None
+        for b, k in zip(box, kept, strict=True)
+    ]
     return Curated(
-        Annotation(box, np.ones(FRAMES, bool)), Detection(0, box[0], "annotation", False),
+        Annotation(box, np.ones(FRAMES, bool)),
+        Detection(0, box[0], "annotation", False),
         Track(box, np.full(FRAMES, np.nan, np.float32), origin),
-        Agreement(np.where(there, 0.9, np.nan).astype(np.float32), kept, dropped), 0.9, segments, 0,
-        TSF([0, 1, 2, 3], [False] * 4, [np.zeros((8, 8, 3), np.uint8)] * 4, np.zeros((4, 3), np.float16), 9),
+        Agreement(np.where(there, 0.9, np.nan).astype(np.float32), kept, dropped),
+        0.9,
+        segments,
+        0,
+        TSF(
+            [0, 1, 2, 3],
+            [False] * 4,
+            [np.zeros((8, 8, 3), np.uint8)] * 4,
+            np.zeros((4, 3), np.float16),
+            9,
+        ),
         [QA(f"{source}-{target}-q0", "region", 0, "What is the <region> doing?", CAPTIONS[target])],
-    )  # fmt: skip
+    )
 
 
 STAGES = SimpleNamespace(
-    tracker=SimpleNamespace(name="made"), segmenter=SimpleNamespace(name="made"), encoder=SimpleNamespace(name="made"),
-    versions={}, digest="",
-)  # fmt: skip
+    tracker=SimpleNamespace(name="made"),
+    segmenter=SimpleNamespace(name="made"),
+    encoder=SimpleNamespace(name="made"),
+    versions={},
+    digest="",
+)
 
 
 def _frames_tar(frames: np.ndarray) -> dict[str, bytes]:

@@ -38,7 +38,11 @@ class Server:
         """A store of its own; without options on a client that all share, which takes long to make."""
         store = open_store(url, **options) if options else copy.copy(self._first)
         assert isinstance(store, S3)
-        store.url, store.prefix, store.stop = url, f"{url.removeprefix(f's3://{BUCKET}/')}/", threading.Event()
+        store.url, store.prefix, store.stop = (
+            url,
+            f"{url.removeprefix(f's3://{BUCKET}/')}/",
+            threading.Event(),
+        )
         return store
 
     @functools.cached_property
@@ -55,7 +59,9 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     """A server, and an environment that leads there. Skips where moto is not installed."""
-    moto = pytest.importorskip("moto.moto_server.threaded_moto_server", reason="moto is not installed: make setup")
+    moto = pytest.importorskip(
+        "moto.moto_server.threaded_moto_server", reason="moto is not installed: make setup"
+    )
     pytest.importorskip("s3fs", reason="s3fs is not installed: make setup")
     from moto.backends import get_backend
     from moto.core import DEFAULT_ACCOUNT_ID
@@ -66,10 +72,14 @@ def serving() -> Iterator[Server]:
     running.start()
     host, port = running.get_host_and_port()
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    }  # fmt: skip
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -101,11 +111,18 @@ class Turns:
 
     def __init__(self, choose: Callable[[list[int]], int], between: Callable[[], None]):
         self._choose, self._between = choose, between
-        self._change, self._waiting, self._live, self._turn = threading.Condition(), set[int](), set[int](), -1
+        self._change, self._waiting, self._live, self._turn = (
+            threading.Condition(),
+            set[int](),
+            set[int](),
+            -1,
+        )
 
     def run(self, works: list[Callable[[], None]]) -> None:
         self._live = set(range(len(works)))
-        threads = [threading.Thread(target=self._one, args=(i, work)) for i, work in enumerate(works)]
+        threads = [
+            threading.Thread(target=self._one, args=(i, work)) for i, work in enumerate(works)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -39,16 +39,54 @@ def about(out: Path) -> dict:
 
 def cells(text: str, source: str) -> list[str]:
     return next(
-        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {source} ")
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith(f"| {source} ")
     )
 
 
 def test_counts_stand_beside_the_papers(out):
     text = (out / "README.md").read_text()
     # source, videos, clips, referents, QA, frames kept (12 of one target, 9 of the other, one lost), masks, quarantined
-    assert cells(text, "a2d") == ["a2d", "1", "1", "2", "2", "21", "21", "0", "0.90", "3,017", "5,359"]
-    assert cells(text, "mevis") == ["mevis", "1", "1", "2", "2", "22", "22", "0", "0.90", "1,644", "4,489"]
-    assert cells(text, "**all**") == ["**all**", "2", "2", "4", "4", "43", "43", "0", "", "30,646", "45,231"]
+    assert cells(text, "a2d") == [
+        "a2d",
+        "1",
+        "1",
+        "2",
+        "2",
+        "21",
+        "21",
+        "0",
+        "0.90",
+        "3,017",
+        "5,359",
+    ]
+    assert cells(text, "mevis") == [
+        "mevis",
+        "1",
+        "1",
+        "2",
+        "2",
+        "22",
+        "22",
+        "0",
+        "0.90",
+        "1,644",
+        "4,489",
+    ]
+    assert cells(text, "**all**") == [
+        "**all**",
+        "2",
+        "2",
+        "4",
+        "4",
+        "43",
+        "43",
+        "0",
+        "",
+        "30,646",
+        "45,231",
+    ]
     assert "demonstration, not data" in text
 
 
@@ -58,7 +96,13 @@ def test_a_source_of_which_nothing_is_left_is_not_hidden(tmp_path):
         part = out / "manifests" / table / "mevis-valid_u-000000.parquet"
         pq.write_table(pq.read_table(part, partitioning=None).slice(0, 0), part)
     write_card(out, PAPER, (30_646, 45_231))
-    assert cells((out / "README.md").read_text(), "mevis") == ["mevis", *"0000000", "-", "1,644", "4,489"]
+    assert cells((out / "README.md").read_text(), "mevis") == [
+        "mevis",
+        *"0000000",
+        "-",
+        "1,644",
+        "4,489",
+    ]
 
 
 def test_licences_and_what_may_not_be_passed_on(out):
@@ -78,7 +122,9 @@ def test_front_matter_is_yaml_whose_files_are_there(out):
     assert names[0] == "referents", "the hub shows the first"
     assert set(names) == set(TABLES) - {"timings", "runs", "quarantine"}, "nothing is in quarantine"
     for config in front["configs"]:
-        found = {part["split"]: [p.name for p in out.glob(part["path"])] for part in config["data_files"]}
+        found = {
+            part["split"]: [p.name for p in out.glob(part["path"])] for part in config["data_files"]
+        }
         assert {split: len(names) for split, names in found.items()} == {"test": 1, "valid_u": 1}
         assert found["test"][0].startswith("a2d-test-")
 
@@ -95,9 +141,15 @@ def hub(tmp_path_factory):
     """`datasets`, offline, with its cache in a folder of its own."""
     home = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}.items():
+        for name, value in {
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+        }.items():
             patch.setenv(name, value)
-        datasets = pytest.importorskip("datasets", reason="the `datasets` package is not installed (make setup)")
+        datasets = pytest.importorskip(
+            "datasets", reason="the `datasets` package is not installed (make setup)"
+        )
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         yield datasets
 
@@ -109,7 +161,9 @@ def snippet(out: Path) -> str:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_datasets_reads_the_tars_with_the_features_that_the_card_states(out, hub, streaming, monkeypatch):
+def test_datasets_reads_the_tars_with_the_features_that_the_card_states(
+    out, hub, streaming, monkeypatch
+):
     monkeypatch.chdir(out)
     names: dict = {}
     exec(snippet(out), names)
@@ -122,7 +176,11 @@ def test_datasets_reads_the_tars_with_the_features_that_the_card_states(out, hub
     for split, media in (("test", "frames.tar"), ("valid_u", "mp4")):
         files = {split: f"*/{split}/shards/*.tar"}
         rows = hub.load_dataset(
-            "webdataset", data_files=files, split=split, streaming=streaming, features=names["features"]
+            "webdataset",
+            data_files=files,
+            split=split,
+            streaming=streaming,
+            features=names["features"],
         )
         for row in rows:
             seen.add(key := row["__key__"])
@@ -132,9 +190,13 @@ def test_datasets_reads_the_tars_with_the_features_that_the_card_states(out, hub
             }
             assert row["json"]["referent"]["caption"] == captions[key]
             expected = [f["feature"] for f in features if f["referent_id"] == key]
-            np.testing.assert_array_equal(np.array(row["tsf.npy"], np.float16), np.array(expected, np.float16))
+            np.testing.assert_array_equal(
+                np.array(row["tsf.npy"], np.float16), np.array(expected, np.float16)
+            )
             assert row["crop0.jpg"].size == (8, 8)
-            assert row[media][:6] == b"000000" if media == "frames.tar" else row[media][4:8] == b"ftyp"
+            assert (
+                row[media][:6] == b"000000" if media == "frames.tar" else row[media][4:8] == b"ftyp"
+            )
     assert seen == {f"{clip}-{i}" for clip in ("a2d-test-v", "mevis-valid_u-v") for i in (0, 1)}
 
 
@@ -146,7 +208,9 @@ def test_datasets_reads_every_table_by_the_card(out, hub, streaming):
         assert set(found) == {"test", "valid_u"}
         rows = {split: list(part) for split, part in found.items()}
         for split, source in (("test", "a2d"), ("valid_u", "mevis")):
-            expected = pq.read_table(out / "manifests" / table / f"{source}-{split}-000000.parquet", partitioning=None)
+            expected = pq.read_table(
+                out / "manifests" / table / f"{source}-{split}-000000.parquet", partitioning=None
+            )
             assert repr(rows[split]) == repr(expected.to_pylist()), (table, split)
 
 
@@ -154,7 +218,9 @@ def test_a_part_without_rows_does_not_stop_the_reader(tmp_path, hub, monkeypatch
     """datasets takes the batch size from a file's first row group, and zero is none."""
     out = make_whole(tmp_path / "out", ("a2d", "lasot"))
     for table in ("masks", "referents"):
-        nothing = pq.read_table(out / "manifests" / table / "a2d-test-000000.parquet", partitioning=None).slice(0, 0)
+        nothing = pq.read_table(
+            out / "manifests" / table / "a2d-test-000000.parquet", partitioning=None
+        ).slice(0, 0)
         pq.write_table(nothing, out / "manifests" / table / "a2d-train-000000.parquet")
     write_card(out, PAPER, (30_646, 45_231))
     assert len(hub.load_dataset(str(out), "masks")["train"]) == 21
@@ -169,13 +235,22 @@ def test_croissant_names_every_tar_and_every_column_with_its_type(out):
     assert data["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert data["license"] == ["a2d: terms of a2d", "mevis: terms of mevis"]
     tars = [d for d in data["distribution"] if d["@type"] == "cr:FileObject"]
-    assert {t["contentUrl"] for t in tars} == {p.relative_to(out).as_posix() for p in out.glob("*/*/shards/*.tar")}
+    assert {t["contentUrl"] for t in tars} == {
+        p.relative_to(out).as_posix() for p in out.glob("*/*/shards/*.tar")
+    }
     for tar in tars:
         assert tar["sha256"] == hashlib.sha256((out / tar["contentUrl"]).read_bytes()).hexdigest()
     sets = {d["@id"]: d["includes"] for d in data["distribution"] if d["@type"] == "cr:FileSet"}
     assert [r["@id"] for r in data["recordSet"]] == list(TABLES)
-    types = {"string": "sc:Text", "bool": "sc:Boolean", "int32": "sc:Integer", "int64": "sc:Integer", "float": "sc:Float",
-             "halffloat": "sc:Float", "timestamp[us, tz=UTC]": "sc:DateTime"}  # fmt: skip
+    types = {
+        "string": "sc:Text",
+        "bool": "sc:Boolean",
+        "int32": "sc:Integer",
+        "int64": "sc:Integer",
+        "float": "sc:Float",
+        "halffloat": "sc:Float",
+        "timestamp[us, tz=UTC]": "sc:DateTime",
+    }
     for records in data["recordSet"]:
         form = pq.read_schema(next(out.glob(sets[f"{records['@id']}-parquet"])))
         assert [f["source"]["extract"]["column"] for f in records["field"]] == form.names
@@ -194,7 +269,9 @@ def test_croissant_names_every_tar_and_every_column_with_its_type(out):
 @pytest.fixture(scope="module")
 def croissant(out):
     """The reference reader over croissant.json. It warns of every recommended property that is not there."""
-    mlcroissant = pytest.importorskip("mlcroissant", reason="the Croissant validator is not installed (make setup)")
+    mlcroissant = pytest.importorskip(
+        "mlcroissant", reason="the Croissant validator is not installed (make setup)"
+    )
     said: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = said.append
@@ -219,7 +296,10 @@ def test_croissant_passes_the_reference_validator_without_a_warning(croissant):
 def test_croissant_records_are_the_manifests_rows(out, croissant, table):
     """Every row and value, through the file set that croissant.json names."""
     rows = pq.read_table(out / "manifests" / table, partitioning=None).to_pylist()
-    found = [{k.partition("/")[2]: v for k, v in record.items()} for record in croissant[0].records(table)]
+    found = [
+        {k.partition("/")[2]: v for k, v in record.items()}
+        for record in croissant[0].records(table)
+    ]
     assert len(found) == len(rows) > 0
 
     def plain(row: dict) -> str:
@@ -238,7 +318,11 @@ def _plain(value: object) -> object:
         return value.isoformat()
     if value is None or value != value:
         return None
-    return round(float(value), 4) if isinstance(value, float | int) or hasattr(value, "dtype") else value
+    return (
+        round(float(value), 4)
+        if isinstance(value, float | int) or hasattr(value, "dtype")
+        else value
+    )
 
 
 def test_a_licence_cannot_break_the_table():
@@ -259,8 +343,12 @@ def test_both_verbs_from_the_command_line(tmp_path):
     assert done.exit_code == 0, done.output
     assert OURS in (out / "README.md").read_text()
     assert about(out)["url"] == "https://example.org/data"
-    done = CliRunner().invoke(app, ["export", str(out), "--format", "sparrow", "--to", str(tmp_path / "to")])
+    done = CliRunner().invoke(
+        app, ["export", str(out), "--format", "sparrow", "--to", str(tmp_path / "to")]
+    )
     assert done.exit_code == 0, done.output
     assert f"written to: {tmp_path / 'to'}" in done.output
-    done = CliRunner().invoke(app, ["export", str(out), "--format", "coco", "--to", str(tmp_path / "j"), "--json"])
+    done = CliRunner().invoke(
+        app, ["export", str(out), "--format", "coco", "--to", str(tmp_path / "j"), "--json"]
+    )
     assert json.loads(done.stdout)["samples"] == {"a2d-test": 2}

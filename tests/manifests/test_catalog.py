@@ -29,7 +29,10 @@ def out(tiny_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("view", [*TABLES, *ANSWERS])
 def test_every_view_answers_and_has_rows(out, view):
     rows = query(out, f"SELECT * FROM {view} LIMIT 3")
-    assert rows or view in ("drops", "events")  # nothing was dropped inside these tracks, memory sufficed
+    assert rows or view in (
+        "drops",
+        "events",
+    )  # nothing was dropped inside these tracks, memory sufficed
 
 
 def test_catalog_duckdb_opens_from_anywhere(out, tmp_path, monkeypatch):
@@ -73,7 +76,10 @@ def test_a_moved_output_is_found_again(out, tmp_path):
 
 
 def test_features_come_back_as_they_were_stored(out):
-    (row,) = query(out, "SELECT referent_id, list(feature ORDER BY rank) AS f FROM tsf_features GROUP BY 1 LIMIT 1")
+    (row,) = query(
+        out,
+        "SELECT referent_id, list(feature ORDER BY rank) AS f FROM tsf_features GROUP BY 1 LIMIT 1",
+    )
     with connect(out) as catalogue:
         members = fetch(catalogue, out, row["referent_id"])
     stored = np.load(io.BytesIO(members["tsf.npy"]), allow_pickle=False)

@@ -41,15 +41,19 @@ def leaks(out: Path, known: list[Known] = [], **words) -> set[tuple[str, str, st
 def test_evaluation_splits_in_the_output_are_found(out):
     got = leaks(out)
     assert {row for row in got if row[0] == "held_out"} == {
-        ("held_out", "mevis", "mevis valid_u"), ("held_out", "a2d", "a2d test"),
-    }  # fmt: skip
+        ("held_out", "mevis", "mevis valid_u"),
+        ("held_out", "a2d", "a2d test"),
+    }
 
 
 def test_what_an_evaluation_split_of_the_output_shares_with_the_rest_is_found_and_not_itself(out):
     got = leaks(out)
     assert {(source, e) for level, source, e in got if level == "same_video"} == {
-        ("hcstvg", "mevis valid_u"), ("hcstvg", "a2d test"), ("a2d", "mevis valid_u"), ("mevis", "a2d test"),
-    }  # fmt: skip
+        ("hcstvg", "mevis valid_u"),
+        ("hcstvg", "a2d test"),
+        ("a2d", "mevis valid_u"),
+        ("mevis", "a2d test"),
+    }
     assert ("same_expression", "lasot", "a2d test") in got
     assert ("same_expression", "a2d", "a2d test") not in got
 
@@ -60,7 +64,11 @@ def test_what_an_evaluation_split_of_the_output_shares_with_the_rest_is_found_an
         (Known("lasot test", "kite-3"), "same_video", "lasot"),
         (Known("lasot test", "testing/kite-3.mp4"), "same_video", "lasot"),
         (Known("mevis valid", "x", "the RED square which -- moves"), "same_expression", "lasot"),
-        (Known("mevis valid", "x", "the red square, which slowly moves"), "near_expression", "lasot"),
+        (
+            Known("mevis valid", "x", "the red square, which slowly moves"),
+            "near_expression",
+            "lasot",
+        ),
     ],
 )
 def test_each_level_is_found(out, known, level, source):
@@ -68,14 +76,21 @@ def test_each_level_is_found(out, known, level, source):
 
 
 def test_what_is_like_but_not_the_same_is_not_found(out):
-    known = [Known("lasot test", "kite-30"), Known("lasot test", "kite-3b", "the blue circle that rests"),
-             Known("lasot test", "x", "one"), Known("lasot test", "y", "")]  # fmt: skip
+    known = [
+        Known("lasot test", "kite-30"),
+        Known("lasot test", "kite-3b", "the blue circle that rests"),
+        Known("lasot test", "x", "one"),
+        Known("lasot test", "y", ""),
+    ]
     assert not {row for row in leaks(out, known) if row[2] == "lasot test"}
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "same"),
-    [("3_AbCdEfGhIjK.mkv", "41_AbCdEfGhIjK.mp4", True), ("3_AbCdEfGhIjK.mkv", "3_abCdEfGhIjK.mkv", False)],
+    [
+        ("3_AbCdEfGhIjK.mkv", "41_AbCdEfGhIjK.mp4", True),
+        ("3_AbCdEfGhIjK.mkv", "3_abCdEfGhIjK.mkv", False),
+    ],
 )
 def test_another_span_of_the_same_upload_is_found(out, tmp_path, ours, theirs, same):
     import shutil
@@ -85,7 +100,9 @@ def test_another_span_of_the_same_upload_is_found(out, tmp_path, ours, theirs, s
     part = next((copy / "manifests" / "referents").glob("hcstvg-*"))
     table = pq.read_table(part)
     column = pa.array([ours] * table.num_rows)
-    pq.write_table(table.set_column(table.schema.get_field_index("video_id"), "video_id", column), part)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("video_id"), "video_id", column), part
+    )
     got = leaks(copy, [Known("hcstvg val", theirs)])
     assert (("same_upload", "hcstvg", "hcstvg val") in got) is same
     assert ("same_video", "hcstvg", "hcstvg val") not in got
@@ -94,11 +111,20 @@ def test_another_span_of_the_same_upload_is_found(out, tmp_path, ours, theirs, s
 def test_a_pair_of_referent_and_set_is_one_row_with_the_nearest_of_theirs(out):
     known = [Known("mevis valid", v, f"the red square, which {v} moves") for v in ("now", "then")]
     with connect(out) as catalogue:
-        check(catalogue, [*known, Known("mevis valid", "z", "the red square which slowly but surely moves")],
-              similarity=0.5)  # fmt: skip
-        rows = [r for r in found(catalogue) if (r["level"], r["source"]) == ("near_expression", "lasot")]
+        check(
+            catalogue,
+            [*known, Known("mevis valid", "z", "the red square which slowly but surely moves")],
+            similarity=0.5,
+        )
+        rows = [
+            r for r in found(catalogue) if (r["level"], r["source"]) == ("near_expression", "lasot")
+        ]
     [row] = [r for r in rows if r["evaluation"] == "mevis valid"]
-    assert (row["score"], row["matches"], row["theirs"]) == (5 / 6, 3, "the red square, which then moves")
+    assert (row["score"], row["matches"], row["theirs"]) == (
+        5 / 6,
+        3,
+        "the red square, which then moves",
+    )
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.7, 0.8, 1.0])
@@ -110,15 +136,24 @@ def test_near_expressions_are_exactly_those_of_all_pairs(out, similarity):
     known = [Known(f"set {i % 3}", str(i), text) for i, text in enumerate(texts)]
     with connect(out) as catalogue:
         check(catalogue, known, similarity=similarity)
-        near = catalogue.execute("SELECT x.tokens, y.tokens, score FROM near JOIN texts x ON x.id = a "
-                                 "JOIN texts y ON y.id = b").fetchall()  # fmt: skip
-        sets = dict(catalogue.execute("SELECT array_to_string(tokens, ' '), origins FROM texts").fetchall())
+        near = catalogue.execute(
+            "SELECT x.tokens, y.tokens, score FROM near JOIN texts x ON x.id = a "
+            "JOIN texts y ON y.id = b"
+        ).fetchall()
+        sets = dict(
+            catalogue.execute("SELECT array_to_string(tokens, ' '), origins FROM texts").fetchall()
+        )
     want = set()
     for one, places in sets.items():
         for two, others in sets.items():
             a, b = set(one.split()), set(two.split())
             alone = len(places) == 1 and places == others
-            if one != two and min(len(a), len(b)) >= 4 and len(a & b) / len(a | b) >= similarity - 1e-9 and not alone:
+            if (
+                one != two
+                and min(len(a), len(b)) >= 4
+                and len(a & b) / len(a | b) >= similarity - 1e-9
+                and not alone
+            ):
                 want.add((one, two))
     assert {(" ".join(a), " ".join(b)) for a, b, _ in near} == want
     assert len(near) == len(want)
@@ -154,7 +189,11 @@ def test_what_is_in_texts_is_not_sql(out):
 def textured(seed: int, n: int = 20, size: tuple[int, int] = (96, 160)) -> np.ndarray:
     """Frames [T, H, W, 3] of a patchwork that pans."""
     rng = np.random.default_rng(seed)
-    wide = cv2.resize(rng.integers(0, 255, (9, 40), np.uint8), (size[1] * 2, size[0]), interpolation=cv2.INTER_CUBIC)
+    wide = cv2.resize(
+        rng.integers(0, 255, (9, 40), np.uint8),
+        (size[1] * 2, size[0]),
+        interpolation=cv2.INTER_CUBIC,
+    )
     return np.stack([np.repeat(wide[:, t : t + size[1], None], 3, 2) for t in range(n)])
 
 
@@ -179,8 +218,10 @@ def test_bits_say_whether_the_right_neighbour_is_brighter():
 
 
 def table(entries: dict[str, list[int]]) -> pa.Table:
-    return pa.Table.from_pylist([{"key": k, "frame": t, "hash": h} for k, hs in entries.items() for t, h in enumerate(hs)],
-                                LOOKS)  # fmt: skip
+    return pa.Table.from_pylist(
+        [{"key": k, "frame": t, "hash": h} for k, hs in entries.items() for t, h in enumerate(hs)],
+        LOOKS,
+    )
 
 
 def test_looks_at_most_four_bits_apart_are_alike_whichever_bits_they_are(out):
@@ -188,8 +229,9 @@ def test_looks_at_most_four_bits_apart_are_alike_whichever_bits_they_are(out):
     base = [rng.getrandbits(64) for _ in range(2)]
     theirs = {
         f"{apart} {i}/v": [h ^ sum(1 << b for b in rng.sample(range(64), apart)) for h in base]
-        for apart in (0, 1, 4, 5, 9) for i in range(20)
-    }  # fmt: skip
+        for apart in (0, 1, 4, 5, 9)
+        for i in range(20)
+    }
     got = leaks(out, looks=table({"lasot-train-v": base}), known_looks=table(theirs))
     alike = {evaluation for level, _, evaluation in got if level == "same_pictures"}
     assert alike == {f"{apart} {i}" for apart in (0, 1, 4) for i in range(20)}
@@ -198,8 +240,12 @@ def test_looks_at_most_four_bits_apart_are_alike_whichever_bits_they_are(out):
 def test_one_frame_alike_of_many_is_chance_and_flat_frames_say_nothing(out):
     mine = "lasot-train-v"
     base = [0x123456789ABCDEF0, 0xF0E1D2C3B4A59687, 0x0F1E2D3C4B5A6978]
-    one = leaks(out, looks=table({mine: base}), known_looks=table({"lasot test/k": [base[0], 1 << 60, 77]}))
-    flat = leaks(out, looks=table({mine: [0, 1, 0]}), known_looks=table({"lasot test/k": [0, 0, 1]}))
+    one = leaks(
+        out, looks=table({mine: base}), known_looks=table({"lasot test/k": [base[0], 1 << 60, 77]})
+    )
+    flat = leaks(
+        out, looks=table({mine: [0, 1, 0]}), known_looks=table({"lasot test/k": [0, 0, 1]})
+    )
     assert not {row for row in one | flat if row[0] == "same_pictures"}
 
 
@@ -219,14 +265,18 @@ def test_clips_are_looked_at_once_and_a_changed_one_again(out, tmp_path):
     assert [row for row in rows if row["key"] == changed.key] == [
         {"key": changed.key, "frame": 5, "hash": dhash(textured(4)[0])}
     ]
-    assert [r for r in rows if r["key"] != changed.key] == [r for r in first.to_pylist() if r["key"] != changed.key]
+    assert [r for r in rows if r["key"] != changed.key] == [
+        r for r in first.to_pylist() if r["key"] != changed.key
+    ]
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_costs_no_other(tmp_path):
     good = Footage("good", "1", lambda: [(0, textured(1)[0])])
     file = tmp_path / "broken.mp4"
     file.write_bytes(b"no video")
-    seen, problems = look([Footage("bad", "1", lambda: of_video(file)), good], tmp_path / "looks.parquet")
+    seen, problems = look(
+        [Footage("bad", "1", lambda: of_video(file)), good], tmp_path / "looks.parquet"
+    )
     assert seen["key"].to_pylist() == ["good"]
     assert "Invalid" in problems["bad"]
 
@@ -237,7 +287,9 @@ def test_the_same_video_in_two_sources_is_found_by_its_pictures(out, tmp_path):
         footage, _ = clips(catalogue, out)
         seen, _ = look(footage, tmp_path / "looks.parquet")
         check(catalogue, looks=seen)
-        pairs = {(r["source"], r["other"]) for r in repeated(catalogue) if r["level"] == "same_pictures"}
+        pairs = {
+            (r["source"], r["other"]) for r in repeated(catalogue) if r["level"] == "same_pictures"
+        }
         held = {r["source"] for r in found(catalogue) if r["level"] == "same_pictures"}
     assert ("lasot", "mevis") in pairs
     assert {"hcstvg", "lasot"} <= held
@@ -265,11 +317,13 @@ def test_got10k_val_and_test_are_read_and_train_is_not(tmp_path):
         write(folder.parent / "list.txt", name)
         write(folder / "groundtruth.txt", "1,1,9,9\n")
         write(
-            folder / "meta_info.ini", "[METAINFO]\nobject_class: bear\nmotion_class: walking\nmotion_adverb: slowly\n"
+            folder / "meta_info.ini",
+            "[METAINFO]\nobject_class: bear\nmotion_class: walking\nmotion_adverb: slowly\n",
         )
     assert sets(tmp_path) == {
-        "got10k val": {"GOT-10k_Val_000001": ("a bear is slowly walking",)}, "got10k test": {"GOT-10k_Test_000001": ()},
-    }  # fmt: skip
+        "got10k val": {"GOT-10k_Val_000001": ("a bear is slowly walking",)},
+        "got10k test": {"GOT-10k_Test_000001": ()},
+    }
 
 
 def test_lasot_test_is_read_from_the_official_annotations(shared, tmp_path):
@@ -278,7 +332,11 @@ def test_lasot_test_is_read_from_the_official_annotations(shared, tmp_path):
 
     write(tmp_path / "split.json", (shared / "data" / "lasot" / "split.json").read_bytes())
     with tarfile.open(shared / "data" / "lasot" / "lasot_annotations.tar.gz") as tar:
-        tar.extractall(tmp_path, [m for m in tar.getmembers() if m.name.endswith("/airplane-1.txt")], filter="data")
+        tar.extractall(
+            tmp_path,
+            [m for m in tar.getmembers() if m.name.endswith("/airplane-1.txt")],
+            filter="data",
+        )
     found_sets = sets(tmp_path)
     assert set(found_sets) == {"lasot test"}
     assert len(found_sets["lasot test"]) == 280
@@ -286,24 +344,50 @@ def test_lasot_test_is_read_from_the_official_annotations(shared, tmp_path):
 
 
 def test_hcstvg_test_captions_and_val_are_read(tmp_path):
-    entry = {"bbox": [[1, 1, 9, 9]], "st_frame": 1, "img_num": 40, "img_size": [96, 160, 3], "English": "The man sits."}
+    entry = {
+        "bbox": [[1, 1, 9, 9]],
+        "st_frame": 1,
+        "img_num": 40,
+        "img_size": [96, 160, 3],
+        "English": "The man sits.",
+    }
     write(tmp_path / "anno_v2" / "val_v2.json", json.dumps({"3_abcdefghijk.mp4": entry}))
-    write(tmp_path / "anno_v2" / "query_v2.json", json.dumps({"4_abcdefghijk.mp4": {"English": " The  man runs. "}}))
+    write(
+        tmp_path / "anno_v2" / "query_v2.json",
+        json.dumps({"4_abcdefghijk.mp4": {"English": " The  man runs. "}}),
+    )
     assert sets(tmp_path) == {
-        "hcstvg val": {"3_abcdefghijk.mp4": ("The man sits.",)}, "hcstvg test": {"4_abcdefghijk.mp4": ("The man runs.",)},
-    }  # fmt: skip
+        "hcstvg val": {"3_abcdefghijk.mp4": ("The man sits.",)},
+        "hcstvg test": {"4_abcdefghijk.mp4": ("The man runs.",)},
+    }
 
 
-META = {"videos": {"0123456789": {"frames": ["00000"], "expressions": {"0": {"exp": "a cat"}, "1": {"exp": "a  cat"}}}}}
+META = {
+    "videos": {
+        "0123456789": {
+            "frames": ["00000"],
+            "expressions": {"0": {"exp": "a cat"}, "1": {"exp": "a  cat"}},
+        }
+    }
+}
 
 
 def test_ref_youtube_vos_and_davis_are_told_apart_by_their_names(tmp_path):
     write(tmp_path / "y" / "meta_expressions" / "valid" / "meta_expressions.json", json.dumps(META))
-    davis = {"videos": {"dogs": {"frames": ["00000"], "expressions": {"0": {"exp": "a dog", "obj_id": 1}}}}}
+    davis = {
+        "videos": {
+            "dogs": {"frames": ["00000"], "expressions": {"0": {"exp": "a dog", "obj_id": 1}}}
+        }
+    }
     for split in ("valid", "train"):
-        write(tmp_path / "d" / "meta_expressions" / split / "meta_expressions.json", json.dumps(davis))
+        write(
+            tmp_path / "d" / "meta_expressions" / split / "meta_expressions.json", json.dumps(davis)
+        )
     assert sets(tmp_path / "y") == {"ref-ytvos val": {"0123456789": ("a cat",)}}
-    assert sets(tmp_path / "d") == {"ref-davis17 val": {"dogs": ("a dog",)}, "ref-davis17 train": {"dogs": ("a dog",)}}
+    assert sets(tmp_path / "d") == {
+        "ref-davis17 val": {"dogs": ("a dog",)},
+        "ref-davis17 train": {"dogs": ("a dog",)},
+    }
 
 
 @pytest.mark.parametrize(
@@ -327,7 +411,9 @@ def test_the_benchmarks_layouts_are_read_with_their_pictures(tmp_path, make, eva
 
 def test_nothing_to_compare_with_is_an_error_that_lists_what_is_read(tmp_path):
     write(tmp_path / "readme.txt", "")
-    with pytest.raises(ValueError, match=r"no evaluation set .* Looked for: .*lasot.*MeViS valid_u"):
+    with pytest.raises(
+        ValueError, match=r"no evaluation set .* Looked for: .*lasot.*MeViS valid_u"
+    ):
         read_references(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         read_references(tmp_path / "nowhere")
@@ -350,13 +436,26 @@ def checked(out, tmp_path_factory):
     against = tmp_path_factory.mktemp("against")
     write(against / "LaSOT" / "testing_set.txt", "kite-3")
     folder = against / "LaSOT" / "kite" / "kite-3"
-    for name, text in (("nlp", "the red square, which slowly moves"), ("full_occlusion", "0"), ("out_of_view", "0"),
-                       ("groundtruth", "1,1,9,9")):  # fmt: skip
+    for name, text in (
+        ("nlp", "the red square, which slowly moves"),
+        ("full_occlusion", "0"),
+        ("out_of_view", "0"),
+        ("groundtruth", "1,1,9,9"),
+    ):
         write(folder / f"{name}.txt", text)
     for t, frame in enumerate(pictures((97, 161))):
         write(folder / "img" / f"{t + 1:08d}.jpg", cv2.imencode(".jpg", frame)[1].tobytes())
     listed = against / "exclude.txt"
-    words = ["stats", str(out), "--against", str(against), "--videos", "--leaks-out", str(listed), "--json"]
+    words = [
+        "stats",
+        str(out),
+        "--against",
+        str(against),
+        "--videos",
+        "--leaks-out",
+        str(listed),
+        "--json",
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     return out, json.loads(done.stdout), listed
@@ -368,7 +467,11 @@ def test_the_verb_prints_json_alone_and_saves_the_same(checked):
     saved = json.loads((out / "report" / "leaks.json").read_text())
     assert saved["rows"] == report["leaks"]["rows"]
     assert saved["against"] == ["lasot test (1 videos)"]
-    levels = {row["level"] for row in saved["rows"] if (row["evaluation"], row["source"]) == ("lasot test", "lasot")}
+    levels = {
+        row["level"]
+        for row in saved["rows"]
+        if (row["evaluation"], row["source"]) == ("lasot test", "lasot")
+    }
     assert levels == {"same_video", "same_pictures", "near_expression"}
     lines = (out / "report" / "leaks.csv").read_text().splitlines()
     assert lines[0].startswith("level,referent_id,")

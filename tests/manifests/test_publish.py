@@ -41,7 +41,11 @@ def out(tmp_path_factory) -> Path:
     runs = place / "manifests" / "runs"
     (runs / "r0.parquet").unlink()
     for source, split in (("hcstvg", "train"), ("mevis", "valid_u")):
-        row = dict.fromkeys(tables.schema("runs").names) | {"run_id": source, "source": source, "split": split}
+        row = dict.fromkeys(tables.schema("runs").names) | {
+            "run_id": source,
+            "source": source,
+            "split": split,
+        }
         tables.write(runs / f"{source}-{split}-1.parquet", "runs", [row])
     return place
 
@@ -109,7 +113,10 @@ def test_shards_runs_and_card(out, server):
     assert server.objects(url) == tree(out, NAME) | tree(out, OTHER)
     assert sum(d.bytes for d in done) == sum(map(len, server.objects(url).values()))
     with do.restored(out):
-        assert publish_rest(out, store, {"hcstvg-train"}) == (1, f"there is none: `sparrow card {out}` writes it")
+        assert publish_rest(out, store, {"hcstvg-train"}) == (
+            1,
+            f"there is none: `sparrow card {out}` writes it",
+        )
         from manifests.card import write_card
 
         cards = write_card(out, {}, (0, 0))
@@ -129,8 +136,9 @@ def test_a_card_of_more_than_the_store_has_stays_here(out, server):
         write_card(out, {}, (0, 0))
         go(out, store)
         assert publish_rest(out, store, {"hcstvg-train"}) == (
-            1, f"it tells of 2 shards, the store has 1 ({OTHER} is one that differs)",
-        )  # fmt: skip
+            1,
+            f"it tells of 2 shards, the store has 1 ({OTHER} is one that differs)",
+        )
 
 
 def test_again_nothing_is_written(out, server):
@@ -276,7 +284,11 @@ def test_shards_of_another_cut_are_refused_before_anything_is_written(out, serve
     url = server.url()
     store = server.open(url)
     left = f"{NAME[:-1]}1"
-    store.write(f"manifests/shards/{left}.parquet", b"of five shards, before it was resharded to one", over=NEW)
+    store.write(
+        f"manifests/shards/{left}.parquet",
+        b"of five shards, before it was resharded to one",
+        over=NEW,
+    )
     with pytest.raises(ValueError, match=rf"1 shards that the plan of .* does not have \({left}\)"):
         go(out, store, replace=True)
     assert len(server.objects(url)) == 1
@@ -286,7 +298,8 @@ def test_shards_of_another_cut_are_refused_before_anything_is_written(out, serve
 
         (out / "plan").mkdir()
         pq.write_table(
-            pa.table({"x": [1]}).replace_schema_metadata({"counts": '{"shards": 2}'}), out / "plan/hcstvg-train.parquet"
+            pa.table({"x": [1]}).replace_schema_metadata({"counts": '{"shards": 2}'}),
+            out / "plan/hcstvg-train.parquet",
         )
         assert go(out, store).state == "published"
 
@@ -294,8 +307,14 @@ def test_shards_of_another_cut_are_refused_before_anything_is_written(out, serve
 # --- what is on disk ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil", [lambda out: do.flip(do.tar(out), 700), lambda out: do.part(out, "qa").unlink(),
-                                   lambda out: do.put(out, "masks", "frame", 99, seal=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda out: do.flip(do.tar(out), 700),
+        lambda out: do.part(out, "qa").unlink(),
+        lambda out: do.put(out, "masks", "frame", 99, seal=False),
+    ],
+)
 def test_what_is_damaged_here_goes_nowhere(out, server, spoil):
     url = server.url()
     with do.restored(out):
@@ -335,7 +354,11 @@ def test_one_overtakes_the_other_before_any_write(out, twin, other, server, few,
         first = go(out, before(server.open(url), overtaken))
         return vouched(server.objects(url)), first.state, found[0].state
 
-    assert race(twin) == (vouched(small(out)), "there" if step < STEPS - 1 else "published", "published")
+    assert race(twin) == (
+        vouched(small(out)),
+        "there" if step < STEPS - 1 else "published",
+        "published",
+    )
     if step:
         assert race(other) == (vouched(small(out)), "published", "conflict")
     else:
@@ -363,7 +386,9 @@ def test_any_order_of_requests_and_never_a_mixture(out, twin, other, server, few
     turns, done = Turns(chance.choice, never_mixed), []
 
     def one(me: int, place: Path, replace: bool):
-        store = before(server.open(url), lambda *_: turns.wait(me), ("put_object", "head_object", "get_object"))
+        store = before(
+            server.open(url), lambda *_: turns.wait(me), ("put_object", "head_object", "get_object")
+        )
         return lambda: done.append((place, Publisher(place, store, replace, False).publish(NAME)))
 
     places = [out, chance.choice([twin, other]), other]
@@ -410,7 +435,9 @@ def test_a_store_that_ignores_conditions_is_found_out(out, server, few):
     deaf = server.open(url)
     call = deaf.call
     deaf.call = lambda action, key="", **more: call(
-        action, key, **{name: value for name, value in more.items() if name not in ("IfMatch", "IfNoneMatch")}
+        action,
+        key,
+        **{name: value for name, value in more.items() if name not in ("IfMatch", "IfNoneMatch")},
     )
     with pytest.raises(OSError, match="ignores the conditions of a write"):
         go(out, deaf)
@@ -429,7 +456,9 @@ def test_any_file_system_without_conditions(out, other):
         assert go(out, store).state == "there"
         assert go(other, store).state == "conflict"
         assert go(other, store, replace=True).state == "replaced"
-        there = {k.removeprefix("/publish/here/"): memory.cat_file(k) for k in memory.find("/publish")}
+        there = {
+            k.removeprefix("/publish/here/"): memory.cat_file(k) for k in memory.find("/publish")
+        }
         assert there == tree(other, NAME) | tree(out, OTHER)
     finally:
         memory.rm("/publish", recursive=True)
@@ -469,4 +498,7 @@ def test_what_is_no_store_for_this(url, why):
 
 
 def test_a_prefix_is_not_needed(server):
-    assert (open_store(f"s3://{BUCKET}").url, open_store(f"s3://{BUCKET}/a//").prefix) == (f"s3://{BUCKET}", "a/")
+    assert (open_store(f"s3://{BUCKET}").url, open_store(f"s3://{BUCKET}/a//").prefix) == (
+        f"s3://{BUCKET}",
+        "a/",
+    )

@@ -32,7 +32,11 @@ def whole(tiny_root, tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("repair")
     shutil.copytree(tiny_root, base / "data", copy_function=shutil.copy2)
     config = configure("lite").model_copy(update={"shard": ShardConfig(max_referents=2)})
-    driver.run(make_jobs("hcstvg", base / "data", base / "out", config, source_sets=QUICK), Inline(), Quiet())
+    driver.run(
+        make_jobs("hcstvg", base / "data", base / "out", config, source_sets=QUICK),
+        Inline(),
+        Quiet(),
+    )
     return base / "out"
 
 
@@ -45,7 +49,9 @@ def out(whole) -> Iterator[Path]:
 def second(out: Path, name: str) -> int:
     """Where a member of the shard's second clip lies."""
     keys = sorted({row["key"] for row in do.rows(out, "members")})
-    return next(r["offset"] for r in do.rows(out, "members") if (r["key"], r["name"]) == (keys[1], name))
+    return next(
+        r["offset"] for r in do.rows(out, "members") if (r["key"], r["name"]) == (keys[1], name)
+    )
 
 
 def two_at_once(out: Path) -> None:
@@ -64,15 +70,25 @@ class Case(NamedTuple):
 CASES = {
     "bit flip in a member": Case(lambda o: do.flip(tar(o), second(o, "crop0.jpg") + 30), 1, 1, 1),
     "bit flip in a header": Case(lambda o: do.flip(tar(o), second(o, "crop0.jpg") - 510), 1, 2, 0),
-    "tar cut in the second clip": Case(lambda o: os.truncate(tar(o), second(o, "tsf.npy")), 1, 1, 1),
+    "tar cut in the second clip": Case(
+        lambda o: os.truncate(tar(o), second(o, "tsf.npy")), 1, 1, 1
+    ),
     "tar missing": Case(lambda o: tar(o).unlink(), 1, 0, 2),
     "tars swapped": Case(lambda o: do.swap(tar(o), tar(o, "hcstvg-train-000002")), 2, 0, 4),
     "part missing": Case(lambda o: part(o, "masks").unlink(), 1, 0, 2),
-    "caption edited": Case(lambda o: do.put(o, "referents", "caption", "a cat", seal=False), 1, 0, 2),
-    "edited so that every digest fits": Case(lambda o: do.put(o, "referents", "caption", "a cat"), 1, 0, 2),
+    "caption edited": Case(
+        lambda o: do.put(o, "referents", "caption", "a cat", seal=False), 1, 0, 2
+    ),
+    "edited so that every digest fits": Case(
+        lambda o: do.put(o, "referents", "caption", "a cat"), 1, 0, 2
+    ),
     "commit unreadable": Case(lambda o: part(o, "shards").write_bytes(b"PAR1"), 1, 0, 2),
-    "a tar that nothing names": Case(lambda o: shutil.copy(tar(o), tar(o, "hcstvg-train-000009")), 0, 0, 0),
-    "plan unreadable": Case(lambda o: (o / "plan" / "hcstvg-train.parquet").write_bytes(b"PAR1"), 0, 0, 0),
+    "a tar that nothing names": Case(
+        lambda o: shutil.copy(tar(o), tar(o, "hcstvg-train-000009")), 0, 0, 0
+    ),
+    "plan unreadable": Case(
+        lambda o: (o / "plan" / "hcstvg-train.parquet").write_bytes(b"PAR1"), 0, 0, 0
+    ),
     "two shards": Case(two_at_once, 2, 0, 4),
 }
 
@@ -136,7 +152,9 @@ def test_with_other_annotations_it_refuses_and_touches_nothing(out):
 def test_with_other_code_it_refuses_and_touches_nothing(out, monkeypatch):
     tar(out).unlink()
     before = do.tree(out)
-    stages = driver.fused(make_jobs("hcstvg", out.parent / "data", out, configure("lite"))[0].config).stages
+    stages = driver.fused(
+        make_jobs("hcstvg", out.parent / "data", out, configure("lite"))[0].config
+    ).stages
     monkeypatch.setattr(type(stages), "digest", property(lambda self: "other"))
     with pytest.raises(driver.PlanConflict, match="another config, code version or weights"):
         repair(out, Inline(), Quiet())

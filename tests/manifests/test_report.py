@@ -36,24 +36,51 @@ START = datetime(2026, 1, 2, tzinfo=UTC)
 
 def dropped(source: str, stage: str, reason: str, n: int) -> list[dict]:
     row = dict.fromkeys(tables.schema("quarantine").names) | {
-        "source": source, "split": "train", "stage": stage, "reason": reason, "message": f"{EVIL} {stage}",
-        "attempt": 1, "retryable": False, "shard": f"{source}-000000",
-    }  # fmt: skip
+        "source": source,
+        "split": "train",
+        "stage": stage,
+        "reason": reason,
+        "message": f"{EVIL} {stage}",
+        "attempt": 1,
+        "retryable": False,
+        "shard": f"{source}-000000",
+    }
     return [row | {"clip_id": f"{source}-{stage}-{i}"} for i in range(n)]
 
 
 def timing(shard: str, clip: str, stage: str, seconds: float) -> dict:
-    return {"clip_id": clip, "stage": stage, "seconds": seconds, "frames": 10, "bytes": 0, "note": "", "shard": shard}
+    return {
+        "clip_id": clip,
+        "stage": stage,
+        "seconds": seconds,
+        "frames": 10,
+        "bytes": 0,
+        "note": "",
+        "shard": shard,
+    }
 
 
 def run(source: str, after: float, seconds: float, workers: int) -> dict:
-    config = {"config": {"preset": "lite"}, "take": {"max_clips": 2}, "data_root": "/data/secret", "out": "/data/out"}
+    config = {
+        "config": {"preset": "lite"},
+        "take": {"max_clips": 2},
+        "data_root": "/data/secret",
+        "out": "/data/out",
+    }
     return dict.fromkeys(tables.schema("runs").names) | {
-        "run_id": f"{source}{after}", "source": source, "split": "train", "started": START + timedelta(seconds=after),
-        "ended": START + timedelta(seconds=after + seconds), "status": "completed", "executor": "inline",
-        "workers": workers, "clips_done": 1, "config": json.dumps(config), "versions": '{"python": "3.11"}',
+        "run_id": f"{source}{after}",
+        "source": source,
+        "split": "train",
+        "started": START + timedelta(seconds=after),
+        "ended": START + timedelta(seconds=after + seconds),
+        "status": "completed",
+        "executor": "inline",
+        "workers": workers,
+        "clips_done": 1,
+        "config": json.dumps(config),
+        "versions": '{"python": "3.11"}',
         "synthetic": True,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +88,29 @@ def out(tmp_path_factory) -> Path:
     """Three sources with drops, times and runs that are known, and markup where a dataset could have some."""
     out = make_whole(tmp_path_factory.mktemp("report") / "out", SOURCES)
     manifests = out / "manifests"
-    lost = {"a2d": [("plan", "known_bad", 2), ("decode", "media_unreadable", 1)], "mevis": [("agree", "disagrees", 3)]}
+    lost = {
+        "a2d": [("plan", "known_bad", 2), ("decode", "media_unreadable", 1)],
+        "mevis": [("agree", "disagrees", 3)],
+    }
     for source, rows in lost.items():
         part = next((manifests / "quarantine").glob(f"{source}-*"))
         shard = part.stem
         rows = [row | {"shard": shard} for one in rows for row in dropped(source, *one)]
         tables.write(part, "quarantine", rows)
-    for source, clips in {"a2d": {"x": (1.0, 3.0)}, "mevis": {"y": (2.0, 8.0), "z": (0.5, 0.5)}}.items():
+    for source, clips in {
+        "a2d": {"x": (1.0, 3.0)},
+        "mevis": {"y": (2.0, 8.0), "z": (0.5, 0.5)},
+    }.items():
         part = next((manifests / "timings").glob(f"{source}-*"))
-        tables.write(part, "timings", [timing(part.stem, clip, stage, s) for clip, both in clips.items()
-                                       for stage, s in zip(("decode", "track"), both, strict=True)])  # fmt: skip
+        tables.write(
+            part,
+            "timings",
+            [
+                timing(part.stem, clip, stage, s)
+                for clip, both in clips.items()
+                for stage, s in zip(("decode", "track"), both, strict=True)
+            ],
+        )
     part = next((manifests / "referents").glob("mevis-*"))
     rows = pq.read_table(part).to_pylist()
     tables.write(part, "referents", [row | {"caption": f"{EVIL} {row['caption']}"} for row in rows])
@@ -82,19 +122,25 @@ def out(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(out) -> str:
-    return write_report(out, PAPER, (30_646, 45_231), planned={"a2d-test": 9, "mevis-valid_u": 2}).read_text()
+    return write_report(
+        out, PAPER, (30_646, 45_231), planned={"a2d-test": 9, "mevis-valid_u": 2}
+    ).read_text()
 
 
 def text(page: str) -> str:
     """What a reader sees, on one line."""
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>|<title>.*?</title>", "", page)).split())
+    return " ".join(
+        re.sub(
+            r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>|<title>.*?</title>", "", page)
+        ).split()
+    )
 
 
 def test_one_file_with_no_script_and_nothing_from_elsewhere(page):
     assert not re.search(r"<script|<link|<iframe|@import|url\(|javascript:| on\w+=", page)
-    assert {src[:23] for src in re.findall(r'(?:src|href)="([^"]*)"', page) if not src.startswith("#")} == {
-        "data:image/jpeg;base64,"
-    }
+    assert {
+        src[:23] for src in re.findall(r'(?:src|href)="([^"]*)"', page) if not src.startswith("#")
+    } == {"data:image/jpeg;base64,"}
     assert "default-src 'none'" in page
     assert len(page) < 3_000_000
 
@@ -112,11 +158,15 @@ def test_the_funnel_loses_each_referent_once(out):
         steps = data.funnel(catalogue)
     assert [step["stage"] for step in steps] == ["", "plan", "decode", "agree"]
     assert [step["left"] for step in steps] == [
-        {"a2d": 5, "hcstvg": 2, "mevis": 5}, {"a2d": 3, "hcstvg": 2, "mevis": 5}, {"a2d": 2, "hcstvg": 2, "mevis": 5},
+        {"a2d": 5, "hcstvg": 2, "mevis": 5},
+        {"a2d": 3, "hcstvg": 2, "mevis": 5},
+        {"a2d": 2, "hcstvg": 2, "mevis": 5},
         {"a2d": 2, "hcstvg": 2, "mevis": 2},
-    ]  # fmt: skip
+    ]
     for before, after in pairwise(steps):
-        assert sum(before["left"].values()) - sum(after["left"].values()) == sum(after["dropped"].values())
+        assert sum(before["left"].values()) - sum(after["left"].values()) == sum(
+            after["dropped"].values()
+        )
 
 
 def test_counts_stand_beside_the_papers(page):
@@ -130,12 +180,17 @@ def test_time_is_that_of_stages_and_of_the_clock(out, page):
     with connect(out) as catalogue:
         time = data.time_spent(catalogue)
         slowest = data.slowest(catalogue)
-    assert [(row["stage"], row["seconds"]) for row in time["stages"]] == [("track", 11.5), ("decode", 3.5)]
+    assert [(row["stage"], row["seconds"]) for row in time["stages"]] == [
+        ("track", 11.5),
+        ("decode", 3.5),
+    ]
     assert (time["spent"], time["wall"]) == (15.0, 35.0)  # 15 s of two runs that overlap, then 20 s
     assert time["cores"] == 15 * 2 + 20 * 4
     assert [(row["clip_id"], row["seconds"], row["stage"]) for row in slowest] == [
-        ("y", 10.0, "track"), ("x", 4.0, "track"), ("z", 1.0, "track" if slowest[2]["stage"] == "track" else "decode"),
-    ]  # fmt: skip
+        ("y", 10.0, "track"),
+        ("x", 4.0, "track"),
+        ("z", 1.0, "track" if slowest[2]["stage"] == "track" else "decode"),
+    ]
     assert "track 77 % 11.5 s" in text(page)
 
 
@@ -162,11 +217,15 @@ def test_pictures_are_strips_of_four_frames_and_four_crops(page):
 
 def test_it_is_bounded_whatever_there_is(out):
     with connect(out) as catalogue:
-        catalogue.execute("CREATE OR REPLACE TEMP TABLE many AS SELECT r.* REPLACE (referent_id || i AS referent_id) "
-                          "FROM referents r, range(500) t(i)")  # fmt: skip
+        catalogue.execute(
+            "CREATE OR REPLACE TEMP TABLE many AS SELECT r.* REPLACE (referent_id || i AS referent_id) "
+            "FROM referents r, range(500) t(i)"
+        )
         catalogue.execute("CREATE OR REPLACE VIEW referents AS FROM many")
         assert len(data.worst(catalogue)) <= 2 * data.WORST
-        assert {name: len(rows) for name, rows in data.sheet(catalogue).items()} == dict.fromkeys(SOURCES, 3)
+        assert {name: len(rows) for name, rows in data.sheet(catalogue).items()} == dict.fromkeys(
+            SOURCES, 3
+        )
         assert len(data.slowest(catalogue)) <= data.SLOWEST
 
 
@@ -183,7 +242,17 @@ def test_a_damaged_shard_costs_its_pictures_only(out, tmp_path):
 def test_an_output_of_which_nothing_is_left_has_a_report(out, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    for table in ("referents", "clips", "qa", "tracks", "masks", "tsf", "tsf_features", "members", "timings"):
+    for table in (
+        "referents",
+        "clips",
+        "qa",
+        "tracks",
+        "masks",
+        "tsf",
+        "tsf_features",
+        "members",
+        "timings",
+    ):
         for part in (copy / "manifests" / table).iterdir():
             empty = pq.read_table(part).slice(0, 0)
             pq.write_table(empty, part)
@@ -207,7 +276,9 @@ def test_key_frames_have_the_numbers_of_their_frames():
 
 @pytest.fixture(scope="module")
 def jobs(tiny_root, tmp_path_factory):
-    return make_jobs("hcstvg", tiny_root, tmp_path_factory.mktemp("run") / "out", configure("lite"), limit=2)
+    return make_jobs(
+        "hcstvg", tiny_root, tmp_path_factory.mktemp("run") / "out", configure("lite"), limit=2
+    )
 
 
 def test_a_failed_report_is_a_warning_and_the_run_is_whole(jobs, monkeypatch, capsys):
@@ -262,7 +333,9 @@ def test_it_opens_from_disk_in_a_browser(out, page):
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("no chromium on this machine: the page was not opened")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page was not opened")
+    sync = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page was not opened"
+    )
     said: list[str] = []
     asked: list[str] = []
     with sync.sync_playwright() as p:
@@ -274,8 +347,12 @@ def test_it_opens_from_disk_in_a_browser(out, page):
             tab.goto((out / "report" / "index.html").resolve().as_uri())
             assert tab.evaluate("document.documentElement.scrollWidth") == 800  # nothing sticks out
             tab.evaluate("[...document.images].forEach(i => i.loading = 'eager')")
-            tab.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-            [red] = re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[:1]
+            tab.wait_for_function(
+                "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+            )
+            [red] = re.findall(
+                r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            )[:1]
             assert (int(red) < 80) is dark
         browser.close()
     assert said == []

@@ -63,13 +63,17 @@ def content(out: Path) -> dict[str, list[dict]]:
     found = {}
     for table in PARTS:
         parts = sorted((out / "manifests" / table).glob("*.parquet"))
-        rows = [row | {"offset": None} for part in parts for row in read_rows(out, table, part.stem)]
+        rows = [
+            row | {"offset": None} for part in parts for row in read_rows(out, table, part.stem)
+        ]
         found[table] = sorted(rows, key=repr)
     return found
 
 
 def per_shard(out: Path) -> list[tuple]:
-    rows = query(out, "SELECT shard, n_samples, n_quarantined, n_referents FROM shards ORDER BY shard")
+    rows = query(
+        out, "SELECT shard, n_samples, n_quarantined, n_referents FROM shards ORDER BY shard"
+    )
     return [tuple(row.values()) for row in rows]
 
 
@@ -141,7 +145,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [0, 53, 57, 59])
-def test_killed_in_the_middle_of_the_swap_it_is_finished_by_whoever_comes_next(out, by_ones, monkeypatch, after):
+def test_killed_in_the_middle_of_the_swap_it_is_finished_by_whoever_comes_next(
+    out, by_ones, monkeypatch, after
+):
     before = content(out)
     left, replace = [after], os.replace
 
@@ -201,11 +207,22 @@ def test_shards_of_another_code_version_are_refused(out):
 def test_a_clip_over_the_limit_gets_a_shard_of_its_own():
     units = [Unit("s", f"c{i}", n, n, n * 1000) for i, n in enumerate([1, 5, 1, 1])]
     units.insert(2, Unit("s", "", 0, 0, 0))
-    assert [[u.clip_id for u in g] for g in group(units, count=2)] == [["c0"], ["c1", ""], ["c2", "c3"]]
+    assert [[u.clip_id for u in g] for g in group(units, count=2)] == [
+        ["c0"],
+        ["c1", ""],
+        ["c2", "c3"],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("500MB", 500_000_000), ("1.5 GiB", 3 << 29), ("7", 7), ("64k", 64_000), ("256mib", 256 << 20)]
+    ("text", "size"),
+    [
+        ("500MB", 500_000_000),
+        ("1.5 GiB", 3 << 29),
+        ("7", 7),
+        ("64k", 64_000),
+        ("256mib", 256 << 20),
+    ],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size

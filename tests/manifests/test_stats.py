@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from manifests.catalog import connect, query
 from manifests.charts import bar, histogram, nice, spread
 from manifests.stats import MEASURED, distributions, measure, statistics
-from tests.manifests.made import AWAY, CAPTIONS, FRAMES, LOST, MASKED, SIZE, SIZES, boxes, make_whole
+from tests.manifests.made import (
+    AWAY,
+    CAPTIONS,
+    FRAMES,
+    LOST,
+    MASKED,
+    SIZE,
+    SIZES,
+    boxes,
+    make_whole,
+)
 
 SOURCES = ("hcstvg", "mevis", "refsav")
 
@@ -35,7 +45,11 @@ def words(text: str) -> list[str]:
 
 def kept_boxes(source: str, target: int) -> dict[int, np.ndarray]:
     lost = source not in MASKED and target == 0
-    return {t: box for t, box in enumerate(boxes(target)) if np.isfinite(box[0]) and not (lost and t == LOST)}
+    return {
+        t: box
+        for t, box in enumerate(boxes(target))
+        if np.isfinite(box[0]) and not (lost and t == LOST)
+    }
 
 
 def expected(source: str) -> dict[str, float]:
@@ -44,7 +58,9 @@ def expected(source: str) -> dict[str, float]:
     areas, motions = [], []
     for target in (0, 1):
         kept = kept_boxes(source, target)
-        areas.append(np.mean([(b[2] - b[0]) * (b[3] - b[1]) / (height * width) for b in kept.values()]))
+        areas.append(
+            np.mean([(b[2] - b[0]) * (b[3] - b[1]) / (height * width) for b in kept.values()])
+        )
         ways = []
         for t, box in kept.items():
             if t - 1 in kept:
@@ -54,13 +70,22 @@ def expected(source: str) -> dict[str, float]:
         motions.append(np.mean(ways))
     lost = source not in MASKED
     return {
-        "videos": 1, "clips": 1, "referents": 2, "qa": 2, "words": np.mean([len(words(c)) for c in CAPTIONS]),
-        "vocabulary": len({w for c in CAPTIONS for w in words(c)}), "clip_frames": FRAMES,
-        "track_length": (FRAMES - len(AWAY) + FRAMES) / 2, "area": np.mean(areas), "motion": np.mean(motions),
+        "videos": 1,
+        "clips": 1,
+        "referents": 2,
+        "qa": 2,
+        "words": np.mean([len(words(c)) for c in CAPTIONS]),
+        "vocabulary": len({w for c in CAPTIONS for w in words(c)}),
+        "clip_frames": FRAMES,
+        "track_length": (FRAMES - len(AWAY) + FRAMES) / 2,
+        "area": np.mean(areas),
+        "motion": np.mean(motions),
         # made.py's annotation knows every frame; target 0 is away in AWAY.
-        "occlusion": len(AWAY) / FRAMES / 2, "iou": 0.9,
-        "kept_share": (2 * FRAMES - len(AWAY) - lost) / (2 * FRAMES), "quarantined": 0,
-    }  # fmt: skip
+        "occlusion": len(AWAY) / FRAMES / 2,
+        "iou": 0.9,
+        "kept_share": (2 * FRAMES - len(AWAY) - lost) / (2 * FRAMES),
+        "quarantined": 0,
+    }
 
 
 def test_a_source_has_the_numbers_that_plain_python_counts(measured):
@@ -86,7 +111,9 @@ def test_the_view_has_the_same_rows(out, measured):
 def test_one_source_alone(out, measured):
     with connect(out) as catalogue:
         measure(catalogue, source="mevis")
-        assert statistics(catalogue, source="mevis") == [row for row in measured[0] if row["source"] == "mevis"]
+        assert statistics(catalogue, source="mevis") == [
+            row for row in measured[0] if row["source"] == "mevis"
+        ]
 
 
 def test_a_sample_of_tracks_leaves_the_counts_and_is_always_the_same(out):
@@ -95,7 +122,9 @@ def test_a_sample_of_tracks_leaves_the_counts_and_is_always_the_same(out):
         with connect(out) as catalogue:
             measure(catalogue, most=1)
             seen.append(statistics(catalogue))
-            looked = catalogue.execute("SELECT source, count(area) FROM measured GROUP BY 1").fetchall()
+            looked = catalogue.execute(
+                "SELECT source, count(area) FROM measured GROUP BY 1"
+            ).fetchall()
         assert dict(looked) == dict.fromkeys(SOURCES, 1)
     assert seen[0] == seen[1]
     assert [row["referents"] for row in seen[0]] == [2, 2, 2, 6]
@@ -126,8 +155,9 @@ def test_words_keep_apostrophes_and_hyphens_and_other_scripts(out):
 def test_expressions_and_videos_that_several_sources_share(out):
     rows = query(out, "FROM expressions ORDER BY expression")
     assert [(r["expression"], r["referents"], r["sources"]) for r in rows] == [
-        ("a blue one", 3, list(SOURCES)), ("the red square which moves", 3, list(SOURCES)),
-    ]  # fmt: skip
+        ("a blue one", 3, list(SOURCES)),
+        ("the red square which moves", 3, list(SOURCES)),
+    ]
     [video] = query(out, "FROM videos")
     assert video["splits"] == ["hcstvg-train", "mevis-valid_u", "refsav-train"]
 
@@ -158,7 +188,10 @@ def rects(svg: str) -> list[dict[str, str]]:
 
 def test_parts_of_a_bar_are_as_wide_as_their_share():
     found = rects(bar([("a", 1, "one"), ("b", 0, "none"), ("c", 3, "three")], 8))
-    assert [(r["class"], float(r["x"]), float(r["width"])) for r in found] == [("a", 0, 12.5), ("c", 12.5, 37.5)]
+    assert [(r["class"], float(r["x"]), float(r["width"])) for r in found] == [
+        ("a", 0, 12.5),
+        ("c", 12.5, 37.5),
+    ]
 
 
 def test_the_tallest_pile_is_as_high_as_the_chart():

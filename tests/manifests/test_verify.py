@@ -46,12 +46,16 @@ def metadata(version: str):
 
 def without(table: str, column: str, value: str):
     """Rows that have the value, lost."""
-    return lambda o: do.edit(o, table, lambda t: t.filter(pc.not_equal(pc.cast(t[column], pa.string()), value)))
+    return lambda o: do.edit(
+        o, table, lambda t: t.filter(pc.not_equal(pc.cast(t[column], pa.string()), value))
+    )
 
 
 def cast(column: str, kind: pa.DataType):
     def change(t: pa.Table) -> pa.Table:
-        return t.set_column(t.schema.get_field_index(column), pa.field(column, kind), t[column].cast(kind))
+        return t.set_column(
+            t.schema.get_field_index(column), pa.field(column, kind), t[column].cast(kind)
+        )
 
     return change
 
@@ -70,7 +74,9 @@ def second_copy(out: Path) -> None:
         values = [r | {"shard": "hcstvg-train-000001"} for r in t.to_pylist()]
         if table == "shards":
             values[0] |= {"index": 1, "path": "hcstvg/train/shards/hcstvg-train-000001.tar"}
-        pq.write_table(pa.Table.from_pylist(values, t.schema), part(out, table, "hcstvg-train-000001"))
+        pq.write_table(
+            pa.Table.from_pylist(values, t.schema), part(out, table, "hcstvg-train-000001")
+        )
     shutil.copy(tar(out), tar(out, "hcstvg-train-000001"))
 
 
@@ -85,114 +91,256 @@ def masks_of_nothing(data: bytes) -> bytes:
 CASES = {
     # files
     "tar missing": Case(lambda o: tar(o).unlink(), "the tar is missing"),
-    "tar truncated": Case(lambda o: tar(o).write_bytes(tar(o).read_bytes()[:-1024]), "the manifest says"),
-    "tar cut in the middle": Case(
-        lambda o: tar(o).write_bytes(tar(o).read_bytes()[:9000]), "sha256 differs", f"{KEY}.", deep=True
+    "tar truncated": Case(
+        lambda o: tar(o).write_bytes(tar(o).read_bytes()[:-1024]), "the manifest says"
     ),
-    "tar with bytes behind its end": Case(lambda o: tar(o).write_bytes(tar(o).read_bytes() + bytes(512)), "the manifest says"),
-    "tars of two shards swapped": Case(lambda o: do.swap(tar(o), tar(o, OTHER)), "where the manifest has", f"{KEY}.json"),
+    "tar cut in the middle": Case(
+        lambda o: tar(o).write_bytes(tar(o).read_bytes()[:9000]),
+        "sha256 differs",
+        f"{KEY}.",
+        deep=True,
+    ),
+    "tar with bytes behind its end": Case(
+        lambda o: tar(o).write_bytes(tar(o).read_bytes() + bytes(512)), "the manifest says"
+    ),
+    "tars of two shards swapped": Case(
+        lambda o: do.swap(tar(o), tar(o, OTHER)), "where the manifest has", f"{KEY}.json"
+    ),
     "bit flip in a crop": Case(
-        lambda o: do.flip(tar(o), do.offset(o, "crop1.jpg") + 40), "sha256 differs", f"{KEY}.crop1.jpg", deep=True
+        lambda o: do.flip(tar(o), do.offset(o, "crop1.jpg") + 40),
+        "sha256 differs",
+        f"{KEY}.crop1.jpg",
+        deep=True,
     ),
     "bit flip in the media": Case(
-        lambda o: do.flip(tar(o), do.offset(o, "mp4") + 999), "sha256 differs", f"{KEY}.mp4", deep=True
+        lambda o: do.flip(tar(o), do.offset(o, "mp4") + 999),
+        "sha256 differs",
+        f"{KEY}.mp4",
+        deep=True,
     ),
     "bit flip in a header": Case(
-        lambda o: do.flip(tar(o), do.offset(o, "crop1.jpg") - 512 + 3), "not in the tar where", f"{KEY}.crop1.jpg", deep=True
+        lambda o: do.flip(tar(o), do.offset(o, "crop1.jpg") - 512 + 3),
+        "not in the tar where",
+        f"{KEY}.crop1.jpg",
+        deep=True,
     ),
     "bit flip in the padding": Case(lambda o: do.flip(tar(o), -600), "sha256 differs", deep=True),
     "part missing": Case(lambda o: part(o, "masks").unlink(), "the part is missing"),
     "part of no bytes": Case(lambda o: part(o, "masks").write_bytes(b""), "cannot be read"),
-    "part without its footer": Case(lambda o: part(o, "qa").write_bytes(part(o, "qa").read_bytes()[:-8]), "cannot be read"),
-    "bit flip in a part": Case(lambda o: do.flip(part(o, "tracks"), 700), "manifests/tracks"),
-    "parts of two shards swapped": Case(lambda o: do.swap(part(o, "qa"), part(o, "qa", OTHER)), "rows of another shard"),
-    "part of another table": Case(lambda o: shutil.copy(part(o, "qa"), part(o, "tsf")), "columns differ"),
-    "uncommitted tar": Case(
-        lambda o: shutil.copy(tar(o), tar(o, "hcstvg-train-000007")), "not committed: no row of shards names it"
+    "part without its footer": Case(
+        lambda o: part(o, "qa").write_bytes(part(o, "qa").read_bytes()[:-8]), "cannot be read"
     ),
-    "commit withdrawn": Case(lambda o: part(o, "shards").unlink(), "not committed: no row of shards names it"),
+    "bit flip in a part": Case(lambda o: do.flip(part(o, "tracks"), 700), "manifests/tracks"),
+    "parts of two shards swapped": Case(
+        lambda o: do.swap(part(o, "qa"), part(o, "qa", OTHER)), "rows of another shard"
+    ),
+    "part of another table": Case(
+        lambda o: shutil.copy(part(o, "qa"), part(o, "tsf")), "columns differ"
+    ),
+    "uncommitted tar": Case(
+        lambda o: shutil.copy(tar(o), tar(o, "hcstvg-train-000007")),
+        "not committed: no row of shards names it",
+    ),
+    "commit withdrawn": Case(
+        lambda o: part(o, "shards").unlink(), "not committed: no row of shards names it"
+    ),
     "planned shard missing": Case(lambda o: plan(o, 2), "is planned but not committed"),
     "shard there twice": Case(second_copy, "the key is in 2 shards", KEY),
     # schemas
     "future schema version": Case(lambda o: do.edit(o, "tsf", metadata("99")), "schema version 99"),
-    "no schema version": Case(lambda o: do.edit(o, "tsf", lambda t: t.replace_schema_metadata({})), "schema version none"),
+    "no schema version": Case(
+        lambda o: do.edit(o, "tsf", lambda t: t.replace_schema_metadata({})), "schema version none"
+    ),
     "column lost": Case(lambda o: do.edit(o, "clips", lambda t: t.drop_columns(["fps"])), "no fps"),
-    "column of another type": Case(lambda o: do.edit(o, "tracks", cast("frame", pa.int64())), "frame is int64, not int32"),
+    "column of another type": Case(
+        lambda o: do.edit(o, "tracks", cast("frame", pa.int64())), "frame is int64, not int32"
+    ),
     "features of another length": Case(
-        lambda o: do.edit(o, "tsf_features", cast("feature", pa.list_(pa.field("element", pa.float16())))), "columns differ"
+        lambda o: do.edit(
+            o, "tsf_features", cast("feature", pa.list_(pa.field("element", pa.float16())))
+        ),
+        "columns differ",
     ),
     # Parquet edited with care: the schema is right, the digest is not
-    "caption edited": Case(lambda o: do.put(o, "referents", "caption", "a cat", seal=False), "has changed since it was committed"),
+    "caption edited": Case(
+        lambda o: do.put(o, "referents", "caption", "a cat", seal=False),
+        "has changed since it was committed",
+    ),
     "caption edited, deep": Case(
-        lambda o: do.put(o, "referents", "caption", "a cat", seal=False), "caption differs from referents", f"{KEY}.json", deep=True
+        lambda o: do.put(o, "referents", "caption", "a cat", seal=False),
+        "caption differs from referents",
+        f"{KEY}.json",
+        deep=True,
     ),
     "message of a drop edited": Case(
-        lambda o: do.edit(o, "quarantine", lambda t: t.replace_schema_metadata({**t.schema.metadata, "by": "hand"}), seal=False),
+        lambda o: do.edit(
+            o,
+            "quarantine",
+            lambda t: t.replace_schema_metadata({**t.schema.metadata, "by": "hand"}),
+            seal=False,
+        ),
         "has changed since it was committed",
     ),
     # rows
-    "rows lost": Case(lambda o: do.edit(o, "tracks", lambda t: t.slice(1)), "rows are missing or too many", f"{KEY}: 11 of 12"),
-    "rows in another frame": Case(lambda o: do.put(o, "tracks", "frame", 40, 3), "frames outside the clip", f"{KEY} frame 40"),
+    "rows lost": Case(
+        lambda o: do.edit(o, "tracks", lambda t: t.slice(1)),
+        "rows are missing or too many",
+        f"{KEY}: 11 of 12",
+    ),
+    "rows in another frame": Case(
+        lambda o: do.put(o, "tracks", "frame", 40, 3), "frames outside the clip", f"{KEY} frame 40"
+    ),
     "rows twice": Case(
-        lambda o: do.edit(o, "tracks", lambda t: pa.concat_tables([t, t.slice(3, 1)])), "appears 2 times", f"{KEY} frame 3"
+        lambda o: do.edit(o, "tracks", lambda t: pa.concat_tables([t, t.slice(3, 1)])),
+        "appears 2 times",
+        f"{KEY} frame 3",
     ),
-    "key twice": Case(lambda o: do.edit(o, "referents", lambda t: pa.concat_tables([t, t.slice(0, 1)])), "appears 2 times", KEY),
+    "key twice": Case(
+        lambda o: do.edit(o, "referents", lambda t: pa.concat_tables([t, t.slice(0, 1)])),
+        "appears 2 times",
+        KEY,
+    ),
     "no key": Case(lambda o: do.put(o, "qa", "qa_id", None), "NULL in a key"),
-    "key that leaves the folder": Case(lambda o: do.put(o, "referents", "referent_id", "../../x"), "is not a key", "../../x"),
-    "orphan rows": Case(lambda o: do.put(o, "qa", "referent_id", "nobody"), "rows without a referent", "nobody"),
-    "referent without a clip": Case(without("clips", "clip_id", CLIP), "its clip is not in clips", KEY),
+    "key that leaves the folder": Case(
+        lambda o: do.put(o, "referents", "referent_id", "../../x"), "is not a key", "../../x"
+    ),
+    "orphan rows": Case(
+        lambda o: do.put(o, "qa", "referent_id", "nobody"), "rows without a referent", "nobody"
+    ),
+    "referent without a clip": Case(
+        without("clips", "clip_id", CLIP), "its clip is not in clips", KEY
+    ),
     "clip without a referent": Case(
-        lambda o: do.rewrite(o, "clips", lambda v: v.append(v[0] | {"clip_id": "lonely"})), "a clip without a referent", "lonely"
+        lambda o: do.rewrite(o, "clips", lambda v: v.append(v[0] | {"clip_id": "lonely"})),
+        "a clip without a referent",
+        "lonely",
     ),
-    "rows of another clip": Case(lambda o: do.put(o, "masks", "clip_id", "elsewhere"), "not the referent's", f"{KEY} has elsewhere"),
-    "rows of another source": Case(lambda o: do.put(o, "qa", "source", "lasot"), "rows of another source"),
-    "features lost": Case(lambda o: do.edit(o, "tsf_features", lambda t: t.slice(1)), "ranks differ", f"{KEY} rank 0"),
+    "rows of another clip": Case(
+        lambda o: do.put(o, "masks", "clip_id", "elsewhere"),
+        "not the referent's",
+        f"{KEY} has elsewhere",
+    ),
+    "rows of another source": Case(
+        lambda o: do.put(o, "qa", "source", "lasot"), "rows of another source"
+    ),
+    "features lost": Case(
+        lambda o: do.edit(o, "tsf_features", lambda t: t.slice(1)), "ranks differ", f"{KEY} rank 0"
+    ),
     "kept and dropped at once": Case(
-        lambda o: do.rewrite(o, "quarantine", lambda v: v.append(
-            dict.fromkeys(pq.read_schema(part(o, "quarantine")).names)
-            | {"source": "hcstvg", "split": "train", "referent_id": KEY, "shard": SHARD})),
-        "dropped here, and kept", KEY,
+        lambda o: do.rewrite(
+            o,
+            "quarantine",
+            lambda v: v.append(
+                dict.fromkeys(pq.read_schema(part(o, "quarantine")).names)
+                | {"source": "hcstvg", "split": "train", "referent_id": KEY, "shard": SHARD}
+            ),
+        ),
+        "dropped here, and kept",
+        KEY,
     ),
-    "counts of the shard": Case(lambda o: do.put(o, "shards", "n_samples", 3), "n_samples is 3, the part has 2 rows"),
-    "path that leaves the output": Case(lambda o: do.put(o, "shards", "path", "../../etc/passwd"), "its tar cannot be"),
-    "number of another shard": Case(lambda o: do.put(o, "shards", "index", 5), "source, split and index say hcstvg-train-000005"),
+    "counts of the shard": Case(
+        lambda o: do.put(o, "shards", "n_samples", 3), "n_samples is 3, the part has 2 rows"
+    ),
+    "path that leaves the output": Case(
+        lambda o: do.put(o, "shards", "path", "../../etc/passwd"), "its tar cannot be"
+    ),
+    "number of another shard": Case(
+        lambda o: do.put(o, "shards", "index", 5), "source, split and index say hcstvg-train-000005"
+    ),
     # members
-    "member row lost": Case(without("members", "name", "crop2.jpg"), "members are missing", f"{KEY}.crop2.jpg"),
-    "member row lost, deep": Case(without("members", "name", "mp4"), "in the tar, and not in the manifest", f"{KEY}.mp4", deep=True),
-    "member at another place": Case(lambda o: do.put(o, "members", "offset", 1024, 1), "overlaps the one before", f"{KEY}.track.npy"),
-    "member behind the end": Case(lambda o: do.put(o, "members", "size", 1 << 30, -1), "ends behind the end of the tar", ".mp4"),
-    "member of another size": Case(lambda o: do.put(o, "members", "size", 12), "not in the tar where", f"{KEY}.json", deep=True),
+    "member row lost": Case(
+        without("members", "name", "crop2.jpg"), "members are missing", f"{KEY}.crop2.jpg"
+    ),
+    "member row lost, deep": Case(
+        without("members", "name", "mp4"),
+        "in the tar, and not in the manifest",
+        f"{KEY}.mp4",
+        deep=True,
+    ),
+    "member at another place": Case(
+        lambda o: do.put(o, "members", "offset", 1024, 1),
+        "overlaps the one before",
+        f"{KEY}.track.npy",
+    ),
+    "member behind the end": Case(
+        lambda o: do.put(o, "members", "size", 1 << 30, -1),
+        "ends behind the end of the tar",
+        ".mp4",
+    ),
+    "member of another size": Case(
+        lambda o: do.put(o, "members", "size", 12), "not in the tar where", f"{KEY}.json", deep=True
+    ),
     # what the bytes mean; every digest fits
     "crop is no picture": Case(
-        lambda o: do.spoil(o, "crop0.jpg", lambda d: bytes(len(d))), "is not a JPEG", f"{KEY}.crop0.jpg", deep=True
+        lambda o: do.spoil(o, "crop0.jpg", lambda d: bytes(len(d))),
+        "is not a JPEG",
+        f"{KEY}.crop0.jpg",
+        deep=True,
     ),
-    "video cannot be decoded": Case(lambda o: do.spoil(o, "mp4", lambda d: bytes(len(d))), "cannot be decoded", f"{KEY}.mp4", deep=True),
+    "video cannot be decoded": Case(
+        lambda o: do.spoil(o, "mp4", lambda d: bytes(len(d))),
+        "cannot be decoded",
+        f"{KEY}.mp4",
+        deep=True,
+    ),
     "track cannot be read": Case(
-        lambda o: do.spoil(o, "track.npy", lambda d: bytes(len(d))), "cannot be decoded", f"{KEY}.track.npy", deep=True
+        lambda o: do.spoil(o, "track.npy", lambda d: bytes(len(d))),
+        "cannot be decoded",
+        f"{KEY}.track.npy",
+        deep=True,
     ),
     "features not finite": Case(
-        lambda o: do.spoil(o, "tsf.npy", lambda d: d[:-2] + b"\x00\x7c"), "not finite", f"{KEY}.tsf.npy", deep=True
+        lambda o: do.spoil(o, "tsf.npy", lambda d: d[:-2] + b"\x00\x7c"),
+        "not finite",
+        f"{KEY}.tsf.npy",
+        deep=True,
     ),
     "features of the table differ": Case(
-        lambda o: do.spoil(o, "tsf.npy", lambda d: d[:-2] + b"\x00\x3c"), "differ from tsf_features", f"{KEY}.tsf.npy", deep=True
+        lambda o: do.spoil(o, "tsf.npy", lambda d: d[:-2] + b"\x00\x3c"),
+        "differ from tsf_features",
+        f"{KEY}.tsf.npy",
+        deep=True,
     ),
     "masks that do not add up": Case(
-        lambda o: do.spoil(o, "masks.json", masks_of_nothing), "cannot be decoded: RLE", f"{KEY}.masks.json", deep=True
+        lambda o: do.spoil(o, "masks.json", masks_of_nothing),
+        "cannot be decoded: RLE",
+        f"{KEY}.masks.json",
+        deep=True,
     ),
     "mask row that does not add up": Case(
         lambda o: do.put(o, "masks", "counts", "0", 2), "does not add up", f"{KEY} frame", deep=True
     ),
-    "box outside its frame": Case(lambda o: do.put(o, "tracks", "x2", 9999.0, 2), "box outside", f"{KEY} frame 2", deep=True),
-    "box without a side": Case(lambda o: do.put(o, "tsf", "y1", None), "box outside", f"{KEY} frame 0", deep=True),
+    "box outside its frame": Case(
+        lambda o: do.put(o, "tracks", "x2", 9999.0, 2), "box outside", f"{KEY} frame 2", deep=True
+    ),
+    "box without a side": Case(
+        lambda o: do.put(o, "tsf", "y1", None), "box outside", f"{KEY} frame 0", deep=True
+    ),
     "track of another box": Case(
-        lambda o: do.put(o, "tracks", "x1", 6.0, 2), "x1 differs from tracks, first in frame 2", f"{KEY}.track.npy", deep=True
+        lambda o: do.put(o, "tracks", "x1", 6.0, 2),
+        "x1 differs from tracks, first in frame 2",
+        f"{KEY}.track.npy",
+        deep=True,
     ),
     "representative of a dropped frame": Case(
-        lambda o: do.put(o, "tracks", "kept", False, 1), "not a kept frame", f"{KEY} frame 1", deep=True
+        lambda o: do.put(o, "tracks", "kept", False, 1),
+        "not a kept frame",
+        f"{KEY} frame 1",
+        deep=True,
     ),
-    "answer edited": Case(lambda o: do.put(o, "qa", "answer", "no"), "answer differs from qa", f"{KEY}.json", deep=True),
-    "licence edited": Case(lambda o: do.put(o, "clips", "licence", "free"), "licence differs from clips", f"{KEY}.json", deep=True),
-}  # fmt: skip
+    "answer edited": Case(
+        lambda o: do.put(o, "qa", "answer", "no"),
+        "answer differs from qa",
+        f"{KEY}.json",
+        deep=True,
+    ),
+    "licence edited": Case(
+        lambda o: do.put(o, "clips", "licence", "free"),
+        "licence differs from clips",
+        f"{KEY}.json",
+        deep=True,
+    ),
+}
 
 
 def test_an_untouched_output_is_whole(out):
@@ -229,11 +377,16 @@ def test_features_of_another_length_than_the_other_shards(out):
 
     def change(t: pa.Table) -> pa.Table:
         values = pa.array([[0.0] * 5] * len(t), longer)
-        return t.set_column(t.schema.get_field_index("feature"), pa.field("feature", longer), values)
+        return t.set_column(
+            t.schema.get_field_index("feature"), pa.field("feature", longer), values
+        )
 
     do.edit(out, "tsf_features", change)
     [problem] = verify(out).problems
-    assert (problem.shard, "features of 5 numbers, other shards have" in problem.what) == (SHARD, True)
+    assert (problem.shard, "features of 5 numbers, other shards have" in problem.what) == (
+        SHARD,
+        True,
+    )
 
 
 def test_a_plan_and_a_run_that_cannot_be_read_are_named(out):
@@ -242,8 +395,9 @@ def test_a_plan_and_a_run_that_cannot_be_read_are_named(out):
     (out / "plan" / "hcstvg-train.parquet").write_bytes(b"PAR1")
     (out / "manifests" / "runs" / "r0.parquet").write_bytes(b"PAR1")
     assert [(p.where, p.kind) for p in verify(out).problems] == [
-        ("plan/hcstvg-train.parquet", "missing"), ("manifests/runs/r0.parquet", "history"),
-    ]  # fmt: skip
+        ("plan/hcstvg-train.parquet", "missing"),
+        ("manifests/runs/r0.parquet", "history"),
+    ]
 
 
 def test_only_some_shards_are_looked_into(out):
@@ -263,8 +417,13 @@ def test_the_report_is_json(out):
     tar(out).unlink()
     data = json.loads(json.dumps(verify(out).as_dict()))
     assert data["problems"][0] | {"what": ""} == {
-        "shard": SHARD, "where": f"hcstvg/train/shards/{SHARD}.tar", "what": "", "rows": [], "count": 0, "kind": "bytes",
-    }  # fmt: skip
+        "shard": SHARD,
+        "where": f"hcstvg/train/shards/{SHARD}.tar",
+        "what": "",
+        "rows": [],
+        "count": 0,
+        "kind": "bytes",
+    }
     assert SCHEMA_VERSION >= 2
 
 

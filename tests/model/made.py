@@ -14,8 +14,11 @@ from tests.made import moving_square
 
 HOSTS = ("videoglamm", "unipixel", "glus")
 SMALL = {
-    "proposer.queries": 32, "proposer.encoder_layers": 1, "proposer.decoder_layers": 2, "proposer.ffn": 64,
-}  # fmt: skip
+    "proposer.queries": 32,
+    "proposer.encoder_layers": 1,
+    "proposer.decoder_layers": 2,
+    "proposer.ffn": 64,
+}
 
 
 def tiny_host(name: str, seed: int = 0) -> Host:
@@ -44,7 +47,9 @@ def clip(frames: int = 6, height: int = 96, width: int = 160) -> tuple[np.ndarra
     return np.asarray(pictures), boxes / np.float32([shape[2], shape[1], shape[2], shape[1]])
 
 
-def sample(sparrow: Sparrow, *, objects: int = 1, frames: int = 4, config: SparrowConfig | None = None) -> Sample:
+def sample(
+    sparrow: Sparrow, *, objects: int = 1, frames: int = 4, config: SparrowConfig | None = None
+) -> Sample:
     """One training sample about the moving square; every object is the same square."""
     config, host = config or sparrow.config, sparrow.host
     pictures, boxes = clip(frames)
@@ -56,13 +61,20 @@ def sample(sparrow: Sparrow, *, objects: int = 1, frames: int = 4, config: Sparr
     wanted = config.tsf.wanted(training=True)
     spelled = " [0.10,0.20,0.60,0.70]" if config.proposer.kind == "coords" else ""
     answer = host.answer.format(seg=" and ".join([sparrow.grounding_tokens()] * objects)) + spelled
-    inputs, ids, begins = host.lesson(pictures, host.question("square"), answer, config.tsf.tokens if wanted else 0)
+    inputs, ids, begins = host.lesson(
+        pictures, host.question("square"), answer, config.tsf.tokens if wanted else 0
+    )
     track = corrupt(pixels, config.corruption, (pixels[::-1],), key=1)
     there = np.flatnonzero(~np.isnan(track).any(1))
     crops = [crop(pictures[t], track[t]) for t in np.resize(there, config.tsf.k)]
     return Sample(
-        inputs=inputs, ids=ids, answer_begins=begins,
-        sam_frames_f3ss=prepare(pictures, host.spec.sam_size), masks_nfhw=masks,
+        inputs=inputs,
+        ids=ids,
+        answer_begins=begins,
+        sam_frames_f3ss=prepare(pictures, host.spec.sam_size),
+        masks_nfhw=masks,
         boxes_n4=torch.from_numpy(boxes[:1]).repeat(objects, 1),
-        crops=host.crop_features(crops) if wanted else None, text=answer, frame=pictures[0],
-    )  # fmt: skip
+        crops=host.crop_features(crops) if wanted else None,
+        text=answer,
+        frame=pictures[0],
+    )

@@ -6,7 +6,9 @@ import torch
 from model.adapters import BoxAdapter
 
 
-@pytest.mark.parametrize(("width", "count"), [(2048, 4_720_896), (3072, 10_226_944), (4096, 17_830_144)])
+@pytest.mark.parametrize(
+    ("width", "count"), [(2048, 4_720_896), (3072, 10_226_944), (4096, 17_830_144)]
+)
 def test_as_large_as_a_host_s_segmentation_head(width, count):
     with torch.device("meta"):
         plain, normed = BoxAdapter(width, norm=False), BoxAdapter(width)
@@ -25,7 +27,10 @@ def test_states_from_before_and_after_the_final_norm_fit_alike():
 
 def test_trains_in_bfloat16_and_under_autocast():
     states = torch.randn(2, 32)
-    for adapter, given in ((BoxAdapter(32).bfloat16(), states.bfloat16()), (BoxAdapter(32), states)):
+    for adapter, given in (
+        (BoxAdapter(32).bfloat16(), states.bfloat16()),
+        (BoxAdapter(32), states),
+    ):
         with torch.autocast("cpu", torch.bfloat16, enabled=given.dtype == torch.float32):
             adapter(given).float().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())

@@ -36,8 +36,13 @@ class Shapes(dict):
     """Whole published files without their memory: large tensors have nothing but a shape."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        places = {name: "cpu" if math.prod(shape) < 1_000_000 else "meta" for name, shape in shapes.items()}
-        super().__init__({name: torch.empty(shape, device=places[name]) for name, shape in shapes.items()})
+        places = {
+            name: "cpu" if math.prod(shape) < 1_000_000 else "meta"
+            for name, shape in shapes.items()
+        }
+        super().__init__(
+            {name: torch.empty(shape, device=places[name]) for name, shape in shapes.items()}
+        )
         self.shapes, self.files = shapes, [Path("published")]
 
 
@@ -48,7 +53,9 @@ def tiny(name: str, seed: int, **changes: Any) -> Any:
 
 def sparrow(host: Any, preset: str, **changes: Any) -> Any:
     small = {"queries": 32, "encoder_layers": 1, "decoder_layers": 1, "ffn": 64}
-    return Sparrow(host, configure(preset, **{f"proposer.{name}": n for name, n in small.items()}, **changes))
+    return Sparrow(
+        host, configure(preset, **{f"proposer.{name}": n for name, n in small.items()}, **changes)
+    )
 
 
 def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -87,7 +94,11 @@ def glus():
 def test_published_names_and_shapes_fit_and_come_back(shared, monkeypatch, file, host, layout):
     def entries(name: str) -> dict[str, tuple[int, ...]]:
         tensors = json.loads((shared / "golden/keys" / name).read_text())["tensors"]
-        return {t["name"]: tuple(t["shape"]) for t in tensors if t.get("alias_of") != "model.embed_tokens.weight"}
+        return {
+            t["name"]: tuple(t["shape"])
+            for t in tensors
+            if t.get("alias_of") != "model.embed_tokens.weight"
+        }
 
     tower = file.endswith("with_video_tower.json")
     published = entries(file) | (entries("sparrow_finetune_export.json") if tower else {})
@@ -100,7 +111,9 @@ def test_published_names_and_shapes_fit_and_come_back(shared, monkeypatch, file,
     assert report.tensors == len(published) - len(computed)
     assert all(name.endswith("inv_freq") for name in computed)
     assert len(computed) == (32 if host == "glus" else 0)
-    back = {name: tuple(t.shape) for name, t in export_official(report.model, layout, optional=tower)}
+    back = {
+        name: tuple(t.shape) for name, t in export_official(report.model, layout, optional=tower)
+    }
     assert back == published
 
 
@@ -122,7 +135,13 @@ def test_the_published_proposer_folder_with_its_shared_tensors(shared, tmp_path)
 
     alias = next(t["name"] for t in entries if "alias_of" in t)
     with pytest.raises(CheckpointError, match="must be equal"):
-        load_official(model, put(tmp_path / "differ", {name: t + 1 for name, t in both.items()} | {alias: both[alias]}))
+        load_official(
+            model,
+            put(
+                tmp_path / "differ",
+                {name: t + 1 for name, t in both.items()} | {alias: both[alias]},
+            ),
+        )
     assert equal(both, dict(export_official(model, "proposer")))
 
 
@@ -147,7 +166,9 @@ def test_values_survive_export_and_loading(tmp_path, name):
     for part in ("llm", "sam", "seg_head"):
         assert equal(mine, theirs, part), part
     left = {key for key in mine if not torch.equal(mine[key], theirs[key])}
-    assert all(key.startswith("image_encoder.") for key in left), "files leave out CLIP, and nothing else"
+    assert all(key.startswith("image_encoder.") for key in left), (
+        "files leave out CLIP, and nothing else"
+    )
     assert (report.problems, report.unfilled) == ([], [])
 
 
@@ -165,7 +186,10 @@ def test_shards_of_bin_files_are_read_through_their_index(tmp_path, glus):
     assert [p.name for p in report.files] == ["a.bin", "b.bin"]
     assert equal(values(glus), values(target), "llm")
 
-    put(tmp_path, {name: tensor + 1 for name, tensor in tensors.items() if tensor.is_floating_point()})
+    put(
+        tmp_path,
+        {name: tensor + 1 for name, tensor in tensors.items() if tensor.is_floating_point()},
+    )
     assert [p.name for p in load_official(target, tmp_path).files] == ["model.safetensors"]
     assert torch.equal(target.llm.lm_head.weight, glus.llm.lm_head.weight + 1)
 
@@ -178,27 +202,48 @@ def test_components_as_their_libraries_write_them(tmp_path):
     clip = CLIPModel(
         CLIPConfig(
             vision_config=source.image_encoder.config.to_dict(),
-            text_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50},
+            text_config={
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "vocab_size": 50,
+            },
         )
     )
     clip.save_pretrained(tmp_path / "clip")
     torch.save({"model": values(source.sam)}, tmp_path / "sam2_hiera_large.pt")
     video = {f"vision_encoder.{name}": t for name, t in values(source.video_encoder).items()}
     video |= {f"vision_proj.{name}": t for name, t in values(source.vision_proj).items()}
-    torch.save({"module": video | {"text_encoder.x": torch.ones(1), "temp": torch.ones(())}}, tmp_path / "iv2.pt")
-    parts = {"phi3": "phi3", "clip": "clip", "sam2_hiera_large.pt": "sam2", "iv2.pt": "internvideo2"}
+    torch.save(
+        {"module": video | {"text_encoder.x": torch.ones(1), "temp": torch.ones(())}},
+        tmp_path / "iv2.pt",
+    )
+    parts = {
+        "phi3": "phi3",
+        "clip": "clip",
+        "sam2_hiera_large.pt": "sam2",
+        "iv2.pt": "internvideo2",
+    }
     for path, layout in parts.items():
         assert load_official(target, tmp_path / path).layout == layout
     mine, theirs = values(source), values(target)
     assert all(equal(mine, theirs, part) for part in ("llm", "sam", "video_encoder", "vision_proj"))
-    vision = {f"image_encoder.{key.removeprefix('vision_model.')}": t for key, t in values(clip).items()}
-    assert all(torch.equal(t, vision[key]) for key, t in theirs.items() if key.startswith("image_encoder."))
+    vision = {
+        f"image_encoder.{key.removeprefix('vision_model.')}": t for key, t in values(clip).items()
+    }
+    assert all(
+        torch.equal(t, vision[key]) for key, t in theirs.items() if key.startswith("image_encoder.")
+    )
 
 
 def test_qwen_folders_of_old_and_new_transformers(tmp_path):
     source = tiny("unipixel", 1)
     old = dict(export_official(source, "qwen2_5_vl"))
-    new = {name.removeprefix("llm."): t for name, t in values(source).items() if name.startswith("llm.model.")}
+    new = {
+        name.removeprefix("llm."): t
+        for name, t in values(source).items()
+        if name.startswith("llm.model.")
+    }
     assert set(old).isdisjoint(new)
     for name, tensors in {"old": old, "new": new}.items():
         target = tiny("unipixel", 2)
@@ -211,10 +256,16 @@ def test_a_tied_head_may_be_stored_if_it_equals_the_embeddings(tmp_path):
     tensors = dict(export_official(source, "unipixel"))
     assert "lm_head.weight" not in tensors
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
-    assert any("second name" in note for note in load_official(target, put(tmp_path / "same", tensors | head)).notes)
+    assert any(
+        "second name" in note
+        for note in load_official(target, put(tmp_path / "same", tensors | head)).notes
+    )
     assert target.llm.lm_head.weight is target.llm.get_input_embeddings().weight
     with pytest.raises(CheckpointError, match=r"lm_head\.weight .*must be equal"):
-        load_official(target, put(tmp_path / "other", tensors | {"lm_head.weight": head["lm_head.weight"] + 1}))
+        load_official(
+            target,
+            put(tmp_path / "other", tensors | {"lm_head.weight": head["lm_head.weight"] + 1}),
+        )
 
 
 @pytest.mark.parametrize("word", ["gamma", "weight"])
@@ -235,7 +286,9 @@ def test_the_layer_scale_of_the_memory_fuser_has_two_names_and_can_be_lost(tmp_p
 def test_the_vocabulary_has_the_files_size_and_the_tokenizer_beside_it_is_taken(tmp_path, glus):
     tensors = dict(export_official(glus, "glus"))
     tables = ("model.embed_tokens.weight", "lm_head.weight")
-    bigger = {name: torch.cat([tensors[name], torch.ones(3, tensors[name].shape[1])]) for name in tables}
+    bigger = {
+        name: torch.cat([tensors[name], torch.ones(3, tensors[name].shape[1])]) for name in tables
+    }
     put(tmp_path, tensors | bigger)
     byte_tokenizer(["[SEG]", "more"]).save_pretrained(tmp_path)
     target = tiny("glus", 2)
@@ -277,9 +330,13 @@ def test_dtype_device_and_tables_after_loading_onto_meta(tmp_path, glus):
         require_filled(model)
     load_official(model, put(tmp_path / "clip", clip), dtype=torch.bfloat16)
     require_filled(model)
-    assert {p.dtype for name, p in model.named_parameters() if not name.startswith("sam.")} == {torch.bfloat16}
+    assert {p.dtype for name, p in model.named_parameters() if not name.startswith("sam.")} == {
+        torch.bfloat16
+    }
     assert {p.dtype for p in model.sam.parameters()} == {torch.float32}
-    found = sparrow(model, "paper").ground(np.zeros((3, 64, 96, 3), np.uint8), "square", answer="force")
+    found = sparrow(model, "paper").ground(
+        np.zeros((3, 64, 96, 3), np.uint8), "square", answer="force"
+    )
     assert found.instances
     assert all(np.isfinite(one.scores_t).all() for one in found.instances)
     assert torch.equal(model.llm.model.rotary_emb.inv_freq, glus.llm.model.rotary_emb.inv_freq)
@@ -311,7 +368,9 @@ for path in {[str(path) for path in paths]}:
 print(peak() - before, weights)
 """
     root = Path(__file__).resolve().parents[2]
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    ).stdout
     used, weights = map(int, out.split())
     assert used <= 1.25 * weights + (96 << 20), f"{used >> 20} MB for weights of {weights >> 20} MB"
 
@@ -331,7 +390,10 @@ def test_every_difference_is_in_one_table_and_nothing_is_loaded(tmp_path, glus):
         load_official(target, tmp_path)
     text = str(error.value)
     assert "1 missing, 1 unknown, 1 mis-shaped" in text
-    assert all(name in text for name in ("model.text_hidden_fcs.0.2.bias", "model.surprise", "model.norm.weight"))
+    assert all(
+        name in text
+        for name in ("model.text_hidden_fcs.0.2.bias", "model.surprise", "model.norm.weight")
+    )
     assert equal(before, values(target))
 
     report = load_official(target, tmp_path, strict=False)
@@ -346,9 +408,19 @@ def test_files_for_other_models_say_so(tmp_path, glus):
     with pytest.raises(CheckpointError, match="is GLUS, for glus, not for unipixel"):
         load_official(tiny("unipixel", 2), tmp_path / "glus")
     with pytest.raises(CheckpointError, match="has none of proposer"):
-        load_official(glus, put(tmp_path / "p", {"ddetr_transformer.x": torch.ones(1), "input_proj.y": torch.ones(1)}))
-    with pytest.raises(CheckpointError, match=r"visual\.transformer\.resblocks\.N(.|\n)*Known layouts"):
-        load_official(glus, put(tmp_path / "c", {"visual.transformer.resblocks.0.w": torch.ones(1)}))
+        load_official(
+            glus,
+            put(
+                tmp_path / "p",
+                {"ddetr_transformer.x": torch.ones(1), "input_proj.y": torch.ones(1)},
+            ),
+        )
+    with pytest.raises(
+        CheckpointError, match=r"visual\.transformer\.resblocks\.N(.|\n)*Known layouts"
+    ):
+        load_official(
+            glus, put(tmp_path / "c", {"visual.transformer.resblocks.0.w": torch.ones(1)})
+        )
     lora = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(1)}
     with pytest.raises(CheckpointError, match=r"PEFT training checkpoint \(1 LoRA pairs.*merge"):
         load_official(glus, put(tmp_path / "l", lora))
@@ -365,7 +437,9 @@ def test_an_index_names_only_files_beside_it(tmp_path, glus):
         str(outside): "outside its own",
         "gone.safetensors": "not here",
     }.items():
-        (inside / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        (inside / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"x": name}})
+        )
         with pytest.raises(CheckpointError, match=reason):
             load_official(glus, inside)
 

@@ -19,7 +19,9 @@ def changed(a, b):
 @pytest.mark.parametrize("segments", [1, 3])
 def test_id_switch_takes_the_share_of_frames_in_contiguous_segments(level, segments):
     mine, other = walk(), walk(offset=1000)
-    noisy = corrupt(mine, Corruption(kind="id_switch", level=level, segments=segments), (other,), key=4)
+    noisy = corrupt(
+        mine, Corruption(kind="id_switch", level=level, segments=segments), (other,), key=4
+    )
     switched = changed(noisy, mine)
     assert switched.sum() == round(level * len(mine))
     np.testing.assert_array_equal(noisy[switched], other[switched])
@@ -49,7 +51,9 @@ def test_seed_and_key_decide_everything(kind):
     options, others = Corruption(kind=kind, level=0.2), (walk(offset=7),)
     first = corrupt(walk(), options, others, key=1)
     np.testing.assert_array_equal(first, corrupt(walk(), options, others, key=1))
-    assert changed(np.nan_to_num(first), np.nan_to_num(corrupt(walk(), options, others, key=2))).any()
+    assert changed(
+        np.nan_to_num(first), np.nan_to_num(corrupt(walk(), options, others, key=2))
+    ).any()
 
 
 def test_frames_without_the_target_stay_without_it():

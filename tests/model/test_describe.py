@@ -56,7 +56,10 @@ def test_towers_cost_what_was_measured(found):
 
 
 def test_the_release_counts_its_own_modules():
-    added = {part.name: part.parameters for part in describe("videoglamm", configure("release"), frames=1).sparrow}
+    added = {
+        part.name: part.parameters
+        for part in describe("videoglamm", configure("release"), frames=1).sparrow
+    }
     assert added["proposer"] == 11_181_225
     assert added["filter"] == 329_732 + 510_465 + 1
     assert "box_adapter" not in added
@@ -80,7 +83,9 @@ def test_unipixels_formula_is_pytorchs_count():
 
 
 def test_the_command_prints_three_tables_and_json():
-    run = CliRunner().invoke(app, ["model", "describe", "glus", "--frames", "2", "--set", "proposer.levels=2"])
+    run = CliRunner().invoke(
+        app, ["model", "describe", "glus", "--frames", "2", "--set", "proposer.levels=2"]
+    )
     assert run.exit_code == 0, run.output
     for words in ("SPARROW proposer", "Table 15", "Table 11", "7.288", "+0.017"):
         assert words in run.output
@@ -91,7 +96,11 @@ def test_the_command_prints_three_tables_and_json():
 
 
 def test_unknown_words_are_refused():
-    for arguments in (["llava"], ["glus", "--preset", "best"], ["glus", "--set", "proposer.level=2"]):
+    for arguments in (
+        ["llava"],
+        ["glus", "--preset", "best"],
+        ["glus", "--set", "proposer.level=2"],
+    ):
         run = CliRunner().invoke(app, ["model", "describe", *arguments])
         assert run.exit_code != 0
         assert isinstance(run.exception, ValueError)

@@ -10,7 +10,14 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert, roi_align
 
-from model.filtration import FilterOutput, FiltrationConfig, FiltrationHead, apply_deltas, pool_regions, select
+from model.filtration import (
+    FilterOutput,
+    FiltrationConfig,
+    FiltrationHead,
+    apply_deltas,
+    pool_regions,
+    select,
+)
 
 DIM, CHANNELS, SIZES = 16, (8, 8, 12), ((24, 40), (12, 20), (6, 10))
 
@@ -22,7 +29,13 @@ def inputs():
     maps = [torch.randn(1, c, *size, generator=g) for c, size in zip(CHANNELS, SIZES, strict=True)]
     corners = torch.rand(30, 2, generator=g) * 0.6
     boxes = torch.cat([corners, corners + 0.05 + 0.3 * torch.rand(30, 2, generator=g)], 1)
-    return torch.randn(3, DIM, generator=g), maps, boxes, torch.rand(30, generator=g), torch.randn(30, DIM, generator=g)
+    return (
+        torch.randn(3, DIM, generator=g),
+        maps,
+        boxes,
+        torch.rand(30, generator=g),
+        torch.randn(30, DIM, generator=g),
+    )
 
 
 def head(**options) -> FiltrationHead:
@@ -41,7 +54,10 @@ def trained(module: FiltrationHead) -> FiltrationHead:
 def test_parameters_of_the_real_head():
     with torch.device("meta"):
         parts = {where: FiltrationHead(FiltrationConfig(where=where)) for where in ("head", "mllm")}
-    assert {w: sum(p.numel() for p in m.parameters()) for w, m in parts.items()} == {"head": 921_861, "mllm": 396_805}
+    assert {w: sum(p.numel() for p in m.parameters()) for w, m in parts.items()} == {
+        "head": 921_861,
+        "mllm": 396_805,
+    }
     assert sum(p.numel() for p in parts["head"].context.parameters()) == 592_128
 
 
@@ -49,7 +65,9 @@ def test_runs_on_shapes_alone():
     """Counting operations of the real size needs no memory."""
     with torch.device("meta"):
         maps = [torch.empty(1, 256, s, s) for s in (256, 128, 64)]
-        out = FiltrationHead().eval()(torch.empty(2, 256), maps, torch.empty(300, 4), torch.empty(300))
+        out = FiltrationHead().eval()(
+            torch.empty(2, 256), maps, torch.empty(300, 4), torch.empty(300)
+        )
     assert out.logits.shape == (2, 300)
     assert out.boxes.shape == (2, 16, 4)
 
@@ -65,11 +83,21 @@ def test_scores_are_the_equations_written_out(inputs):
     for n in range(3):
         for i in (0, 13, 29):
             cells = [
-                roi_align(m, [boxes[i : i + 1] * torch.tensor([m.shape[3], m.shape[2]] * 2)], 7, aligned=True)[0]
+                roi_align(
+                    m,
+                    [boxes[i : i + 1] * torch.tensor([m.shape[3], m.shape[2]] * 2)],
+                    7,
+                    aligned=True,
+                )[0]
                 for m in maps
             ]
-            r = torch.cat([phi(cell.flatten(1).T) for phi, cell in zip(regions.tokens, cells, strict=True)])
-            p = sum(phi(cell.mean((1, 2))) for phi, cell in zip(regions.pooled, cells, strict=True)) / 3
+            r = torch.cat(
+                [phi(cell.flatten(1).T) for phi, cell in zip(regions.tokens, cells, strict=True)]
+            )
+            p = (
+                sum(phi(cell.mean((1, 2))) for phi, cell in zip(regions.pooled, cells, strict=True))
+                / 3
+            )
             weights = (regions.key(r) @ regions.query(h[n]) / math.sqrt(DIM)).softmax(0)
             z = (weights[:, None] * regions.value(r)).sum(0)
             s = module.score(module.fuse(torch.cat([z, p, h[n]])))[0]
@@ -96,7 +124,14 @@ def test_regions_follow_the_box_on_frames_that_are_not_square():
     for m in maps:
         h, w = m.shape[-2:]
         m[..., int(0.75 * h) : int(0.92 * h), int(0.1 * w) : int(0.2 * w)] = 1
-    boxes = torch.tensor([[0.05, 0.7, 0.25, 0.95], [0.7, 0.1, 0.9, 0.2], [0.6, 0.7, 0.9, 0.95], [0.05, 0.0, 0.25, 0.5]])
+    boxes = torch.tensor(
+        [
+            [0.05, 0.7, 0.25, 0.95],
+            [0.7, 0.1, 0.9, 0.2],
+            [0.6, 0.7, 0.9, 0.95],
+            [0.05, 0.0, 0.25, 0.5],
+        ]
+    )
     for r in pool_regions(maps, boxes, 7):
         assert r.shape == (4, 49, 1)
         seen = r.mean((1, 2))
@@ -108,8 +143,12 @@ def test_levels_are_the_coarsest(inputs):
     h, maps, boxes, objectness, _ = inputs
     module = head(levels=2)
     before = module(h, maps, boxes, objectness).logits
-    torch.testing.assert_close(module(h, [maps[0] + 9, *maps[1:]], boxes, objectness).logits, before)
-    assert not torch.allclose(module(h, [maps[0], maps[1] + 9, maps[2]], boxes, objectness).logits, before)
+    torch.testing.assert_close(
+        module(h, [maps[0] + 9, *maps[1:]], boxes, objectness).logits, before
+    )
+    assert not torch.allclose(
+        module(h, [maps[0], maps[1] + 9, maps[2]], boxes, objectness).logits, before
+    )
     with pytest.raises(ValueError, match=r"levels=3, but only 2"):
         FiltrationHead(FiltrationConfig(levels=3), CHANNELS[:2], DIM)
 
@@ -120,8 +159,12 @@ def test_a_choice_by_language_alone_does_not_look_at_the_frame(inputs):
     out = module(h, maps, boxes, objectness, embeddings)
     blind = module(h, [torch.zeros_like(m) for m in maps], boxes, objectness, embeddings)
     torch.testing.assert_close(out.logits, blind.logits)
-    assert not torch.allclose(out.logits, module(h, maps, boxes, objectness, embeddings.flip(0)).logits)
-    assert not torch.allclose(out.logits, module(h, maps, boxes.flip(0), objectness, embeddings).logits)
+    assert not torch.allclose(
+        out.logits, module(h, maps, boxes, objectness, embeddings.flip(0)).logits
+    )
+    assert not torch.allclose(
+        out.logits, module(h, maps, boxes.flip(0), objectness, embeddings).logits
+    )
     with pytest.raises(ValueError, match="embeddings"):
         module(h, maps, boxes, objectness)
 
@@ -147,7 +190,9 @@ def test_deltas_mean_what_they_mean_to_detectors():
     torch.testing.assert_close(apply_deltas(boxes, deltas), wanted, rtol=1e-5, atol=1e-5)
     tiny = torch.tensor([[0.499, 0.499, 0.501, 0.501]])
     grown = box_convert(apply_deltas(tiny, torch.tensor([[0.0, 0, 50, 50]])), "xyxy", "cxcywh")
-    torch.testing.assert_close(grown, torch.tensor([[0.5, 0.5, 0.125, 0.125]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        grown, torch.tensor([[0.5, 0.5, 0.125, 0.125]]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_best_are_offered_and_in_training_all(inputs):
@@ -178,7 +223,12 @@ def output(boxes, confidence) -> FilterOutput:
 
 
 def test_two_players_are_two_boxes_and_twins_one():
-    boxes = [[0.1, 0.1, 0.3, 0.5], [0.6, 0.1, 0.8, 0.5], [0.1, 0.1, 0.3, 0.49], [0.4, 0.6, 0.5, 0.7]]
+    boxes = [
+        [0.1, 0.1, 0.3, 0.5],
+        [0.6, 0.1, 0.8, 0.5],
+        [0.1, 0.1, 0.3, 0.49],
+        [0.4, 0.6, 0.5, 0.7],
+    ]
     (one,) = select(output(boxes, [0.7, 0.9, 0.8, 0.2]), 0.5, 0.8)
     assert one.index_m.tolist() == [1, 2]
     torch.testing.assert_close(one.boxes_m4, torch.tensor(boxes)[[1, 2]])
@@ -188,7 +238,9 @@ def test_two_players_are_two_boxes_and_twins_one():
 
 
 def test_threshold_and_nms_are_the_config_s():
-    given = output([[0.1, 0.1, 0.3, 0.5], [0.1, 0.1, 0.3, 0.4], [0.6, 0.6, 0.8, 0.8]], [0.9, 0.8, 0.4])
+    given = output(
+        [[0.1, 0.1, 0.3, 0.5], [0.1, 0.1, 0.3, 0.4], [0.6, 0.6, 0.8, 0.8]], [0.9, 0.8, 0.4]
+    )
     for options, wanted in (
         ({}, [0, 1]),
         ({"nms": 0.5}, [0]),

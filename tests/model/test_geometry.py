@@ -26,7 +26,11 @@ def planted(height, width, box):
 def boxes(draw):
     height, width = draw(st.sampled_from(SHAPES))
     x1, y1 = draw(st.integers(0, width - 9)), draw(st.integers(0, height - 9))
-    return height, width, (x1, y1, draw(st.integers(x1 + 8, width)), draw(st.integers(y1 + 8, height)))
+    return (
+        height,
+        width,
+        (x1, y1, draw(st.integers(x1 + 8, width)), draw(st.integers(y1 + 8, height))),
+    )
 
 
 @given(boxes())
@@ -54,8 +58,12 @@ def test_a_box_prompt_points_where_the_box_is(height, width):
     share = pixels / torch.tensor([width, height, width, height])
     squashed = pixels * torch.tensor([256 / width, 256 / height] * 2)
     labels = torch.tensor([[2, 3]])
-    points, _ = net.sam_prompt_encoder(points=(squashed.reshape(1, 2, 2), labels), boxes=None, masks=None)
-    torch.testing.assert_close(net.sparse(Prompt(None, share, pads=1)), points, atol=1e-5, rtol=1e-5)
+    points, _ = net.sam_prompt_encoder(
+        points=(squashed.reshape(1, 2, 2), labels), boxes=None, masks=None
+    )
+    torch.testing.assert_close(
+        net.sparse(Prompt(None, share, pads=1)), points, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_clip_sees_the_middle_square_only():

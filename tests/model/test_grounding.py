@@ -26,7 +26,15 @@ def grounded(host, video, phrases="square", prompt_frames=(0,), **changes):
     sparrow = tiny(
         host.spec.name,
         host=host,
-        **({"proposals.threshold": 0.0, "filter.threshold": 0.0, "filter.top_k": 3, "filter.nms": 1.0} | changes),
+        **(
+            {
+                "proposals.threshold": 0.0,
+                "filter.threshold": 0.0,
+                "filter.top_k": 3,
+                "filter.nms": 1.0,
+            }
+            | changes
+        ),
     )
     return sparrow.ground(video, phrases, prompt_frames=prompt_frames, answer="force")
 
@@ -47,7 +55,9 @@ def test_every_box_becomes_an_instance_through_the_whole_video(host, video):
         assert 0 <= y1 <= y2 <= 96
         assert not one.fallback
     union = found.union("square")
-    np.testing.assert_array_equal(union, np.logical_or.reduce([one.masks_thw for one in found.instances]))
+    np.testing.assert_array_equal(
+        union, np.logical_or.reduce([one.masks_thw for one in found.instances])
+    )
 
 
 def test_it_is_repeatable(host, video):
@@ -63,7 +73,10 @@ def test_prompting_again_corrects_what_is_followed(host, video):
     for a, b in zip(once.instances, twice.instances, strict=True):
         assert list(a.boxes) == [0]
         assert list(b.boxes) == [0, 3]
-    assert any((a.scores_t[3:] != b.scores_t[3:]).any() for a, b in zip(once.instances, twice.instances, strict=True))
+    assert any(
+        (a.scores_t[3:] != b.scores_t[3:]).any()
+        for a, b in zip(once.instances, twice.instances, strict=True)
+    )
 
 
 def test_a_prompt_in_the_middle_reaches_both_ends(host, video):
@@ -108,11 +121,15 @@ def test_an_untrained_model_says_nothing_and_finds_nothing(host, video):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": np.zeros((6, 96, 160), np.uint8)}, "T, H, W, 3"), ({"prompt_frames": (3, 0)}, "ascend"),
-        ({"prompt_frames": (9,)}, "outside"), ({"prompt_frames": ()}, "ascend"), ({"answer": "maybe"}, "generate"),
-        ({"frames": np.zeros((2, 96, 160, 3), np.float32)}, "uint8"), ({"frames": "missing.mp4"}, "no such video"),
+        ({"frames": np.zeros((6, 96, 160), np.uint8)}, "T, H, W, 3"),
+        ({"prompt_frames": (3, 0)}, "ascend"),
+        ({"prompt_frames": (9,)}, "outside"),
+        ({"prompt_frames": ()}, "ascend"),
+        ({"answer": "maybe"}, "generate"),
+        ({"frames": np.zeros((2, 96, 160, 3), np.float32)}, "uint8"),
+        ({"frames": "missing.mp4"}, "no such video"),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_say_what_is_wrong(video, change, message):
     arguments = {"frames": video, "phrases": "square"} | change
     with pytest.raises(ValueError, match=message):
@@ -132,13 +149,18 @@ def test_tsf_at_inference_changes_what_the_model_is_asked(host, video):
     plain = tiny(host.spec.name, host=host, **changes)
 
     def confidence(sparrow, **crops):
-        return [one.confidence for one in sparrow.ground(short, "square", answer="force", **crops).instances]
+        return [
+            one.confidence
+            for one in sparrow.ground(short, "square", answer="force", **crops).instances
+        ]
 
     crops = [video[t, 10:50, 20:80] for t in range(4)]
     found = confidence(sparrow, crops={"square": crops})
     assert found
     assert found != confidence(sparrow, crops={"square": [255 - crop for crop in crops]})
-    assert confidence(sparrow, crops={"square": ()}) == confidence(plain)  # nothing was found: asked without
+    assert confidence(sparrow, crops={"square": ()}) == confidence(
+        plain
+    )  # nothing was found: asked without
     with pytest.raises(ValueError, match="give crops"):
         confidence(sparrow)
     with pytest.raises(ValueError, match=r"tsf\.infer is off"):
@@ -164,7 +186,10 @@ class Noise:
 
     def __init__(self, length, height=192, width=320):
         self.length, self.height, self.width, self.fps = length, height, width, 10.0
-        self.ground, self.asked = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8), []
+        self.ground, self.asked = (
+            np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8),
+            [],
+        )
 
     def __call__(self, t):
         self.asked.append(t)
@@ -172,8 +197,15 @@ class Noise:
 
 
 def one_by_one(host, video, phrases=("square",), **options):
-    changes = {"proposals.threshold": 0.0, "filter.threshold": 0.0, "filter.top_k": 2, "filter.nms": 1.0}
-    return tiny(host.spec.name, host=host, **changes).stream(video, phrases, answer="force", **options)
+    changes = {
+        "proposals.threshold": 0.0,
+        "filter.threshold": 0.0,
+        "filter.top_k": 2,
+        "filter.nms": 1.0,
+    }
+    return tiny(host.spec.name, host=host, **changes).stream(
+        video, phrases, answer="force", **options
+    )
 
 
 def test_a_stream_gives_what_arrays_hold(host, video):
@@ -214,7 +246,9 @@ def test_memory_does_not_grow_with_the_video(name):
         if step.frame in (20, 31):
             gc.collect()
             traced[step.frame] = tracemalloc.get_traced_memory()[0]
-            tensors[step.frame] = sum(x.numel() * x.element_size() for x in gc.get_objects() if type(x) is torch.Tensor)
+            tensors[step.frame] = sum(
+                x.numel() * x.element_size() for x in gc.get_objects() if type(x) is torch.Tensor
+            )
     tracemalloc.stop()
     assert traced[31] - traced[20] < 61_000
     assert tensors[31] - tensors[20] < 61_000

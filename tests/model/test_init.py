@@ -14,7 +14,9 @@ from tests.made import moving_square
 def test_importing_it_loads_nothing_heavy():
     code = "import sys, model; print(*(m for m in ('torch', 'numpy', 'transformers', 'scipy') if m in sys.modules))"
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == []
 
 

@@ -30,7 +30,10 @@ def test_answers_come_one_by_one_and_are_not_kept():
 
 def test_the_first_prompt_is_the_first_answer_that_says_something():
     sparrow, frames, asked = tiny("videoglamm", **{"decode.prompts": "seg"}), clip(6)[0], []
-    answers = {"a": Answers(states({0: 0, 3: 1, 4: 1}, asked)), "b": Answers(states({0: 0, 4: 2}, asked))}
+    answers = {
+        "a": Answers(states({0: 0, 3: 1, 4: 1}, asked)),
+        "b": Answers(states({0: 0, 4: 2}, asked)),
+    }
     prompts = Prompts(sparrow, frames, answers, (0, 3, 4))
     assert list(prompts) == [3] == [prompts.first]
     assert 2 not in prompts

@@ -9,7 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torchvision.ops import box_convert
-from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+from transformers.loss.loss_deformable_detr import (
+    DeformableDetrHungarianMatcher,
+    DeformableDetrImageLoss,
+)
 
 from model.losses import (
     FilterLossConfig,
@@ -36,7 +39,9 @@ def golden(shared):
 
 def random_boxes(n: int, seed: int) -> torch.Tensor:
     """[n, 4] cxcywh, all inside the frame."""
-    corners = torch.rand(n, 2, 2, generator=torch.Generator().manual_seed(seed)).sort(1).values.flatten(1)
+    corners = (
+        torch.rand(n, 2, 2, generator=torch.Generator().manual_seed(seed)).sort(1).values.flatten(1)
+    )
     return box_convert(corners, "xyxy", "cxcywh")
 
 
@@ -51,15 +56,23 @@ def test_golden_proposer_losses(golden):
     net = seed_module(net.to_empty(device="cpu"), "s0:", extra=False).eval()
     spec = json.loads((golden / "forward.json").read_text())["cases"]["map28"]
     arrays = np.load(golden / "forward.npz")
-    feature = np.concatenate([gaussian(name, (1, 256, 28, 28), "s0:") for name in spec["feature"]["names"]])
+    feature = np.concatenate(
+        [gaussian(name, (1, 256, 28, 28), "s0:") for name in spec["feature"]["names"]]
+    )
     goals = [torch.from_numpy(arrays[f"map28/target_boxes_cxcywh_{row}"]) for row in (0, 1)]
     with torch.no_grad():
         output = net(torch.from_numpy(feature))
     for head in ("coco", "sa1b"):
-        found = proposer_loss(output, [box_convert(boxes, "cxcywh", "xyxy") for boxes in goals], head)
+        found = proposer_loss(
+            output, [box_convert(boxes, "cxcywh", "xyxy") for boxes in goals], head
+        )
         # The reference's cardinality error is the number of targets whatever is predicted, so it is left out.
-        wanted = {k: v for k, v in spec["training_loss"][head].items() if not k.startswith("cardinality")}
-        assert {name: value.item() for name, value in found.items()} == pytest.approx(wanted, rel=RELATIVE)
+        wanted = {
+            k: v for k, v in spec["training_loss"][head].items() if not k.startswith("cardinality")
+        }
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(
+            wanted, rel=RELATIVE
+        )
 
 
 def outputs(logits_blq: torch.Tensor, boxes_blq4: torch.Tensor):
@@ -77,9 +90,13 @@ def test_matching_and_losses_equal_those_of_transformers():
     pairs = match(logits, boxes, goals, ProposerLossConfig())
     for pair, wanted in zip(pairs, matcher(predicted, labels), strict=True):
         assert torch.equal(pair, torch.stack(wanted))
-    theirs = DeformableDetrImageLoss(matcher, num_classes=1, focal_alpha=0.25, losses=["labels", "boxes"])
+    theirs = DeformableDetrImageLoss(
+        matcher, num_classes=1, focal_alpha=0.25, losses=["labels", "boxes"]
+    )
     wanted = theirs(predicted, labels)
-    found = proposer_loss(outputs(logits[:, None], boxes[:, None]), [box_convert(g, "cxcywh", "xyxy") for g in goals])
+    found = proposer_loss(
+        outputs(logits[:, None], boxes[:, None]), [box_convert(g, "cxcywh", "xyxy") for g in goals]
+    )
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=RELATIVE, atol=0)
     total = 2 * wanted["loss_ce"] + 5 * wanted["loss_bbox"] + 2 * wanted["loss_giou"]
@@ -109,8 +126,12 @@ def test_equation_12_with_plain_cross_entropy():
     logits = torch.tensor([[[0.3, -2.0]]])
     boxes = torch.stack([random_boxes(2, 5)])[None]
     goal = box_convert(boxes[0, 0, :1], "cxcywh", "xyxy")
-    found = proposer_loss(outputs(logits, boxes), [goal], config=ProposerLossConfig(objectness="bce"))
-    assert found["loss_ce"].item() == pytest.approx(math.log1p(math.exp(-0.3)) + math.log1p(math.exp(-2)), rel=1e-5)
+    found = proposer_loss(
+        outputs(logits, boxes), [goal], config=ProposerLossConfig(objectness="bce")
+    )
+    assert found["loss_ce"].item() == pytest.approx(
+        math.log1p(math.exp(-0.3)) + math.log1p(math.exp(-2)), rel=1e-5
+    )
     assert found["loss_giou"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -156,11 +177,16 @@ def test_padding_masks_change_nothing_unless_counted():
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 7, generator=g)
     targets = (torch.rand(2, 3, 5, 7, generator=g) > 0.5).float()
-    padded = [torch.cat([logits, torch.randn(2, 3, 5, 7)]), torch.cat([targets, torch.full((2, 3, 5, 7), -1.0)])]
+    padded = [
+        torch.cat([logits, torch.randn(2, 3, 5, 7)]),
+        torch.cat([targets, torch.full((2, 3, 5, 7), -1.0)]),
+    ]
     padded[0].requires_grad_()
     alone, together = torch.stack(mask_losses(logits, targets)), torch.stack(mask_losses(*padded))
     torch.testing.assert_close(together, alone)
-    torch.testing.assert_close(torch.stack(mask_losses(*padded, num_masks=12)), alone / 2)  # the release's mean
+    torch.testing.assert_close(
+        torch.stack(mask_losses(*padded, num_masks=12)), alone / 2
+    )  # the release's mean
     together.sum().backward()
     assert padded[0].grad[:2].any()
     assert not padded[0].grad[2:].any()
@@ -174,7 +200,10 @@ def test_mask_losses_of_known_masks():
     bce, dice = mask_losses(torch.zeros(1, 4, 4), target)
     assert bce.item() == pytest.approx(math.log(2))
     assert dice.item() == pytest.approx(0.5, abs=1e-3)  # 2 * 4 / (8 + 8)
-    assert torch.stack(mask_losses(torch.zeros(1, 4, 4), torch.full((1, 4, 4), -1))).tolist() == [0, 0]
+    assert torch.stack(mask_losses(torch.zeros(1, 4, 4), torch.full((1, 4, 4), -1))).tolist() == [
+        0,
+        0,
+    ]
     with pytest.raises(ValueError, match=r"\[1, 4, 4\] and targets \[4, 4\]"):
         mask_losses(torch.zeros(1, 4, 4), torch.zeros(4, 4))
 
@@ -206,21 +235,31 @@ def test_golden_filter_losses(selection):
         if case["use_roi_helper"]:
             logits = logits + min(max(case["gamma"], 0), 1) * torch.from_numpy(arrays["roi/logits"])
         refined = torch.from_numpy(arrays[f"selector/{which}/pred_boxes_xyxy"])
-        found = filter_loss(logits, boxes, targets, refined, valid, FilterLossConfig.release(boxes=True))
-        box = found["loss_bbox"] / 4 + found["loss_giou"]  # the reference's L1 is a mean over four numbers
+        found = filter_loss(
+            logits, boxes, targets, refined, valid, FilterLossConfig.release(boxes=True)
+        )
+        box = (
+            found["loss_bbox"] / 4 + found["loss_giou"]
+        )  # the reference's L1 is a mean over four numbers
         assert box.item() == pytest.approx(case["box_l1_plus_giou"], rel=RELATIVE)
-        if case["proposal_bce"] is None:  # not a number there: masked proposals have infinite logits
+        if (
+            case["proposal_bce"] is None
+        ):  # not a number there: masked proposals have infinite logits
             assert found["loss_ce"].isfinite()
         else:
             assert found["loss_ce"].item() == pytest.approx(case["proposal_bce"], rel=RELATIVE)
-        assert found["total"].item() == pytest.approx(found["loss_ce"].item() + 0.01 * box.item(), rel=1e-5)
+        assert found["total"].item() == pytest.approx(
+            found["loss_ce"].item() + 0.01 * box.item(), rel=1e-5
+        )
 
 
 def test_proposals_between_the_thresholds_and_masked_ones_do_not_count():
     boxes = torch.tensor([[0.0, 0, 1, 0.6], [0.0, 0, 1, 0.4], [0.0, 0, 1, 0.2], [0.0, 0, 1, 1]])
     targets = torch.tensor([[0.0, 0, 1, 1], [math.nan] * 4])
     assert proposal_labels(boxes, targets).tolist() == [[1, -1, 0, 1], [0, 0, 0, 0]]
-    logits = torch.tensor([[1.0, 9.0, -2.0, -math.inf], [0.5, 0.0, 0.0, -math.inf]], requires_grad=True)
+    logits = torch.tensor(
+        [[1.0, 9.0, -2.0, -math.inf], [0.5, 0.0, 0.0, -math.inf]], requires_grad=True
+    )
     valid = torch.tensor([True, True, True, False])
     found = filter_loss(logits, boxes, targets, valid_p=valid)
     wanted = [math.log1p(math.exp(x)) for x in (-1.0, -2.0, 0.5, 0.0, 0.0)]
@@ -234,7 +273,9 @@ def test_box_terms_weigh_tokens_not_proposals():
     boxes = torch.tensor([[0.0, 0, 0.5, 1], [0.0, 0, 0.5, 0.9], [0.5, 0, 1, 1]])
     targets = torch.tensor([[0.0, 0, 0.5, 1], [0.5, 0, 1, 1]])
     refined = targets[:, None].repeat(1, 3, 1)
-    refined[0, 0, 2] += 0.1  # one of the first token's two positives is 0.1 off, so is the second token's only one
+    refined[0, 0, 2] += (
+        0.1  # one of the first token's two positives is 0.1 off, so is the second token's only one
+    )
     refined[1, 2, 3] -= 0.1
     refined[1, 0] = math.nan  # not a positive of this token
     found = filter_loss(torch.zeros(2, 3), boxes, targets, refined)
@@ -266,8 +307,16 @@ def test_thresholds_and_shapes_are_checked():
 
 
 def test_oracle_recall_counts_targets_of_all_frames():
-    targets = [torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 0.2, 0.2]]), torch.tensor([[0.0, 0, 1, 1]]), torch.zeros(0, 4)]
-    proposals = [torch.tensor([[0.5, 0.5, 0.6, 0.6], [0.0, 0, 1, 0.6]]), torch.zeros(0, 4), torch.rand(3, 4)]
+    targets = [
+        torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 0.2, 0.2]]),
+        torch.tensor([[0.0, 0, 1, 1]]),
+        torch.zeros(0, 4),
+    ]
+    proposals = [
+        torch.tensor([[0.5, 0.5, 0.6, 0.6], [0.0, 0, 1, 0.6]]),
+        torch.zeros(0, 4),
+        torch.rand(3, 4),
+    ]
     assert oracle_recall(proposals, targets) == pytest.approx({0.5: 1 / 3, 0.75: 0.0})
     assert oracle_recall(proposals, targets, top=1)[0.5] == 0
     exact = oracle_recall(targets, targets)

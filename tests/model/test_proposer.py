@@ -68,7 +68,9 @@ def test_state_dict_is_the_released_one(golden):
     keys = json.loads((golden / "keys.json").read_text())
     net = on_meta()
     state = net.state_dict(keep_vars=True)
-    assert {name: list(tensor.shape) for name, tensor in state.items()} == {k["name"]: k["shape"] for k in keys}
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {
+        k["name"]: k["shape"] for k in keys
+    }
     assert all(state[k["name"]] is state[k["alias_of"]] for k in keys if "alias_of" in k)
     assert count(net) == 11_181_225
 
@@ -85,7 +87,9 @@ def case(request, golden, net):
     from golden_inputs import gaussian
 
     spec = json.loads((golden / "forward.json").read_text())["cases"][request.param]
-    each = [gaussian(n, tuple(spec["feature"]["shape_each"]), "s0:") for n in spec["feature"]["names"]]
+    each = [
+        gaussian(n, tuple(spec["feature"]["shape_each"]), "s0:") for n in spec["feature"]["names"]
+    ]
     feature = torch.from_numpy(np.concatenate(each))
     arrays = np.load(golden / "forward.npz")
     wanted = {k.split("/")[1]: arrays[k] for k in arrays.files if k.startswith(request.param + "/")}
@@ -113,9 +117,13 @@ def test_golden_forward(case, net):
     close(code, wanted["position_code_batch0"], HIDDEN)
     close(output.encoder_last[:, ::7, :64], wanted["encoder_last_every7_head64"], HIDDEN)
     close(output.encoder_objectness_logit, wanted["encoder_objectness_logit"], HIDDEN)
-    close(output.encoder_box_logits[:, ::7], wanted["encoder_box_logits_every7"], HIDDEN)  # infinities in place too
+    close(
+        output.encoder_box_logits[:, ::7], wanted["encoder_box_logits_every7"], HIDDEN
+    )  # infinities in place too
     if name == "map64":  # the cells of the border share one value: any order among them
-        np.testing.assert_array_equal(np.sort(output.two_stage_indices), np.sort(wanted["two_stage_indices"]))
+        np.testing.assert_array_equal(
+            np.sort(output.two_stage_indices), np.sort(wanted["two_stage_indices"])
+        )
     else:
         np.testing.assert_array_equal(output.two_stage_indices, wanted["two_stage_indices"])
     hidden = output.decoder_hidden_all_layers[:, :, ::25]
@@ -128,7 +136,9 @@ def test_golden_forward(case, net):
 
 def test_golden_top100(case):
     _, wanted, _, output = case
-    for row, (raw, clipped) in enumerate(zip(propose(output, clip=False), propose(output), strict=True)):
+    for row, (raw, clipped) in enumerate(
+        zip(propose(output, clip=False), propose(output), strict=True)
+    ):
         np.testing.assert_array_equal(raw.indices, wanted[f"top100_indices_{row}"])
         close(raw.objectness, wanted[f"top100_scores_{row}"], HIDDEN)
         close(raw.boxes_xyxy, wanted[f"top100_boxes_xyxy_{row}"], BOXES)
@@ -140,7 +150,9 @@ def test_a_file_may_hold_either_name_of_a_head(tiny):
     full = tiny.state_dict()
     for lost in ("ddetr_transformer.decoder.bbox_embed.", "ddetr_transformer.class_embed_"):
         other = seed_module(DeformableProposer(TINY), "other:", extra=False)
-        other.load_state_dict({name: value for name, value in full.items() if not name.startswith(lost)}, strict=True)
+        other.load_state_dict(
+            {name: value for name, value in full.items() if not name.startswith(lost)}, strict=True
+        )
         assert all(torch.equal(value, full[name]) for name, value in other.state_dict().items())
     torn = full | {"ddetr_transformer.decoder.class_embed_enc.bias": torch.ones(1)}
     with pytest.raises(ValueError, match=r"class_embed_enc\.bias .* differ"):
@@ -155,9 +167,16 @@ SHAPES = [(6, 9), (3, 5)]
 @pytest.fixture(scope="module")
 def pair_config():
     config = DeformableDetrConfig(
-        d_model=32, encoder_attention_heads=4, decoder_attention_heads=4, encoder_n_points=3, decoder_n_points=3,
-        encoder_ffn_dim=48, decoder_ffn_dim=48, num_feature_levels=2, disable_custom_kernels=True,
-    )  # fmt: skip
+        d_model=32,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_n_points=3,
+        decoder_n_points=3,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_feature_levels=2,
+        disable_custom_kernels=True,
+    )
     config._attn_implementation = "eager"
     ours = ProposerConfig(width=32, attention_heads=4, points=3, ffn=48, levels=2)
     return config, ours
@@ -189,21 +208,37 @@ def test_layers_equal_those_of_transformers(pair_config):
             theirs.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=3),
             DeformableAttention(32, heads=4, levels=2, points=3),
         )
-        wanted = first(reference(query, None, memory, None, query_position, boxes.expand(-1, -1, 2, -1), *where))
-        torch.testing.assert_close(mine(query + query_position, memory, boxes, SHAPES), wanted, rtol=0, atol=1e-5)
+        wanted = first(
+            reference(
+                query, None, memory, None, query_position, boxes.expand(-1, -1, 2, -1), *where
+            )
+        )
+        torch.testing.assert_close(
+            mine(query + query_position, memory, boxes, SHAPES), wanted, rtol=0, atol=1e-5
+        )
 
         reference, mine = twins(theirs.DeformableDetrDecoderLayer(config), DecoderLayer(ours))
-        wanted = first(reference(query, query_position, boxes.expand(-1, -1, 2, -1), *where, memory, None))
-        torch.testing.assert_close(mine(query, query_position, memory, boxes, SHAPES), wanted, rtol=0, atol=1e-5)
+        wanted = first(
+            reference(query, query_position, boxes.expand(-1, -1, 2, -1), *where, memory, None)
+        )
+        torch.testing.assert_close(
+            mine(query, query_position, memory, boxes, SHAPES), wanted, rtol=0, atol=1e-5
+        )
 
         # All encoder layers at once, through the proposer's own reference points.
-        transformer = DeformableProposer(ours.model_copy(update={"encoder_layers": 2})).ddetr_transformer.eval()
-        points = theirs.DeformableDetrEncoder.get_reference_points(tuple(SHAPES), torch.ones(2, 2, 2), "cpu")
+        transformer = DeformableProposer(
+            ours.model_copy(update={"encoder_layers": 2})
+        ).ddetr_transformer.eval()
+        points = theirs.DeformableDetrEncoder.get_reference_points(
+            tuple(SHAPES), torch.ones(2, 2, 2), "cpu"
+        )
         wanted = memory
         for layer in transformer.encoder.layers:
             reference, _ = twins(theirs.DeformableDetrEncoderLayer(config), layer)
             wanted = first(reference(wanted, None, position, points, *where))
-        torch.testing.assert_close(transformer.encode(memory, position, SHAPES), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            transformer.encode(memory, position, SHAPES), wanted, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -215,7 +250,9 @@ def test_an_encoder_token_looks_at_its_own_place(dtype):
     torch.nn.init.eye_(attention.value_proj.weight)
     torch.nn.init.eye_(attention.output_proj.weight)
     memory = torch.randn(1, 40 * 64, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
-    reference = torch.cat([cell_centres((40, 64), memory.device), torch.ones(40 * 64, 2)], 1)[None, :, None]
+    reference = torch.cat([cell_centres((40, 64), memory.device), torch.ones(40 * 64, 2)], 1)[
+        None, :, None
+    ]
     with torch.no_grad():
         found = attention.to(dtype)(memory, memory, reference, [(40, 64)])
     torch.testing.assert_close(found, memory, rtol=0, atol=1e-4)
@@ -227,7 +264,11 @@ def test_an_encoder_token_looks_at_its_own_place(dtype):
 def test_multi_level_sizes():
     """Spec, section 8.1: of the transformer with its heads. Input projections come on top: 1x1 for each of the pyramid's
     three maps, a 3x3 convolution for the fourth level."""
-    for levels, transformer, projections in ((2, 11_411_241, 2), (3, 11_707_561, 3), (4, 12_003_881, 3)):
+    for levels, transformer, projections in (
+        (2, 11_411_241, 2),
+        (3, 11_707_561, 3),
+        (4, 12_003_881, 3),
+    ):
         net = on_meta(ProposerConfig(levels=levels))
         assert count(net.ddetr_transformer) == transformer
         assert count(net.input_proj) == projections * 66_304 + (levels - projections) * 590_592
@@ -237,7 +278,12 @@ def test_levels_read_the_last_maps_and_continue_the_pyramid():
     net = seed_module(DeformableProposer(TINY.model_copy(update={"levels": 4})), extra=False).eval()
     pyramid = [maps(1, 24, 40), maps(1, 12, 20), maps(1, 6, 10)]
     with torch.no_grad():
-        assert [tuple(level.shape[-2:]) for level in net.input_proj(pyramid)] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+        assert [tuple(level.shape[-2:]) for level in net.input_proj(pyramid)] == [
+            (24, 40),
+            (12, 20),
+            (6, 10),
+            (3, 5),
+        ]
         assert net(pyramid).encoder_objectness_logit.shape == (1, 960 + 240 + 60 + 15)
         two = DeformableProposer(TINY.model_copy(update={"levels": 2, "maps": 1})).eval()
         assert [tuple(level.shape[-2:]) for level in two.input_proj(pyramid)] == [(6, 10), (3, 5)]
@@ -257,7 +303,9 @@ def test_a_frame_is_the_same_in_any_company(tiny):
         together, alone = tiny(feature), tiny(feature[1:2])
     assert torch.equal(together.two_stage_indices[1], alone.two_stage_indices[0])
     torch.testing.assert_close(together.boxes_cxcywh[1], alone.boxes_cxcywh[0], rtol=0, atol=BOXES)
-    torch.testing.assert_close(together.decoder_last_hidden[1], alone.decoder_last_hidden[0], rtol=0, atol=HIDDEN)
+    torch.testing.assert_close(
+        together.decoder_last_hidden[1], alone.decoder_last_hidden[0], rtol=0, atol=HIDDEN
+    )
 
 
 def test_iterative_refinement_moves_where_later_layers_look(tiny):
@@ -274,13 +322,17 @@ def test_iterative_refinement_moves_where_later_layers_look(tiny):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kind": kind} for kind in KINDS] + [{"kind": "deformable", "iterative_refine": True, "levels": 2, "maps": 1}],
+    [{"kind": kind} for kind in KINDS]
+    + [{"kind": "deformable", "iterative_refine": True, "levels": 2, "maps": 1}],
 )
 def test_gradient_reaches_every_parameter(changes):
     """Of the head whose data it is; of a key's bias it is zero by softmax's nature."""
     net = build_proposer(TINY.model_copy(update=changes))
     seed_module(net, extra=False)  # a fresh box head ends in zeros and hides what is below it
-    targets = [torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.4, 0.4, 0.6, 0.6]]), torch.tensor([[0.0, 0.0, 1.0, 0.5]])]
+    targets = [
+        torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.4, 0.4, 0.6, 0.6]]),
+        torch.tensor([[0.0, 0.0, 1.0, 0.5]]),
+    ]
     proposer_loss(net(maps()), targets, "coco")["total"].backward()
     for name, parameter in net.named_parameters():
         if "sa1b" in name:
@@ -289,7 +341,9 @@ def test_gradient_reaches_every_parameter(changes):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         # DETR's queries start without content, so its first attention among them has nothing to mix.
-        idle = name.endswith(("k_proj.bias", "detr_transformer.decoder.layers.0.self_attn.v_proj.weight"))
+        idle = name.endswith(
+            ("k_proj.bias", "detr_transformer.decoder.layers.0.self_attn.v_proj.weight")
+        )
         assert parameter.grad.any() or idle, name
 
 
@@ -306,7 +360,9 @@ def test_half_precision_gives_float32_boxes(kind, dtype):
             half = net.to(torch.bfloat16)(maps(1).to(torch.bfloat16))
     for name in ("boxes_cxcywh", "objectness", "logit_coco", "boxes_all_layers_cxcywh"):
         assert half[name].dtype == torch.float32
-    dense = "boxes_cxcywh" if kind == "mlp" else "encoder_objectness_logit"  # queries may take other cells
+    dense = (
+        "boxes_cxcywh" if kind == "mlp" else "encoder_objectness_logit"
+    )  # queries may take other cells
     both = torch.stack([full[dense].flatten(), half[dense].flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.99
     assert half.boxes_cxcywh.isfinite().all()
@@ -315,7 +371,9 @@ def test_half_precision_gives_float32_boxes(kind, dtype):
 def test_exports_without_looking_at_data(tiny):
     program = torch.export.export(tiny, (maps(),)).module()
     with torch.no_grad():
-        torch.testing.assert_close(program(maps()).boxes_cxcywh, tiny(maps()).boxes_cxcywh, rtol=0, atol=BOXES)
+        torch.testing.assert_close(
+            program(maps()).boxes_cxcywh, tiny(maps()).boxes_cxcywh, rtol=0, atol=BOXES
+        )
 
 
 def test_too_small_a_map_is_refused(tiny):
@@ -347,9 +405,14 @@ SELECTOR = 197_376
 
 @pytest.mark.parametrize(
     ("kind", "parameters", "table", "with_selector"),
-    [("deformable", 11_181_225, 11.38, True), ("detr", 12_134_185, 12.33, True), ("fcos", 1_904_903, 1.90, False),
-     ("mlp", 346_118, 0.35, False), ("coords", 0, 0.0, False)],
-)  # fmt: skip
+    [
+        ("deformable", 11_181_225, 11.38, True),
+        ("detr", 12_134_185, 12.33, True),
+        ("fcos", 1_904_903, 1.90, False),
+        ("mlp", 346_118, 0.35, False),
+        ("coords", 0, 0.0, False),
+    ],
+)
 def test_sizes_of_table_11(kind, parameters, table, with_selector):
     assert count(on_meta(ProposerConfig(kind=kind))) == parameters
     assert round((parameters + SELECTOR * with_selector) / 1e6, 2) == table
@@ -363,7 +426,12 @@ def test_every_kind_proposes_on_a_map_that_is_not_square(kind, heads):
         output = net([maps(2, 12, 22), maps()])
     assert isinstance(output, ProposerOutput)
     for frame, found in enumerate(propose(output, keep=20)):
-        assert len(found.boxes_xyxy) == len(found.objectness) == len(found.embeddings) == (1 if kind == "mlp" else 20)
+        assert (
+            len(found.boxes_xyxy)
+            == len(found.objectness)
+            == len(found.embeddings)
+            == (1 if kind == "mlp" else 20)
+        )
         assert found.embeddings.shape[1] == 256
         assert (found.boxes_xyxy >= 0).all()
         assert (found.boxes_xyxy <= 1).all()
@@ -382,14 +450,18 @@ def test_a_fresh_dense_head_proposes_around_its_cells():
     with torch.no_grad():
         boxes = net(maps(1)).encoder_box_logits[0].sigmoid().view(6, 11, 4)
     torch.testing.assert_close(boxes[2, 5], torch.tensor([5.5 / 11, 2.5 / 6, 0.2, 0.2]))
-    torch.testing.assert_close(boxes[0, 0, 2:], torch.tensor([0.5 / 11 + 0.1, 0.5 / 6 + 0.1]))  # cut at the border
+    torch.testing.assert_close(
+        boxes[0, 0, 2:], torch.tensor([0.5 / 11 + 0.1, 0.5 / 6 + 0.1])
+    )  # cut at the border
 
 
 # --- proposals ----------------------------------------------------------------------------------------------------
 
 
 def test_paper_filter_and_suppression():
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52], [0.6, 0.6, 0.9, 0.9], [0.0, 0.0, 0.2, 0.2]])
+    boxes = torch.tensor(
+        [[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52], [0.6, 0.6, 0.9, 0.9], [0.0, 0.0, 0.2, 0.2]]
+    )
     output = ProposerOutput(
         boxes_cxcywh=box_convert(boxes, "xyxy", "cxcywh")[None],
         objectness=torch.tensor([[0.7, 0.9, 0.5, 0.3]]),
@@ -408,14 +480,19 @@ def test_boxes_survive_being_written():
     boxes = torch.tensor([[0.12, 0.3, 0.55, 0.8], [0.0, 0.5, 1.0, 1.0]])
     assert format_boxes(boxes) == "[0.12,0.30,0.55,0.80;0.00,0.50,1.00,1.00]"
     torch.testing.assert_close(parse_boxes(f"It is {format_boxes(boxes)} here."), boxes)
-    assert parse_boxes("no box [SEG], [1,2,3], [0.5,0.5,0.4,0.9], [0.1,0.1,1.4,0.9]").shape == (0, 4)
+    assert parse_boxes("no box [SEG], [1,2,3], [0.5,0.5,0.4,0.9], [0.1,0.1,1.4,0.9]").shape == (
+        0,
+        4,
+    )
     with pytest.raises(ValueError, match="fractions"):
         format_boxes(boxes * 100)
 
 
 def test_coordinates_of_an_answer_are_its_only_proposal():
     net = CoordinatesProposer()
-    said, silent = propose(net(["It is [0.20,0.30,0.50,0.80]; or [0.0,0.0,0.1,0.1].", "I see none."]))
+    said, silent = propose(
+        net(["It is [0.20,0.30,0.50,0.80]; or [0.0,0.0,0.1,0.1].", "I see none."])
+    )
     torch.testing.assert_close(said.boxes_xyxy, torch.tensor([[0.2, 0.3, 0.5, 0.8]]))
     assert said.objectness.item() == pytest.approx(1)
     assert silent.boxes_xyxy.tolist() == [[0, 0, 1, 1]]
@@ -426,4 +503,6 @@ def test_coordinates_of_an_answer_are_its_only_proposal():
 def test_sine_code_tells_numbers_apart():
     code = sine_code(torch.tensor([[0.25, 0.75]]), 8)
     assert code.shape == (1, 16)
-    torch.testing.assert_close(code[0, [0, 1, 8, 9]], torch.tensor([1.0, 0.0, -1.0, 0.0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        code[0, [0, 1, 8, 9]], torch.tensor([1.0, 0.0, -1.0, 0.0]), rtol=0, atol=1e-6
+    )

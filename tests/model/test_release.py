@@ -13,9 +13,16 @@ from trackers.seeded import seeded
 
 LOGITS = {"rtol": 0, "atol": 1e-4}
 CASES = [
-    "default_infer", "default_masked", "threshold_0.8", "threshold_0.9_masked", "threshold_too_high", "no_roi",
-    "gamma_clamped_high", "gamma_clamped_low", "low_threshold_cap4",
-]  # fmt: skip
+    "default_infer",
+    "default_masked",
+    "threshold_0.8",
+    "threshold_0.9_masked",
+    "threshold_too_high",
+    "no_roi",
+    "gamma_clamped_high",
+    "gamma_clamped_low",
+    "low_threshold_cap4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,9 @@ def inputs(golden):
     from golden_inputs import gaussian
 
     names, expected = golden
-    given = {k: torch.from_numpy(gaussian(*spec, names["salt"])) for k, spec in names["inputs"].items()}
+    given = {
+        k: torch.from_numpy(gaussian(*spec, names["salt"])) for k, spec in names["inputs"].items()
+    }
     maps = [4 * given[f"pyramid{i}"] for i in range(3)]
     return (
         given["seg"],
@@ -48,7 +57,10 @@ def inputs(golden):
 @pytest.fixture(scope="module")
 def released(golden):
     module = ReleaseFilter().eval()
-    salt, shapes = golden[0]["salt"], {name: tuple(p.shape) for name, p in module.state_dict().items()}
+    salt, shapes = (
+        golden[0]["salt"],
+        {name: tuple(p.shape) for name, p in module.state_dict().items()},
+    )
     seeds = {n: torch.as_tensor(seeded(n, shape, salt, extra=False)) for n, shape in shapes.items()}
     module.load_state_dict(seeds)
     return module
@@ -57,8 +69,12 @@ def released(golden):
 def test_names_and_sizes_are_the_checkpoint_s(shared):
     names = json.loads((shared / "golden/proposer/filter_keys.json").read_text())
     module = ReleaseFilter()
-    assert {k: list(v.shape) for k, v in module.state_dict().items()} == {n["name"]: n["shape"] for n in names}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
+    assert {k: list(v.shape) for k, v in module.state_dict().items()} == {
+        n["name"]: n["shape"] for n in names
+    }
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()
+    }
     box_head = sum(p.numel() for p in module.proposal_selector.box_head.parameters())
     assert counts == {"proposal_selector": 197_376 + 132_356, "roi_helper": 510_465}
     assert box_head == 132_356
@@ -70,9 +86,16 @@ def test_selector(golden, inputs, released):
     h, _, _, objectness, embeddings, valid = inputs
     expected, selector = golden[1], released.proposal_selector
     rows = torch.ones(100, dtype=torch.bool)
-    for case, scores, part in (("plain", None, rows), ("scores", objectness, rows), ("scores_mask", objectness, valid)):
+    for case, scores, part in (
+        ("plain", None, rows),
+        ("scores", objectness, rows),
+        ("scores_mask", objectness, valid),
+    ):
         out = selector(h, embeddings[part], None if scores is None else scores[part])
-        wanted = [expected[f"selector/{case}/{name}"] for name in ("logits", "attention", "refined", "pred_boxes_xyxy")]
+        wanted = [
+            expected[f"selector/{case}/{name}"]
+            for name in ("logits", "attention", "refined", "pred_boxes_xyxy")
+        ]
         torch.testing.assert_close(out[0], wanted[0][:, part], **LOGITS)
         torch.testing.assert_close(out[1], wanted[1][:, part], **LOGITS)
         torch.testing.assert_close(out[2], wanted[2], **LOGITS)
@@ -82,7 +105,9 @@ def test_selector(golden, inputs, released):
 @torch.no_grad()
 def test_roi_helper(golden, inputs, released):
     h, maps, boxes, *_ = inputs
-    torch.testing.assert_close(released.roi_helper(h, maps, boxes), golden[1]["roi/logits"], **LOGITS)
+    torch.testing.assert_close(
+        released.roi_helper(h, maps, boxes), golden[1]["roi/logits"], **LOGITS
+    )
 
 
 def test_pooled_regions(golden, inputs):
@@ -91,7 +116,9 @@ def test_pooled_regions(golden, inputs):
     _, maps, boxes, *_ = inputs
     for level, regions in enumerate(pool_regions(maps, boxes[:12], 7)):
         wanted = golden[1][f"roi/pooled7x7_level{level}_first12_head8"]
-        torch.testing.assert_close(regions.transpose(1, 2)[:, :8].unflatten(2, (7, 7)), wanted, **LOGITS)
+        torch.testing.assert_close(
+            regions.transpose(1, 2)[:, :8].unflatten(2, (7, 7)), wanted, **LOGITS
+        )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +133,9 @@ def scored(inputs, released):
             released.train()  # all proposals are offered; the cap is applied below, per case
             with torch.no_grad():
                 released.roi_fusion_gamma.fill_(gamma)
-                made[gamma, masked] = released(h, maps, boxes[part], objectness[part], embeddings[part])
+                made[gamma, masked] = released(
+                    h, maps, boxes[part], objectness[part], embeddings[part]
+                )
             released.eval()
         return made[gamma, masked], part.nonzero()[:, 0]
 
@@ -119,7 +148,9 @@ def test_selected_proposals(name, golden, scored):
     out, numbers = scored(case["gamma"] if case["use_roi_helper"] else 0.0, case["uses_valid_mask"])
     k = case["max_boxes"]
     capped = FilterOutput(out.logits, out.confidence, out.index[:, :k], out.boxes[:, :k])
-    module = ReleaseFilter(ReleaseFilterConfig(threshold=case["threshold"], top_k=k, prior_keep=None))
+    module = ReleaseFilter(
+        ReleaseFilterConfig(threshold=case["threshold"], top_k=k, prior_keep=None)
+    )
     for one, wanted in zip(module.select(capped), case["selected_indices_per_token"], strict=True):
         found = numbers[one.index_m].tolist()
         if len(wanted) == k:  # the reference sorts only where the cap trims
@@ -150,19 +181,27 @@ def test_forward_offers_raw_proposals_up_to_the_cap(inputs, released):
 @pytest.fixture(scope="module")
 def prior(golden):
     names, expected = golden
-    bits = np.unpackbits(expected["prior/masks"].numpy()).reshape(12, *names["prior_filter"]["mask_hw"])
+    bits = np.unpackbits(expected["prior/masks"].numpy()).reshape(
+        12, *names["prior_filter"]["mask_hw"]
+    )
     return expected["prior/boxes_xyxy"], torch.from_numpy(bits).bool()
 
 
 def test_box_prior_scores(golden, prior):
-    torch.testing.assert_close(box_prior_scores(*prior), golden[1]["prior/scores"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        box_prior_scores(*prior), golden[1]["prior/scores"], rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["eval", "chat", "keep_all_over", "nothing_passes"])
 def test_box_prior_filter(name, golden, prior):
     case = golden[0]["prior_filter"]["cases"][name]
-    kept = box_prior_filter(box_prior_scores(*prior), case["min_score"], case["max_keep"] or None).tolist()
-    assert kept == case["kept_indices"] if case["max_keep"] else sorted(kept) == case["kept_indices"]
+    kept = box_prior_filter(
+        box_prior_scores(*prior), case["min_score"], case["max_keep"] or None
+    ).tolist()
+    assert (
+        kept == case["kept_indices"] if case["max_keep"] else sorted(kept) == case["kept_indices"]
+    )
 
 
 def test_evaluation_keeps_one_box_and_chat_several():
@@ -185,7 +224,11 @@ def test_evaluation_keeps_one_box_and_chat_several():
     assert keep[4].index_m.tolist() == [1, 2]
     torch.testing.assert_close(keep[4].confidence_m, torch.tensor([0.6, 0.5]))
     torch.testing.assert_close(asked[0], boxes)
-    assert ReleaseFilter(ReleaseFilterConfig(prior_keep=None)).select(out)[0].index_m.tolist() == [0, 1, 2]
+    assert ReleaseFilter(ReleaseFilterConfig(prior_keep=None)).select(out)[0].index_m.tolist() == [
+        0,
+        1,
+        2,
+    ]
     with pytest.raises(ValueError, match="prior_keep=None"):
         ReleaseFilter().select(out)
     with pytest.raises(ValueError, match="box prior"):
@@ -217,9 +260,11 @@ def test_gradients_reach_what_the_released_losses_train():
     (out.logits.square().mean() + out.predicted_boxes.square().mean()).backward()
     none = {n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert none == {
-        "proposal_selector.fuse_proj.weight", "proposal_selector.fuse_proj.bias",  # the refined vector is not used
-        "proposal_selector.box_head.0.weight", "proposal_selector.box_head.0.bias",  # behind the zero layer, at first
-    }  # fmt: skip
+        "proposal_selector.fuse_proj.weight",
+        "proposal_selector.fuse_proj.bias",  # the refined vector is not used
+        "proposal_selector.box_head.0.weight",
+        "proposal_selector.box_head.0.bias",  # behind the zero layer, at first
+    }
     assert given[0].grad.abs().sum() > 0
 
 

@@ -49,7 +49,9 @@ class Golden:
             inputs = importlib.import_module("golden_inputs")
         finally:
             sys.path.pop(0)
-        clip = inputs.moving_square("sam2/video256", 4, 256, 256, 96, 80, 48, 64, 20, 12, salt="s0:")
+        clip = inputs.moving_square(
+            "sam2/video256", 4, 256, 256, 96, 80, 48, 64, 20, 12, salt="s0:"
+        )
         pictures = torch.from_numpy(np.stack([inputs.normalised(frame) for frame in clip]))
         with torch.no_grad():  # the switches of post-processing do not reach the image encoder
             self.maps = {version: model(version).features(pictures) for version in VERSIONS}
@@ -70,7 +72,9 @@ def test_golden_features(version, golden):
     for i, step in enumerate((4, 2, 1)):
         close(maps.maps[i][0, ::4, ::step, ::step], golden.numbers[f"{version}/fpn{i}"], FPN)
     close(
-        model(version).without_memory(maps)[0, ::4].detach(), golden.numbers[f"{version}/image_embedding_every4"], FPN
+        model(version).without_memory(maps)[0, ::4].detach(),
+        golden.numbers[f"{version}/image_embedding_every4"],
+        FPN,
     )
     assert [tuple(m.shape[1:]) for m in maps.fpn] == [(256, 64, 64), (256, 32, 32), (256, 16, 16)]
 
@@ -90,8 +94,12 @@ PROMPTS = {
 def test_golden_prompts(version, golden):
     sparse = model(version).sparse
     close(sparse(PROMPTS["box"]), golden.numbers[f"{version}/sparse_box_corners"], 1e-5)
-    close(sparse(PROMPTS["box_pad"]), golden.numbers[f"{version}/sparse_box_as_points_with_pad"], 1e-5)
-    close(sparse(PROMPTS["pad_pad_extra"])[:, :2], golden.numbers[f"{version}/sparse_no_prompt"], 1e-5)
+    close(
+        sparse(PROMPTS["box_pad"]), golden.numbers[f"{version}/sparse_box_as_points_with_pad"], 1e-5
+    )
+    close(
+        sparse(PROMPTS["pad_pad_extra"])[:, :2], golden.numbers[f"{version}/sparse_no_prompt"], 1e-5
+    )
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -110,9 +118,17 @@ def test_golden_masks_of_a_frame(version, name, multi, golden):
 
 
 CASES = [
-    "box", "box_extra", "two_objects", "box_f32memory", "box_extra_f32memory", "box_defaults", "box_extra_defaults",
-    "box_defaults_f32memory", "box_extra_defaults_f32memory", "absent_f32memory",
-]  # fmt: skip
+    "box",
+    "box_extra",
+    "two_objects",
+    "box_f32memory",
+    "box_extra_f32memory",
+    "box_defaults",
+    "box_extra_defaults",
+    "box_defaults_f32memory",
+    "box_extra_defaults_f32memory",
+    "absent_f32memory",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -123,12 +139,16 @@ def test_golden_clips(version, case, golden, monkeypatch):
     exact = case.endswith("f32memory")
     monkeypatch.setattr(net, "memory_dtype", None if exact else torch.bfloat16)
     if case.startswith("absent"):
-        monkeypatch.setattr(net.sam_mask_decoder.pred_obj_score_head.layers[2].bias, "data", torch.tensor([-8.0]))
+        monkeypatch.setattr(
+            net.sam_mask_decoder.pred_obj_score_head.layers[2].bias, "data", torch.tensor([-8.0])
+        )
     memories = watch_memories(net, monkeypatch)
     spec = golden.spec[f"{version[1]}.{version[2]}"]["video_cases"][case]
     n, maps = len(spec["boxes"]), golden.maps[version]
     prompt = Prompt(extra(n) if "extra" in case else None, BOXES[:n], 1)
-    steps = list(net.propagate(lambda t: maps.rows([t]), 4, {0: (list(range(n)), prompt)}, multimask=False))
+    steps = list(
+        net.propagate(lambda t: maps.rows([t]), 4, {0: (list(range(n)), prompt)}, multimask=False)
+    )
 
     assert [(t, objects) for t, objects, _ in steps] == [(t, list(range(n))) for t in range(4)]
     low = torch.stack([step.logits_n1hw[:, 0] for *_, step in steps])
@@ -139,15 +159,25 @@ def test_golden_clips(version, case, golden, monkeypatch):
     close(large[..., ::4, ::4], numbers[f"{name}/mask_logits_every4"], tolerance)
     masks = np.unpackbits(numbers[f"{name}/masks_packed"])[: large.size].reshape(large.shape)
     assert (masks != (large > 0)).mean() <= PIXELS
-    close(torch.stack([step.object_score_n for *_, step in steps], 1), numbers[f"{name}/object_scores"], SCORES)
-    close(torch.stack([m["obj_ptr"] for m in memories], 1), numbers[f"{name}/object_pointers"], tolerance)
+    close(
+        torch.stack([step.object_score_n for *_, step in steps], 1),
+        numbers[f"{name}/object_scores"],
+        SCORES,
+    )
+    close(
+        torch.stack([m["obj_ptr"] for m in memories], 1),
+        numbers[f"{name}/object_pointers"],
+        tolerance,
+    )
     for t in (0, 1):
         expected = numbers[f"{name}/memory_frame{t}_every4"].astype(np.float64)
         # bfloat16 memories may be one rounding step apart: another last digit before it
         step = np.exp2(np.floor(np.log2(np.abs(expected) + 1e-9)) - 7) * (not exact)
         found = memories[t]["maskmem_features"][0, ::4].float().numpy()
         assert (np.abs(found - expected) <= tolerance + step).all()
-    ious = torch.stack([step.iou_n for *_, step in steps])  # the reference runs object by object within a frame
+    ious = torch.stack(
+        [step.iou_n for *_, step in steps]
+    )  # the reference runs object by object within a frame
     close(ious.flatten(), [max(offered) for offered in spec["predicted_ious"]], SCORES)
 
 
@@ -209,10 +239,14 @@ def theirs(ours, monkeypatch):
 
 
 def follow(net, maps, count, prompts, *, reverse=False):
-    steps = net.propagate(lambda t: maps.rows([t]), count, prompts, multimask=False, reverse=reverse)
+    steps = net.propagate(
+        lambda t: maps.rows([t]), count, prompts, multimask=False, reverse=reverse
+    )
     with torch.no_grad():
         return {
-            (t, name): logits for t, names, step in steps for name, logits in zip(names, step.logits_n1hw, strict=True)
+            (t, name): logits
+            for t, names, step in steps
+            for name, logits in zip(names, step.logits_n1hw, strict=True)
         }
 
 
@@ -227,7 +261,9 @@ def test_a_new_prompt_of_a_followed_object_equals_the_package(ours, theirs):
     net, _, maps = ours
     predictor, state = theirs(12)
     predictor.add_new_points_or_box(state, 0, 1, box=box_at(0)[0] * SIDE)
-    expected = {t: masks for t, _, masks in predictor.propagate_in_video(state, 0, max_frame_num_to_track=5)}
+    expected = {
+        t: masks for t, _, masks in predictor.propagate_in_video(state, 0, max_frame_num_to_track=5)
+    }
     predictor.add_new_points_or_box(state, 6, 1, box=box_at(6, 9)[0] * SIDE)
     expected |= {t: masks for t, _, masks in predictor.propagate_in_video(state, 6)}
 
@@ -262,9 +298,17 @@ def test_an_object_is_followed_alike_alone_and_beside_others(ours):
         5: (["c", "b"], Prompt(extra(2), torch.cat([box_at(5), box_at(9)]), 1)),
     }
     together = follow(net, maps, 9, prompts)
-    assert {name: min(t for t, n in together if n == name) for name in "abc"} == {"a": 0, "b": 0, "c": 3}
+    assert {name: min(t for t, n in together if n == name) for name in "abc"} == {
+        "a": 0,
+        "b": 0,
+        "c": 3,
+    }
     for name in "abc":
-        own = {t: ([name], prompt.rows([names.index(name)])) for t, (names, prompt) in prompts.items() if name in names}
+        own = {
+            t: ([name], prompt.rows([names.index(name)]))
+            for t, (names, prompt) in prompts.items()
+            if name in names
+        }
         alone = follow(net, maps, 9, own)
         for key in alone:
             close(together[key], alone[key], VIDEO)
@@ -320,7 +364,11 @@ def test_nothing_to_follow_is_refused(ours):
     with pytest.raises(ValueError, match="no frame has a prompt"):
         next(net.propagate(lambda t: maps.rows([t]), 4, {}, multimask=False))
     with pytest.raises(ValueError, match=r"\[4\] are outside the video's 4 frames"):
-        next(net.propagate(lambda t: maps.rows([t]), 4, {4: ([0], Prompt(extra(), None))}, multimask=False))
+        next(
+            net.propagate(
+                lambda t: maps.rows([t]), 4, {4: ([0], Prompt(extra(), None))}, multimask=False
+            )
+        )
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------
@@ -332,7 +380,11 @@ def test_a_row_of_nan_is_no_box(ours):
     boxes = torch.cat([box_at(0), torch.full((1, 4), torch.nan)])
     mixed = net.decode(maps.rows([0, 0]), Prompt(extra(2), boxes, 1), multimask=False)
     for row, alone in enumerate((Prompt(extra(), boxes[:1], 1), Prompt(extra(), None, 3))):
-        close(mixed.logits_n1hw[row], net.decode(maps.rows([0]), alone, multimask=False).logits_n1hw[0], 1e-4)
+        close(
+            mixed.logits_n1hw[row],
+            net.decode(maps.rows([0]), alone, multimask=False).logits_n1hw[0],
+            1e-4,
+        )
 
 
 def test_prompts_that_do_not_fit_are_refused(ours):
@@ -349,7 +401,9 @@ def test_one_vector_can_be_trained_through_memory(ours):
     vector = extra().clone().requires_grad_()
     net.train()
     try:
-        steps = list(net.propagate(lambda t: maps.rows([t]), 3, {0: ([0], Prompt(vector))}, multimask=True))
+        steps = list(
+            net.propagate(lambda t: maps.rows([t]), 3, {0: ([0], Prompt(vector))}, multimask=True)
+        )
     finally:
         net.eval()
     steps[-1][2].logits_n1hw.mean().backward()
@@ -379,7 +433,9 @@ def test_masks_go_out_at_the_size_of_the_frame():
     masks = to_frame(logits.half(), 40, 70)
     assert masks.shape == (2, 40, 70)
     assert masks.dtype == torch.bool
-    assert torch.equal(masks, interpolate(logits.half().float(), (40, 70), mode="bilinear")[:, 0] > 0)
+    assert torch.equal(
+        masks, interpolate(logits.half().float(), (40, 70), mode="bilinear")[:, 0] > 0
+    )
 
 
 def test_rows_of_features_repeat_a_frame(ours):

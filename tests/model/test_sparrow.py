@@ -33,14 +33,20 @@ def test_stages_train_what_the_paper_says_and_nothing_else(name):
     assert set(losses) == {"loss", "ce", "bce", "dice"}
     assert changed <= set(first)
     for part in ("projector", "seg_head", ".lora_B."):
-        assert any(part in n for n in changed) or (part == "projector" and any("merger" in n for n in changed)), part
+        assert any(part in n for n in changed) or (
+            part == "projector" and any("merger" in n for n in changed)
+        ), part
     assert any("trainable_tokens_delta" in n for n in changed)
     second = sparrow.train_stage(config.stage2)
     assert not set(first) & set(second)
     losses, changed = step(sparrow, config.stage2, [sample(sparrow)])
     assert set(losses) == {"loss", "proposals"}
     assert changed <= set(second)
-    assert {n.split(".")[0] for n in second} == {"filter", "box_adapter"} == {n.split(".")[0] for n in changed}
+    assert (
+        {n.split(".")[0] for n in second}
+        == {"filter", "box_adapter"}
+        == {n.split(".")[0] for n in changed}
+    )
 
 
 def test_the_release_trains_through_lora_and_never_the_new_row():
@@ -48,7 +54,12 @@ def test_the_release_trains_through_lora_and_never_the_new_row():
     sparrow.adapt()
     first = sparrow.train_stage(sparrow.config.stage1)
     assert all(".lora_" in n for n in first)
-    assert {n.split(".")[1] for n in first} == {"llm", "image_projector", "video_projector", "seg_head"}
+    assert {n.split(".")[1] for n in first} == {
+        "llm",
+        "image_projector",
+        "video_projector",
+        "seg_head",
+    }
     second = sparrow.train_stage(sparrow.config.stage2)
     assert {n.split(".")[0] for n in second} == {"filter", "host"}
     losses, changed = step(sparrow, sparrow.config.stage2, [sample(sparrow)])
@@ -84,7 +95,9 @@ def test_merged_adapters_say_the_same(name):
     def states():
         with torch.no_grad():
             packed = host.pack(
-                [batch.ids], [batch.inputs], tsf=[None if batch.crops is None else sparrow.tsf_tokens(batch.crops)]
+                [batch.ids],
+                [batch.inputs],
+                tsf=[None if batch.crops is None else sparrow.tsf_tokens(batch.crops)],
             )
             return host.lm(packed)[:2]
 
@@ -131,20 +144,31 @@ def test_lora_of_the_release_has_the_published_size():
     sparrow.adapt()
     names = sparrow.train_stage(sparrow.config.stage1)
     sizes = {n: p.numel() for n, p in sparrow.named_parameters()}
-    by_part = {part: sum(sizes[n] for n in names if n.startswith(f"host.{part}")) for part in
-               ("llm", "video_projector", "image_projector", "seg_head")}  # fmt: skip
-    assert by_part == {"llm": 3_145_728, "video_projector": 84_992, "image_projector": 81_920, "seg_head": 75_776}
+    by_part = {
+        part: sum(sizes[n] for n in names if n.startswith(f"host.{part}"))
+        for part in ("llm", "video_projector", "image_projector", "seg_head")
+    }
+    assert by_part == {
+        "llm": 3_145_728,
+        "video_projector": 84_992,
+        "image_projector": 81_920,
+        "seg_head": 75_776,
+    }
     assert sum(by_part.values()) == 3_388_416
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tsf.path": "both"}, "tsf.path"), ({"decode.prompt": "seg"}, "decode.prompt"), ({"boxes.enabled": True}, "boxes"),
-        ({"box.enabled": False}, "box.enabled"), ({"proposals.input": 100}, "multiple of 32"),
-        ({"loss.filter.negative": 0.9}, "negative"), ({"corruption.level": 1.5}, "corruption.level"),
+        ({"tsf.path": "both"}, "tsf.path"),
+        ({"decode.prompt": "seg"}, "decode.prompt"),
+        ({"boxes.enabled": True}, "boxes"),
+        ({"box.enabled": False}, "box.enabled"),
+        ({"proposals.input": 100}, "multiple of 32"),
+        ({"loss.filter.negative": 0.9}, "negative"),
+        ({"corruption.level": 1.5}, "corruption.level"),
     ],
-)  # fmt: skip
+)
 def test_configs_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         configure("paper", **changes)
@@ -156,8 +180,12 @@ def test_what_is_frozen_adds_no_noise(name):
     sparrow.adapt()
     for stage, same in ((sparrow.config.stage1, False), (sparrow.config.stage2, True)):
         sparrow.train_stage(stage)
-        step(sparrow, stage, [sample(sparrow)])  # LoRA starts at zero, where dropout changes nothing
-        losses = [float(sparrow.train()([sample(sparrow)], stage)["loss"].detach()) for _ in range(3)]
+        step(
+            sparrow, stage, [sample(sparrow)]
+        )  # LoRA starts at zero, where dropout changes nothing
+        losses = [
+            float(sparrow.train()([sample(sparrow)], stage)["loss"].detach()) for _ in range(3)
+        ]
         assert (len(set(losses)) == 1) is same
 
 

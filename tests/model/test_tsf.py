@@ -33,7 +33,9 @@ def injector(temporal_dim: int | None = T, **options) -> TSFInjector:
 # --- the paths of Table 9 ---
 
 
-@pytest.mark.parametrize(("path", "tokens"), [("none", 0), ("spatial", 4), ("temporal", 4), ("concat", 8), ("sum", 4)])
+@pytest.mark.parametrize(
+    ("path", "tokens"), [("none", 0), ("spatial", 4), ("temporal", 4), ("concat", 8), ("sum", 4)]
+)
 def test_extra_tokens(path, tokens, features, projectors):
     module = injector(path=path)
     assert module.config.tokens == tokens
@@ -45,7 +47,9 @@ def test_a_token_is_the_mean_of_a_crop_s_projected_patches(features, projectors)
     module = injector(path="concat")
     out = module(features, spatial, temporal)
     torch.testing.assert_close(out[:4], torch.stack([spatial(crop).mean(0) for crop in features]))
-    torch.testing.assert_close(out[4:], torch.stack([temporal(module.bridge(crop)).mean(0) for crop in features]))
+    torch.testing.assert_close(
+        out[4:], torch.stack([temporal(module.bridge(crop)).mean(0) for crop in features])
+    )
 
 
 def test_paths_share_their_parts(features, projectors):
@@ -123,7 +127,12 @@ def test_online_selection_learns_through_what_it_chose(projectors):
     tokens = injector(selection="online")(crops, projectors[0])
     tokens.sum().backward()
     used = crops.grad.abs().sum((1, 2)) > 0
-    chosen = {i for i in range(16) for t in tokens if torch.allclose(projectors[0](crops[i]).mean(0), t, atol=1e-6)}
+    chosen = {
+        i
+        for i in range(16)
+        for t in tokens
+        if torch.allclose(projectors[0](crops[i]).mean(0), t, atol=1e-6)
+    }
     assert 1 <= len(chosen) <= 4
     assert set(used.nonzero().flatten().tolist()) == chosen
 
@@ -143,9 +152,14 @@ def test_few_crops_fill_every_slot(projectors):
 
 def test_when_prompts_have_tsf():
     draws = np.arange(1000) / 1000
-    share = [np.mean([TSFConfig(dropout=p).wanted(training=True, draw=d) for d in draws]) for p in (0, 0.25, 1)]
+    share = [
+        np.mean([TSFConfig(dropout=p).wanted(training=True, draw=d) for d in draws])
+        for p in (0, 0.25, 1)
+    ]
     assert share == [1, 0.75, 0]
-    assert not TSFConfig().wanted(training=False)  # the paper's default: trained with, asked without
+    assert not TSFConfig().wanted(
+        training=False
+    )  # the paper's default: trained with, asked without
     assert TSFConfig(infer=True).wanted(training=False)
     assert not TSFConfig(train=False).wanted(training=True, draw=0.9)
     assert not TSFConfig(path="none", infer=True).wanted(training=False)
@@ -178,7 +192,14 @@ def test_each_box_has_its_own_frame():
 
 
 @pytest.mark.parametrize(
-    "box", [[0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [-1, -1, 0, 0], [2, 2, 3, 3], [0.9, 0.2, 0.1, 0.1]]
+    "box",
+    [
+        [0.5, 0.5, 0.5, 0.5],
+        [1.0, 1.0, 1.0, 1.0],
+        [-1, -1, 0, 0],
+        [2, 2, 3, 3],
+        [0.9, 0.2, 0.1, 0.1],
+    ],
 )
 def test_a_box_without_area_gives_one_pixel(box):
     (crop,) = crop_boxes([np.zeros((30, 50, 3), np.uint8)], [box])

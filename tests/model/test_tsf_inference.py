@@ -25,7 +25,10 @@ class Finds:
 
     def detect(self, frames, caption, annotation, key_frames=1):
         assert len(frames) == len(annotation.known) == key_frames
-        times = [next(t for t, one in enumerate(self.frames) if np.array_equal(one, frame)) for frame in frames]
+        times = [
+            next(t for t, one in enumerate(self.frames) if np.array_equal(one, frame))
+            for frame in frames
+        ]
         self.asked.append(times)
         good = [i for i, t in enumerate(times) if t in self.there]
         if not good:
@@ -60,7 +63,9 @@ def test_a_video_read_on_demand_gives_the_same(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(encode_mp4(FRAMES[:8], 10.0))
     video = Video.open(path)
-    one, other = (Extractor("lite")(frames, "x", 3, TRUTH[3]) for frames in (video, np.asarray(video)))
+    one, other = (
+        Extractor("lite")(frames, "x", 3, TRUTH[3]) for frames in (video, np.asarray(video))
+    )
     assert one.frames == other.frames
     np.testing.assert_array_equal(one.track.boxes, other.track.boxes)
 

@@ -19,14 +19,20 @@ def test_components_are_counted_in_the_tables_units():
     sparrow = tiny("glus", host=tiny_host("glus"), **{"tsf.infer": True})
     rows = costs(extractor, token_costs(sparrow, frames, "the square", found.crops, targets=2))
     assert [(row.name, row.count) for row in rows] == [
-        ("tracker", 7), ("crop encoder", 8), ("K-means", 1), ("the host's own crop features", 8),
-        ("V->L projection", 8), ("longer prompt", 8),
-    ]  # fmt: skip
+        ("tracker", 7),
+        ("crop encoder", 8),
+        ("K-means", 1),
+        ("the host's own crop features", 8),
+        ("V->L projection", 8),
+        ("longer prompt", 8),
+    ]
     assert all(row.seconds > 0 for row in rows[:5])
 
 
 def test_the_table_says_what_it_was_measured_on():
-    text = table([Cost("tracker", "frame and target", 100, 0.5, "18 ms")], 2, 50, "a card; preset full")
+    text = table(
+        [Cost("tracker", "frame and target", 100, 0.5, "18 ms")], 2, 50, "a card; preset full"
+    )
     assert "a card; preset full" in text
     assert "5.00" in text  # ms each, and per frame and target
     assert "18 ms / frame and target" in text

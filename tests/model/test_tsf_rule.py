@@ -13,7 +13,9 @@ SIZE = (120, 200)
 def film(n=16, side=40, step=0.0, seed=0):
     """A textured square on a flat ground that moves `step` pixels per frame; and its boxes."""
     rng = np.random.default_rng(seed)
-    square = np.repeat(np.repeat(rng.integers(0, 255, (5, 5, 3)), side // 5, 0), side // 5, 1).astype(np.uint8)
+    square = np.repeat(
+        np.repeat(rng.integers(0, 255, (5, 5, 3)), side // 5, 0), side // 5, 1
+    ).astype(np.uint8)
     frames, boxes = [], []
     for t in range(n):
         x, y = 20 + round(step * t) % (SIZE[1] - side - 40), 30
@@ -33,7 +35,11 @@ class Looks:
 
     def look(self, frames, phrase, wanted):
         [t] = wanted
-        return None if t in self.missing else Detection(t, self.boxes[t], "fake", True, 0.6, self.margin)
+        return (
+            None
+            if t in self.missing
+            else Detection(t, self.boxes[t], "fake", True, 0.6, self.margin)
+        )
 
 
 def test_a_simple_clip_keeps_it_off():

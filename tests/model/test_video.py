@@ -30,7 +30,12 @@ def test_frames_in_any_order_are_those_of_a_whole_decode(path, truth):
     video = Video.open(path)
     assert video.shape == truth.shape
     assert (video.ndim, video.dtype, len(video), video.fps) == (4, np.uint8, 40, 10.0)
-    orders = [range(40), range(39, -1, -1), np.random.default_rng(0).permutation(40), [5, 30, 4, 31, 3, 32]]
+    orders = [
+        range(40),
+        range(39, -1, -1),
+        np.random.default_rng(0).permutation(40),
+        [5, 30, 4, 31, 3, 32],
+    ]
     for order in orders:
         for t in order:
             np.testing.assert_array_equal(video[int(t)], truth[t])
@@ -67,7 +72,10 @@ def test_threads_may_share_one(path, truth):
     def read(order):
         wrong.extend(t for t in order if not np.array_equal(video[t], truth[t]))
 
-    threads = [threading.Thread(target=read, args=(o,)) for o in (range(40), range(39, -1, -1), range(0, 40, 3))]
+    threads = [
+        threading.Thread(target=read, args=(o,))
+        for o in (range(40), range(39, -1, -1), range(0, 40, 3))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -93,8 +101,12 @@ def test_a_container_without_times_is_read_too(tmp_path):
 def test_a_turned_phone_video_is_seen_as_players_show_it(path, tmp_path, truth):
     """The display matrix of the track header says: a quarter turn clockwise."""
     data = bytearray(path.read_bytes())
-    identity = b"".join(n.to_bytes(4, "big") for n in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
-    turned = b"".join(n.to_bytes(4, "big") for n in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
+    identity = b"".join(
+        n.to_bytes(4, "big") for n in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    )
+    turned = b"".join(
+        n.to_bytes(4, "big") for n in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000)
+    )
     place = data.find(identity, data.find(b"tkhd"))
     data[place : place + len(turned)] = turned
     (tmp_path / "turned.mp4").write_bytes(data)
@@ -117,8 +129,12 @@ def test_what_is_no_video_is_refused(tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:2000])
-    for name, message in (("missing.mp4", "no such"), ("empty", r"no \.jpg"), ("broken.mp4", "cannot be read"),
-                          ("cut.mp4", "cannot be read")):  # fmt: skip
+    for name, message in (
+        ("missing.mp4", "no such"),
+        ("empty", r"no \.jpg"),
+        ("broken.mp4", "cannot be read"),
+        ("cut.mp4", "cannot be read"),
+    ):
         with pytest.raises(ValueError, match=message):
             Video.open(tmp_path / name)
     for other in (np.zeros((6, 96, 160), np.uint8), np.zeros((2, 96, 160, 3), np.float32), [1, 2]):

@@ -28,7 +28,9 @@ def make_track(rows, origin="tracked") -> Track:
 
 
 def make_annotation(rows, known=None) -> Annotation:
-    return Annotation(boxes_of(rows), np.array([True] * len(rows) if known is None else known, bool))
+    return Annotation(
+        boxes_of(rows), np.array([True] * len(rows) if known is None else known, bool)
+    )
 
 
 def test_each_reason():
@@ -66,7 +68,9 @@ def test_annotated_frames_survive_thinning():
     result = agree(track, annotation, Rules(max_kept_frames=6))
     assert result.kept.sum() == 6
     assert annotated <= set(np.flatnonzero(result.kept))
-    assert {0, 10} <= set(np.flatnonzero(result.kept))  # evenly spaced over the other nine, ends included
+    assert {0, 10} <= set(
+        np.flatnonzero(result.kept)
+    )  # evenly spaced over the other nine, ends included
     assert result.dropped.count("thinned") == 6
     fewer = agree(track, annotation, Rules(max_kept_frames=2))
     assert np.flatnonzero(fewer.kept).tolist() == [1, 11]
@@ -78,10 +82,13 @@ rows = st.lists(st.sampled_from([None, HERE, OFF, FAR]), min_size=1, max_size=25
 @given(rows, st.data())
 def test_a_frame_is_kept_or_has_a_reason(track_rows, data):
     n = len(track_rows)
-    annotation_rows = data.draw(st.lists(st.sampled_from([None, HERE, OFF]), min_size=n, max_size=n))
+    annotation_rows = data.draw(
+        st.lists(st.sampled_from([None, HERE, OFF]), min_size=n, max_size=n)
+    )
     known = [row is not None or data.draw(st.booleans()) for row in annotation_rows]
     rules = Rules(
-        min_iou=data.draw(st.none() | st.floats(0, 1)), max_kept_frames=data.draw(st.none() | st.integers(0, 30))
+        min_iou=data.draw(st.none() | st.floats(0, 1)),
+        max_kept_frames=data.draw(st.none() | st.integers(0, 30)),
     )
     track, annotation = make_track(track_rows), make_annotation(annotation_rows, known)
     result = agree(track, annotation, rules)

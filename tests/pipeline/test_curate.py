@@ -16,7 +16,17 @@ from pipeline.sample import TRACK_DTYPE
 from pipeline.sources.base import Rules, load_source
 from pipeline.video import Decoded, Fingerprint
 from schemas.geometry import absent, from_xywh, rle_encode
-from schemas.records import ORIGINS, Annotation, Clip, Detection, Media, Planned, Quarantined, Reason, Track
+from schemas.records import (
+    ORIGINS,
+    Annotation,
+    Clip,
+    Detection,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Track,
+)
 from tests.made import moving_square
 from trackers.batching import Batcher
 
@@ -38,8 +48,16 @@ def result(tiny_job, stages):
 def test_members_are_complete_and_readable_without_pickle(result):
     (sample,) = result.samples
     assert list(sample.members) == [
-        "json", "track.npy", "tsf.npy", "crop0.jpg", "crop1.jpg", "crop2.jpg", "crop3.jpg", "masks.json", "mp4",
-    ]  # fmt: skip
+        "json",
+        "track.npy",
+        "tsf.npy",
+        "crop0.jpg",
+        "crop1.jpg",
+        "crop2.jpg",
+        "crop3.jpg",
+        "masks.json",
+        "mp4",
+    ]
     track = np.load(io.BytesIO(sample.members["track.npy"]), allow_pickle=False)
     assert track.dtype == TRACK_DTYPE
     assert len(track) == 20
@@ -58,7 +76,9 @@ def test_tracked_boxes_follow_the_target(result):
     rows = [r for r in result.samples[0].rows["tracks"] if r["origin"] == "tracked"]
     assert len(rows) == 19
     assert np.mean([r["iou"] for r in rows]) > 0.7
-    assert sum(r["origin"] == "annotation" for r in result.samples[0].rows["tracks"]) == 1  # the key frame
+    assert (
+        sum(r["origin"] == "annotation" for r in result.samples[0].rows["tracks"]) == 1
+    )  # the key frame
 
 
 def test_representatives_are_kept_frames_in_time_order(result):
@@ -80,10 +100,18 @@ def test_missing_media_is_a_quarantine_row(tiny_job, stages):
 
 def test_one_bad_referent_loses_nothing_else(tiny_job, stages):
     item = planned(tiny_job, 0)
-    bad = replace(item.referents[0], referent_id="bad", pointer={"file": "anno_v2/gone.json", "offset": 0, "size": 9})
-    result = curate_clip(replace(item, referents=(bad, *item.referents)), tiny_job, tiny_job.load(), stages)
+    bad = replace(
+        item.referents[0],
+        referent_id="bad",
+        pointer={"file": "anno_v2/gone.json", "offset": 0, "size": 9},
+    )
+    result = curate_clip(
+        replace(item, referents=(bad, *item.referents)), tiny_job, tiny_job.load(), stages
+    )
     assert [s.key for s in result.samples] == [item.referents[0].referent_id]
-    assert [(r["referent_id"], r["reason"]) for r in result.quarantine] == [("bad", Reason.ANNOTATION_MISSING)]
+    assert [(r["referent_id"], r["reason"]) for r in result.quarantine] == [
+        ("bad", Reason.ANNOTATION_MISSING)
+    ]
 
 
 def decoded(height: int, width: int, scale: np.ndarray | None = None) -> Decoded:
@@ -92,7 +120,9 @@ def decoded(height: int, width: int, scale: np.ndarray | None = None) -> Decoded
     return Decoded(frames, ones if scale is None else scale, "made", 25.0, Fingerprint(0, 0))
 
 
-@pytest.mark.parametrize(("size", "said"), [((40, 20), "20x40, the picture 40x20"), ((2, 2), "2x2, the picture 40x20")])
+@pytest.mark.parametrize(
+    ("size", "said"), [((40, 20), "20x40, the picture 40x20"), ((2, 2), "2x2, the picture 40x20")]
+)
 def test_a_mask_of_another_size_than_the_picture_belongs_to_another_picture(size, said):
     masks = [None, rle_encode(np.ones(size, bool))]
     annotation = Annotation(from_xywh(np.array([[0, 0, 2, 2]] * 2)), np.ones(2, bool), masks)
@@ -102,13 +132,17 @@ def test_a_mask_of_another_size_than_the_picture_belongs_to_another_picture(size
     assert _rescale(annotation, decoded(*size)) is annotation
 
 
-def test_pictures_of_another_size_than_stated_or_than_the_first_are_refused_unless_the_dataset_says_so(tiny_job):
+def test_pictures_of_another_size_than_stated_or_than_the_first_are_refused_unless_the_dataset_says_so(
+    tiny_job,
+):
     clip = Clip("c", "lasot", "train", "v", Media("frames", "img", "%08d.jpg", first=1), 0, 2)
     turned = replace(clip, height=40, width=20)
     with pytest.raises(Quarantined, match="pictures are 40x20, the annotation is for 20x40"):
         check_sizes(turned, decoded(20, 40), load_source("lasot"))
     halved = decoded(20, 40, np.array([[1, 1], [2, 2]], np.float32))
-    with pytest.raises(Quarantined, match=r"img/00000002\.jpg: the image is 20x10, the first one of the clip 40x20"):
+    with pytest.raises(
+        Quarantined, match=r"img/00000002\.jpg: the image is 20x10, the first one of the clip 40x20"
+    ):
         check_sizes(clip, halved, load_source("lasot"))
     check_sizes(turned, halved, load_source("got10k"))  # changes size inside a sequence (007947)
     check_sizes(replace(clip, height=20, width=40), decoded(20, 40), load_source("lasot"))
@@ -121,7 +155,9 @@ def test_an_unexpected_error_becomes_a_row_with_its_place(tiny_job, stages):
         def encode(self, crops):
             return 1 / 0
 
-    result = curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Broken()))
+    result = curate_clip(
+        planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Broken())
+    )
     (row,) = result.quarantine
     assert (row["reason"], row["error_class"]) == (Reason.STAGE_ERROR, "ZeroDivisionError")
     assert "test_curate:" in row["where"]
@@ -131,7 +167,12 @@ def test_rules_annotation_boxes_are_kept_as_they_are(stages):
     frames, boxes = moving_square(1, 12)
     annotation = Annotation(from_xywh(boxes), np.ones(12, bool))
     track = make_track(
-        frames, "", stages.detector.detect(frames, "", annotation), annotation, Rules(boxes="annotation"), stages
+        frames,
+        "",
+        stages.detector.detect(frames, "", annotation),
+        annotation,
+        Rules(boxes="annotation"),
+        stages,
     )
     np.testing.assert_array_equal(track.boxes, annotation.boxes)
     assert set(track.origin) == {"annotation"}
@@ -144,8 +185,16 @@ def test_rules_gaps_are_bridged_by_the_tracker(stages):
     given[5:8] = absent(3)
     annotation = Annotation(given, np.isfinite(given).all(1))
     rules = Rules(boxes="masks", fill_gaps=5, masks="annotation")
-    track = make_track(frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages)
-    assert [track.origin[t] for t in (4, 5, 6, 7, 8)] == ["mask", "tracked", "tracked", "tracked", "mask"]
+    track = make_track(
+        frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages
+    )
+    assert [track.origin[t] for t in (4, 5, 6, 7, 8)] == [
+        "mask",
+        "tracked",
+        "tracked",
+        "tracked",
+        "mask",
+    ]
     assert all(o in ORIGINS for o in track.origin)
 
 
@@ -156,7 +205,9 @@ def test_rules_annotation_masks_win_and_the_rest_is_segmented(stages):
     square[20:52, 12:44] = True
     annotation = Annotation(exact, np.ones(6, bool), [rle_encode(square)] + [None] * 5)
     rules = Rules(boxes="annotation", masks="annotation")
-    track = make_track(frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages)
+    track = make_track(
+        frames, "", stages.detector.detect(frames, "", annotation), annotation, rules, stages
+    )
     masks = make_masks(frames, track, agree(track, annotation, rules), annotation, rules, stages)
     assert [m.origin.split("-")[0] for m in masks if m] == ["annotation"] + ["grabcut"] * 5
 
@@ -169,7 +220,13 @@ def test_no_frame_left_is_disagreement_not_an_empty_sample(tiny_job, stages):
 
         def track(self, frames, boxes, key_frame=0, **_):
             n = len(frames)
-            return [Track(np.tile(np.float32([0, 0, 5, 5]), (n, 1)), np.ones(n, np.float32), ["tracked"] * n)]
+            return [
+                Track(
+                    np.tile(np.float32([0, 0, 5, 5]), (n, 1)),
+                    np.ones(n, np.float32),
+                    ["tracked"] * n,
+                )
+            ]
 
     class Detects:
         name, version = "elsewhere", "1"
@@ -212,17 +269,27 @@ def test_running_out_of_memory_is_told_in_the_timings_and_costs_nothing_else(tin
         def patch_tokens(self, crops):
             return None
 
-    result = curate_clip(planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Small()))
+    result = curate_clip(
+        planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, encoder=Small())
+    )
     assert len(result.samples) == 1
     notes = {row["note"] for row in result.timings if row["stage"] == "out of memory"}
-    assert notes == {"small encoder went on with a batch of 4", "small encoder went on with a batch of 2"}
+    assert notes == {
+        "small encoder went on with a batch of 4",
+        "small encoder went on with a batch of 2",
+    }
 
 
 def test_patch_tokens_travel_with_the_sample_on_request(tiny_job):
-    config = configure("full-tiny", ["detect=annotation", "track=csrt", "segment=grabcut", "encode.patch_tokens=true"])
+    config = configure(
+        "full-tiny",
+        ["detect=annotation", "track=csrt", "segment=grabcut", "encode.patch_tokens=true"],
+    )
     job = tiny_job.model_copy(update={"config": config})
     (sample,) = curate_clip(planned(job, 0), job, job.load(), build_stages(config)).samples
     tokens = np.load(io.BytesIO(sample.members["tsf_patches.npy"]), allow_pickle=False)
     features = np.load(io.BytesIO(sample.members["tsf.npy"]), allow_pickle=False)
     assert (tokens.dtype, tokens.shape) == (np.float16, (4, 16, 64))
-    np.testing.assert_allclose(tokens.astype(np.float32).mean(1), features.astype(np.float32), atol=2e-3)
+    np.testing.assert_allclose(
+        tokens.astype(np.float32).mean(1), features.astype(np.float32), atol=2e-3
+    )

@@ -43,7 +43,9 @@ def broken(monkeypatch):
 def test_a_file_that_cannot_be_read_twice_is_dropped_where_others_can(tiny_job, clip, broken):
     own = clip.media.path.rsplit("/", 1)[-1]
     broken(lambda name: name == own)
-    with pytest.raises(Quarantined, match=r"Input/output error \(twice; the file after it can be read\)") as problem:
+    with pytest.raises(
+        Quarantined, match=r"Input/output error \(twice; the file after it can be read\)"
+    ) as problem:
         decode(tiny_job.root, clip, DecodeConfig())
     assert problem.value.reason == Reason.MEDIA_UNREADABLE  # which is worth a retry
 

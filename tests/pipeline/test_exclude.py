@@ -24,7 +24,9 @@ def listed(job, *keys: str):
 def ids(tiny_job) -> list[str]:
     """Referents, in the order of the plan, two to a shard."""
     build_plan(tiny_job)
-    return [r.referent_id for shard in read_plan(tiny_job, "") for p in shard.clips for r in p.referents]
+    return [
+        r.referent_id for shard in read_plan(tiny_job, "") for p in shard.clips for r in p.referents
+    ]
 
 
 def test_comments_spaces_and_empty_lines(tmp_path):
@@ -37,7 +39,9 @@ def test_comments_spaces_and_empty_lines(tmp_path):
 
 def test_a_file_that_is_no_list_is_refused_with_its_line(tmp_path):
     (tmp_path / "x").write_text("a-1\n../etc/passwd\n")
-    with pytest.raises(ValueError, match=r"--exclude .*x:2: '../etc/passwd' is no referent or clip id"):
+    with pytest.raises(
+        ValueError, match=r"--exclude .*x:2: '../etc/passwd' is no referent or clip id"
+    ):
         read_exclude(tmp_path / "x")
     with pytest.raises(ValueError, match=r"--exclude .*nowhere: No such file"):
         read_exclude(tmp_path / "nowhere")
@@ -47,9 +51,15 @@ def test_one_referent_of_a_clip_or_all_of_them():
     clip = Clip("c", "lasot", "train", "v", Media("video", "v.mp4"), 0, 9)
     item = Planned(clip, (Referent("c-0", "c", "one"), Referent("c-1", "c", "other")))
     row = Rejected("lasot", "train", "c", Reason.EXCLUDED, "excluded by f: c-1", referent_id="c-1")
-    assert leaving_out(Exclude(name="f", keys=("c-1",)))(item) == [row, Planned(clip, item.referents[:1])]
+    assert leaving_out(Exclude(name="f", keys=("c-1",)))(item) == [
+        row,
+        Planned(clip, item.referents[:1]),
+    ]
     rows = leaving_out(Exclude(name="f", keys=("c",)))(item)
-    assert [(r.referent_id, r.message) for r in rows] == [("c-0", "excluded by f: c"), ("c-1", "excluded by f: c")]
+    assert [(r.referent_id, r.message) for r in rows] == [
+        ("c-0", "excluded by f: c"),
+        ("c-1", "excluded by f: c"),
+    ]
     assert leaving_out(Exclude(name="f", keys=("d",)))(item) == leaving_out(None)(item) == [item]
 
 
@@ -70,7 +80,10 @@ def test_the_identity_of_a_plan_follows_the_list(tiny_job):
 def test_ids_that_are_not_there_are_named_but_not_those_of_other_sources(tiny_job, ids):
     job = listed(tiny_job, ids[0], "hcstvg-train-nobody", "lasot-train-v-0", "nonsense")
     build_plan(job)
-    assert unknown_keys([job]) == "flags.txt: not in this plan of hcstvg: hcstvg-train-nobody, nonsense"
+    assert (
+        unknown_keys([job])
+        == "flags.txt: not in this plan of hcstvg: hcstvg-train-nobody, nonsense"
+    )
     assert unknown_keys([tiny_job]) == ""
 
 
@@ -80,17 +93,26 @@ def test_flags_become_rows_of_the_next_run(tiny_job, tmp_path):
     config = configure("lite", ["shard.max_referents=1"])
     (tiny_job,) = make_jobs("hcstvg", tiny_job.data_root, out, config, limit=2)
     driver.run([tiny_job], Inline(), Quiet())
-    flagged, kept = (row["referent_id"] for row in query(out, "SELECT referent_id FROM referents ORDER BY shard"))
+    flagged, kept = (
+        row["referent_id"] for row in query(out, "SELECT referent_id FROM referents ORDER BY shard")
+    )
     before = {p.name: p.read_bytes() for p in out.rglob("*.tar")}
     (tmp_path / "flags.txt").write_text(f"{flagged}\n")
-    (job,) = make_jobs("hcstvg", tiny_job.data_root, out, config, limit=2, exclude=tmp_path / "flags.txt")
+    (job,) = make_jobs(
+        "hcstvg", tiny_job.data_root, out, config, limit=2, exclude=tmp_path / "flags.txt"
+    )
     with pytest.raises(driver.PlanConflict, match=r"exclude none -> 1 ids of flags.txt.*--replan"):
         driver.run([job], Inline(), Quiet())
     (again,) = driver.run([job], Inline(), Quiet(), replan=True)
     assert (again.shards_skipped, again.shards_done) == (1, 1)
-    rows = query(out, "SELECT referent_id, stage, message, retryable FROM quarantine WHERE reason = 'excluded'")
+    rows = query(
+        out,
+        "SELECT referent_id, stage, message, retryable FROM quarantine WHERE reason = 'excluded'",
+    )
     message = f"excluded by flags.txt: {flagged}"
-    assert rows == [{"referent_id": flagged, "stage": "plan", "message": message, "retryable": False}]
+    assert rows == [
+        {"referent_id": flagged, "stage": "plan", "message": message, "retryable": False}
+    ]
     assert query(out, "SELECT referent_id FROM referents") == [{"referent_id": kept}]
     assert verify(out, deep=True).problems == []
     (tmp_path / "flags.txt").unlink()  # the plan has the list

@@ -15,7 +15,9 @@ def test_clips_at_once_are_the_clips_one_by_one(tiny_job):
     stages = build_stages(tiny_job.config)
     alone = [curate_clip(item, tiny_job, tiny_job.load(), stages) for item in items]
     together = list(Fused(tiny_job.config, decoders=2).map(tiny_job, items, in_flight=4))
-    assert [[s.key for s in r.samples] for r in together] == [[s.key for s in r.samples] for r in alone]
+    assert [[s.key for s in r.samples] for r in together] == [
+        [s.key for s in r.samples] for r in alone
+    ]
     for one, other in zip(alone, together, strict=True):
         assert [s.members for s in one.samples] == [s.members for s in other.samples]
         assert one.quarantine == other.quarantine

@@ -9,7 +9,12 @@ from schemas.records import Planned, Reason, Rejected
 
 
 def ids(job: Job) -> list[str]:
-    return [r.referent_id for item in plan_items(job) if isinstance(item, Planned) for r in item.referents]
+    return [
+        r.referent_id
+        for item in plan_items(job)
+        if isinstance(item, Planned)
+        for r in item.referents
+    ]
 
 
 def with_take(job: Job, **caps: object) -> Job:
@@ -36,7 +41,9 @@ def test_limit_is_a_deterministic_sample_and_nested(tiny_job):
     assert three == ids(with_take(tiny_job, max_clips=3))
     assert len(three) == 3
     assert set(three) < set(four) < set(ids(tiny_job))
-    assert three != ids(tiny_job)[:3] or four != ids(tiny_job)[:4]  # a sample, not the head of the file
+    assert (
+        three != ids(tiny_job)[:3] or four != ids(tiny_job)[:4]
+    )  # a sample, not the head of the file
 
 
 def test_another_seed_is_another_sample(tiny_job):
@@ -45,7 +52,9 @@ def test_another_seed_is_another_sample(tiny_job):
 
 
 def test_shards_close_by_count_and_by_bytes(tiny_job):
-    by_bytes = tiny_job.config.model_copy(update={"shard": ShardConfig(max_referents=100, max_bytes=100_000)})
+    by_bytes = tiny_job.config.model_copy(
+        update={"shard": ShardConfig(max_referents=100, max_bytes=100_000)}
+    )
     assert build_plan(tiny_job.model_copy(update={"config": by_bytes}), save=False).shards == 6
     assert build_plan(tiny_job, save=False).shards == 3
 

@@ -16,7 +16,9 @@ from schemas.records import Clip, Media, Planned, Reason, Referent, Rejected
 
 FOLDER = Media("frames", "a/b", names=("0001.jpg", "0003.jpg"))
 CLIP = Clip("mevis-c", "mevis", "train", "ü", FOLDER, 0, 2, fps=None, licence="x")
-REFERENT = Referent("mevis-c-0", "mevis-c", "the “left” cat", ("1", "2"), pointer={"at": [1, 2], "file": "x.json"})
+REFERENT = Referent(
+    "mevis-c-0", "mevis-c", "the “left” cat", ("1", "2"), pointer={"at": [1, 2], "file": "x.json"}
+)
 ITEMS = [
     Planned(CLIP, (REFERENT,)),
     Rejected("mevis", "train", "row 3", Reason.MALFORMED_ROW, "no box", "meta.json:3"),
@@ -37,7 +39,13 @@ def test_a_record_is_the_whole_item_and_comes_back(item):
 def test_a_shard_s_hash_is_of_its_rows_and_the_configs(tiny_job):
     """As it has always been: outputs that exist must be found again."""
     build_plan(tiny_job)
-    base = [SCHEMA_VERSION, "stages", tiny_job.config.digest(), tiny_job.take.qa, tiny_job.load().config.digest()]
+    base = [
+        SCHEMA_VERSION,
+        "stages",
+        tiny_job.config.digest(),
+        tiny_job.take.qa,
+        tiny_job.load().config.digest(),
+    ]
     items = list(plan_items(tiny_job))
     for shard in read_plan(tiny_job, "stages"):
         mine = [items.pop(0) for _ in shard.items]
@@ -61,7 +69,9 @@ def test_of_shards_that_nobody_wants_no_row_is_read(tiny_job, monkeypatch):
         page = file.metadata.row_group(0).column(2)
     data = bytearray(tiny_job.plan_path.read_bytes())
     start = page.dictionary_page_offset or page.data_page_offset
-    data[start : start + page.total_compressed_size] = bytes(page.total_compressed_size)  # nobody can read this now
+    data[start : start + page.total_compressed_size] = bytes(
+        page.total_compressed_size
+    )  # nobody can read this now
     tiny_job.plan_path.write_bytes(data)
     last = whole[-1]
     assert list(read_plan(tiny_job, "", only={last.name})) == [last]
@@ -105,4 +115,6 @@ def test_seen_needs_little_memory():
         grown = tracemalloc.get_traced_memory()[0] - empty
     finally:
         tracemalloc.stop()
-    assert grown / 30_000 < 130  # half a bytearray each: 65,536 buckets are dear for so few, and cheap for a million
+    assert (
+        grown / 30_000 < 130
+    )  # half a bytearray each: 65,536 buckets are dear for so few, and cheap for a million

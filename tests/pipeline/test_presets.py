@@ -16,7 +16,9 @@ def test_override_replaces_one_field():
     assert config.track == PRESETS["lite"].track
 
 
-@pytest.mark.parametrize("assignment", ["media.medium=none", "medium.media=none", "media.media", "media=none"])
+@pytest.mark.parametrize(
+    "assignment", ["media.medium=none", "medium.media=none", "media.media", "media=none"]
+)
 def test_override_of_an_unknown_field_is_refused(assignment):
     with pytest.raises(ValueError, match=r"no such field|media"):
         configure("lite", [assignment])
@@ -35,7 +37,11 @@ def test_stages_have_names_and_versions():
 
 def test_another_model_takes_a_steps_place_and_can_be_configured():
     config = configure("full", ["detect=annotation", "encode=handcrafted", "encode.hue=8"])
-    assert (config.detect.kind, config.track.kind, config.encode.kind) == ("annotation", "cldtracker", "handcrafted")
+    assert (config.detect.kind, config.track.kind, config.encode.kind) == (
+        "annotation",
+        "cldtracker",
+        "handcrafted",
+    )
     assert config.encode.hue == 8
     assert configure("lite", ["track=cldtracker"]).track == PRESETS["full"].track
     with pytest.raises(ValueError, match="track=sort: no such model; there are cldtracker, csrt"):
@@ -45,7 +51,10 @@ def test_another_model_takes_a_steps_place_and_can_be_configured():
 def test_a_preset_by_name_alone_has_its_own_models():
     """As a Prefect parameter: the name must not be put on another preset's models."""
     assert CurateConfig.model_validate({"preset": "full"}) == PRESETS["full"]
-    assert CurateConfig.model_validate(PRESETS["full-tiny"].model_dump(mode="json")) == PRESETS["full-tiny"]
+    assert (
+        CurateConfig.model_validate(PRESETS["full-tiny"].model_dump(mode="json"))
+        == PRESETS["full-tiny"]
+    )
     assert CurateConfig.model_json_schema()["required"] == ["preset"]  # what Prefect judges by
     with pytest.raises(ValueError, match="preset"):
         CurateConfig.model_validate({"preset": "heavy"})

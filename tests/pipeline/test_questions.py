@@ -33,7 +33,9 @@ def test_the_answer_is_the_caption_unchanged(caption, seed):
 @given(captions)
 def test_a_request_names_the_caption(caption):
     for pair in ask("r-1", caption, QuestionConfig(families=("segment",), per_referent=4)):
-        assert pair.question == REQUESTS[pair.template].format(" ".join(caption.lower().replace(".", "").split()))
+        assert pair.question == REQUESTS[pair.template].format(
+            " ".join(caption.lower().replace(".", "").split())
+        )
         assert pair.answer in REPLIES
 
 
@@ -50,7 +52,10 @@ def test_ids_are_unique_over_families():
 
 @given(st.text(max_size=20), st.integers(0, 99))
 def test_no_template_twice_while_the_pool_lasts(referent_id, seed):
-    drawn = [p.template for p in ask(referent_id, "a dog", QuestionConfig(per_referent=2 * len(REGION), seed=seed))]
+    drawn = [
+        p.template
+        for p in ask(referent_id, "a dog", QuestionConfig(per_referent=2 * len(REGION), seed=seed))
+    ]
     assert sorted(drawn[: len(REGION)]) == list(range(len(REGION)))
     assert sorted(drawn[len(REGION) :]) == list(range(len(REGION)))
 
@@ -72,7 +77,9 @@ def test_templates_are_drawn_about_equally_often():
     drawn = Counter(ask(f"r{i}", "a dog", QuestionConfig())[0].template for i in range(1200))
     assert set(drawn) == set(range(len(REGION)))
     assert min(drawn.values()) > 60
-    assert drawn != Counter(ask(f"r{i}", "a dog", QuestionConfig(seed=1))[0].template for i in range(1200))
+    assert drawn != Counter(
+        ask(f"r{i}", "a dog", QuestionConfig(seed=1))[0].template for i in range(1200)
+    )
 
 
 @pytest.mark.parametrize("caption", ["", "  \n"])

@@ -22,7 +22,9 @@ def boxes_at(x, y=100.0, side=50.0) -> np.ndarray:
 def looks(n_per: int, k: int, dim: int = 32, seed: int = 0) -> np.ndarray:
     """k well separated groups in time order."""
     rng = np.random.default_rng(seed)
-    return np.repeat(5 * rng.normal(size=(k, dim)), n_per, 0) + 0.1 * rng.normal(size=(n_per * k, dim))
+    return np.repeat(5 * rng.normal(size=(k, dim)), n_per, 0) + 0.1 * rng.normal(
+        size=(n_per * k, dim)
+    )
 
 
 # --- select_representatives ---
@@ -54,7 +56,8 @@ def test_without_weight_boxes_do_not_matter():
     rng = np.random.default_rng(1)
     features = looks(5, 4, seed=2)
     one, two = (
-        select_representatives(features, boxes_at(rng.uniform(0, 500, 20)), FRAME, spatial_weight=0) for _ in range(2)
+        select_representatives(features, boxes_at(rng.uniform(0, 500, 20)), FRAME, spatial_weight=0)
+        for _ in range(2)
     )
     assert one.tolist() == two.tolist()
 
@@ -89,7 +92,9 @@ def test_always_distinct_ascending_and_repeatable(n, k, seed, coarse):
 
 @pytest.mark.parametrize("n", [1, 3, 4])
 def test_few_samples_are_all_taken(n):
-    assert select_representatives(np.ones((n, 2)), boxes_at(np.zeros(n)), FRAME).tolist() == list(range(n))
+    assert select_representatives(np.ones((n, 2)), boxes_at(np.zeros(n)), FRAME).tolist() == list(
+        range(n)
+    )
 
 
 def test_identical_samples_still_give_k_frames():
@@ -107,7 +112,9 @@ def test_noise_of_a_target_that_stands_still_is_not_blown_up():
 
 def test_lists_and_halves_are_accepted():
     features = looks(5, 4).astype(np.float16)
-    assert len(select_representatives(features.tolist(), boxes_at(np.zeros(20)).tolist(), FRAME)) == 4
+    assert (
+        len(select_representatives(features.tolist(), boxes_at(np.zeros(20)).tolist(), FRAME)) == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,13 @@ def test_lists_and_halves_are_accepted():
         (np.ones((5, 2)), np.ones((5, 3)), FRAME, 4, "boxes must be"),
         (np.full((5, 2), np.nan), boxes_at(np.zeros(5)), FRAME, 4, "NaN"),
         (np.full((5, 2), np.inf), boxes_at(np.zeros(5)), FRAME, 4, "infinity"),
-        (np.ones((5, 2)), np.full((5, 4), np.nan), FRAME, 4, "no box in samples \\[0, 1, 2, 3, 4\\]"),
+        (
+            np.ones((5, 2)),
+            np.full((5, 4), np.nan),
+            FRAME,
+            4,
+            "no box in samples \\[0, 1, 2, 3, 4\\]",
+        ),
         (np.ones((5, 2)), boxes_at(np.zeros(5)), (0, 640), 4, "frame_size"),
         (np.ones((5, 2)), boxes_at(np.zeros(5)), FRAME, 0, "k must be >= 1"),
     ],

@@ -76,11 +76,15 @@ def test_features_are_staged_as_they_are_stored_and_older_clips_are_still_read(s
     assert isinstance(feature[0], float)
     monkeypatch.setattr("pipeline.shards._packed", lambda rows: rows)  # how it was before
     stage_clip(path, packed)
-    assert load_staged(path).samples[0].rows["tsf_features"] == packed.samples[0].rows["tsf_features"]
+    assert (
+        load_staged(path).samples[0].rows["tsf_features"] == packed.samples[0].rows["tsf_features"]
+    )
     assert path.stat().st_size > size + 2 * 4 * stages.encoder.dim
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:200] + b"X" + b[201:], lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:200] + b"X" + b[201:], lambda b: b""]
+)
 def test_a_damaged_staged_clip_is_not_used(staged, damage):
     job, shard, _ = staged
     path = staged_path(Path(job.out), shard, shard.clips[0].clip.clip_id)
@@ -106,10 +110,14 @@ def test_members_table_leads_to_the_bytes(staged):
     job, shard, stages = staged
     row = commit_shard(job, shard, stages.encoder.dim)
     data = (Path(job.out) / row["path"]).read_bytes()
-    members = pq.read_table(part_path(Path(job.out), "members", shard.name), partitioning=None).to_pylist()
+    members = pq.read_table(
+        part_path(Path(job.out), "members", shard.name), partitioning=None
+    ).to_pylist()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
-    assert {f"{m['key']}.{m['name']}": data[m["offset"] : m["offset"] + m["size"]] for m in members} == files
+    assert {
+        f"{m['key']}.{m['name']}": data[m["offset"] : m["offset"] + m["size"]] for m in members
+    } == files
 
 
 def test_plain_webdataset_reads_the_shard(staged):
@@ -206,7 +214,9 @@ def test_a_quick_look_is_sure_only_of_videos_that_are_as_they_were(staged, tmp_p
     part = part_path(Path(job.out), "clips", shard.name)
     table = pq.read_table(part, partitioning=None)
     kinds = pa.array(["frames"] * len(table)).cast(table.schema.field("media_kind").type)
-    pq.write_table(table.set_column(table.schema.get_field_index("media_kind"), "media_kind", kinds), part)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("media_kind"), "media_kind", kinds), part
+    )
     assert not unchanged(job, shard.name)
 
 
@@ -231,7 +241,9 @@ def test_a_resume_reads_the_plan_s_rows_of_what_is_left_alone(staged, tmp_path, 
         entry = driver.Run(job, Counts())
         driver.prepare(entry, False)
         ticks.clear()
-        return [s.name for s in driver.pending(entry, ticks.append, ticks.append)], entry.shards_skipped
+        return [
+            s.name for s in driver.pending(entry, ticks.append, ticks.append)
+        ], entry.shards_skipped
 
     names = [f"{job.name}-{n:06d}" for n in range(3)]
     assert left() == (names[1:], 1)
@@ -240,6 +252,8 @@ def test_a_resume_reads_the_plan_s_rows_of_what_is_left_alone(staged, tmp_path, 
     assert not leftover.parent.exists()
     os.utime(copy / shard.clips[0].clip.media.path, ns=(1, 1))
     assert left() == (names, 0)
-    (copy / shard.clips[0].clip.media.path).unlink()  # gone is not changed: only a look at the plan tells
+    (
+        copy / shard.clips[0].clip.media.path
+    ).unlink()  # gone is not changed: only a look at the plan tells
     assert left() == (names[1:], 1)
     assert asked[-1] == names

@@ -24,13 +24,17 @@ def numbered(n: int, height: int = 64, width: int = 96) -> np.ndarray:
     frames = np.full((n, height, width, 3), 90, np.uint8)
     for t in range(n):
         for bit in range(8):
-            frames[t, : height // 2, bit * width // 8 : (bit + 1) * width // 8] = 255 * (t >> bit & 1)
+            frames[t, : height // 2, bit * width // 8 : (bit + 1) * width // 8] = 255 * (
+                t >> bit & 1
+            )
     return frames
 
 
 def number(frame: np.ndarray) -> int:
     height, width = frame.shape[:2]
-    return sum(int(frame[height // 4, (2 * bit + 1) * width // 16].mean() > 128) << bit for bit in range(8))
+    return sum(
+        int(frame[height // 4, (2 * bit + 1) * width // 16].mean() > 128) << bit for bit in range(8)
+    )
 
 
 def clip_of(media: Media, start: int = 0, stop: int = N, **changes) -> Clip:
@@ -78,7 +82,9 @@ def test_decord_gives_the_frames_that_were_written(root):
     assert (decoded.scale == 1).all()
 
 
-@pytest.mark.parametrize(("start", "stop", "step"), [(0, N, 1), (7, 20, 1), (3, N, 4), (N - 1, N, 1)])
+@pytest.mark.parametrize(
+    ("start", "stop", "step"), [(0, N, 1), (7, 20, 1), (3, N, 4), (N - 1, N, 1)]
+)
 def test_both_decoders_agree_frame_for_frame(root, monkeypatch, start, stop, step):
     clip = clip_of(VIDEO, start, stop, step=step)
     one = decode(root, clip, DecodeConfig())
@@ -105,7 +111,10 @@ def test_a_truncated_video_is_unreadable(root, mp4, index, share):
     """With its index at the start a cut video still opens, and promises frames that are not there."""
     path = root.path / "v.mp4"
     if index == "at the start":
-        with av.open(path) as old, av.open(str(path) + ".mp4", "w", options={"movflags": "faststart"}) as new:
+        with (
+            av.open(path) as old,
+            av.open(str(path) + ".mp4", "w", options={"movflags": "faststart"}) as new,
+        ):
             stream = new.add_stream_from_template(old.streams.video[0])
             for packet in old.demux(video=0):
                 if packet.size:
@@ -142,7 +151,10 @@ def test_the_reason_does_not_depend_on_where_the_data_lies(tmp_path):
 
 def test_a_missing_file_is_missing(root):
     assert refused(root, clip_of(Media("video", "w.mp4"))).reason is Reason.MEDIA_MISSING
-    assert refused(root, clip_of(replace(FOLDER, path="nowhere"), stop=3)).reason is Reason.MEDIA_MISSING
+    assert (
+        refused(root, clip_of(replace(FOLDER, path="nowhere"), stop=3)).reason
+        is Reason.MEDIA_MISSING
+    )
 
 
 def test_a_path_out_of_the_root_is_refused(root):
@@ -158,7 +170,14 @@ def test_another_number_of_frames_than_annotated_is_a_mismatch(root, request, de
     assert error.reason is Reason.FRAME_MISMATCH
     assert str(N) in error.message
     assert str(count) in error.message
-    assert len(decode(root, clip_of(VIDEO, 0, 5, frame_count=count, frame_tolerance=2), DecodeConfig()).frames) == 5
+    assert (
+        len(
+            decode(
+                root, clip_of(VIDEO, 0, 5, frame_count=count, frame_tolerance=2), DecodeConfig()
+            ).frames
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
@@ -193,7 +212,9 @@ def test_images_are_rgb(tmp_path):
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 255
     (tmp_path / "0.jpg").write_bytes(encode_jpeg(red))
-    decoded = decode(DataRoot(tmp_path), clip_of(Media("frames", ".", "%d.jpg"), 0, 1), DecodeConfig())
+    decoded = decode(
+        DataRoot(tmp_path), clip_of(Media("frames", ".", "%d.jpg"), 0, 1), DecodeConfig()
+    )
     assert decoded.frames[0, 8, 8, 0] > 200
     assert decoded.frames[0, 8, 8, 2] < 50
 
@@ -222,9 +243,16 @@ def test_a_header_that_promises_too_much_is_refused_before_pixels_are_allocated(
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
     (root.path / "img" / "0001.jpg").write_bytes(bomb)
     error = refused(root, clip_of(FOLDER, 0, 1))
     assert error.reason in (Reason.TOO_LARGE, Reason.MEDIA_UNREADABLE)
@@ -250,7 +278,9 @@ def test_a_fingerprint_follows_the_content(root):
 # --- encoding ---
 
 
-@pytest.mark.parametrize(("n", "height", "width"), [(1, 64, 96), (13, 64, 96), (25, 63, 97), (5, 33, 64)])
+@pytest.mark.parametrize(
+    ("n", "height", "width"), [(1, 64, 96), (13, 64, 96), (25, 63, 97), (5, 33, 64)]
+)
 def test_mp4_twice_is_the_same_bytes_and_has_every_frame(tmp_path, n, height, width):
     frames = numbered(n, height, width)
     data = encode_mp4(frames, 30)
@@ -278,7 +308,8 @@ def test_mp4_keeps_the_frame_rate(fps):
 def test_jpeg_there_and_back():
     picture = numbered(6)[5]
     back = cv2.cvtColor(
-        cv2.imdecode(np.frombuffer(encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        cv2.imdecode(np.frombuffer(encode_jpeg(picture), np.uint8), cv2.IMREAD_COLOR),
+        cv2.COLOR_BGR2RGB,
     )
     assert number(back) == 5
     assert encode_jpeg(picture) == encode_jpeg(picture)

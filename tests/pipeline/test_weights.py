@@ -62,7 +62,9 @@ def test_entries_are_complete_and_distinct():
 
 
 def test_nothing_without_a_licence_is_fetched():
-    assert [e.name for e in WEIGHTS if not e.fetchable] == [e.name for e in WEIGHTS if "none stated" in e.licence]
+    assert [e.name for e in WEIGHTS if not e.fetchable] == [
+        e.name for e in WEIGHTS if "none stated" in e.licence
+    ]
 
 
 def test_the_page_names_every_entry_its_path_and_its_source():
@@ -79,7 +81,8 @@ def test_choose():
     assert [e.name for e in choose()] == [e.name for e in WEIGHTS if e.needed]
     assert [e.name for e in choose(["sam2.1-t", "cldtracker"])] == ["sam2.1-t", "cldtracker"]
     with pytest.raises(
-        ValueError, match=r"no weights are called 'sam': choose from groundingdino-swint, .*clip-l-14-336"
+        ValueError,
+        match=r"no weights are called 'sam': choose from groundingdino-swint, .*clip-l-14-336",
     ):
         choose(["sam"])
 
@@ -109,14 +112,18 @@ def test_preflight_takes_names_paths_and_seeded_weights(root):
     (root / "my").mkdir()
     (root / "my" / "own.pt").touch()
     preflight(["sam2.1-t", "sam2.1_hiera_tiny.pt", "my/own.pt", "seeded:s0:"])
-    with pytest.raises(CheckpointError, match=r"my/other\.pt\n    put it there, or name another file with --set"):
+    with pytest.raises(
+        CheckpointError, match=r"my/other\.pt\n    put it there, or name another file with --set"
+    ):
         preflight(["my/other.pt"])
 
 
 def test_preflight_knows_a_file_that_was_not_converted(root):
     (root / "cldtracker.pth.tar").touch()
     preflight(["cldtracker.pth.tar"])
-    with pytest.raises(CheckpointError, match="is there, but not converted: sparrow weights convert"):
+    with pytest.raises(
+        CheckpointError, match="is there, but not converted: sparrow weights convert"
+    ):
         preflight(["cldtracker.safetensors"])
 
 
@@ -135,7 +142,9 @@ def test_a_folder_is_there_when_all_its_files_are(root):
 
 
 def small(path: str, loader: str, **options: str) -> WeightFile:
-    return WeightFile("small", path, "test", path, "https://example.org/page", "MIT", 0, loader, options)
+    return WeightFile(
+        "small", path, "test", path, "https://example.org/page", "MIT", 0, loader, options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +222,11 @@ def test_clip_in_the_layout_of_its_page(root):
     from pipeline.encode.clip import build_tower
 
     state = {f"visual.{name}": tensor for name, tensor in build_tower("tiny").state_dict().items()}
-    state |= {"visual.proj": torch.ones(64, 32), "logit_scale": torch.tensor(4.6), "text_projection": torch.ones(2, 2)}
+    state |= {
+        "visual.proj": torch.ones(64, 32),
+        "logit_scale": torch.tensor(4.6),
+        "text_projection": torch.ones(2, 2),
+    }
     save_file(state, root / "clip.safetensors")
     clip = small("clip.safetensors", "pipeline.weights:load_clip", architecture="tiny")
     result = check(clip)
@@ -236,29 +249,47 @@ def tracker_state(monkeypatch) -> dict[str, torch.Tensor]:
     from trackers.cldtracker.network import CLDTrackerNet
     from trackers.seeded import seed_module
 
-    monkeypatch.setattr(checkpoint, "CLDTrackerConfig", CLDTrackerConfig.tiny)  # the official size takes seconds
+    monkeypatch.setattr(
+        checkpoint, "CLDTrackerConfig", CLDTrackerConfig.tiny
+    )  # the official size takes seconds
     return dict(seed_module(CLDTrackerNet(CLDTrackerConfig.tiny()), extra=False).state_dict())
 
 
 def with_text(state: dict[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
     """The four layers of the text branch as torch initialises them, times `scale`."""
     torch.manual_seed(0)
-    linear, one, two = torch.nn.Linear(512, 768), torch.nn.Linear(512, 128), torch.nn.Linear(128, 512)
+    linear, one, two = (
+        torch.nn.Linear(512, 768),
+        torch.nn.Linear(512, 128),
+        torch.nn.Linear(128, 512),
+    )
     layers = {"convert_vector.weight": linear.weight, "convert_vector.bias": linear.bias}
     layers |= {"adapter.fc.0.weight": one.weight, "adapter.fc.2.weight": two.weight}
-    return state | {f"category_embedding.{name}": tensor.data * scale for name, tensor in layers.items()}
+    return state | {
+        f"category_embedding.{name}": tensor.data * scale for name, tensor in layers.items()
+    }
 
 
-def test_the_published_file_has_to_be_converted_and_says_what_its_text_is_worth(root, tracker_state):
+def test_the_published_file_has_to_be_converted_and_says_what_its_text_is_worth(
+    root, tracker_state
+):
     from trackers.cldtracker.checkpoint import convert
 
-    published = {"epoch": 300, "net": with_text(tracker_state), "settings": Settings(), "optimizer": {}}
+    published = {
+        "epoch": 300,
+        "net": with_text(tracker_state),
+        "settings": Settings(),
+        "optimizer": {},
+    }
     torch.save(published, root / "cldtracker.pth.tar")
     result = check(entry("cldtracker"))
     assert result.tensors == len(tracker_state) + 4
     assert any("never trained" in note for note in result.notes)
     [problem] = result.problems
-    assert "as published, but the stage opens cldtracker.safetensors: sparrow weights convert" in problem
+    assert (
+        "as published, but the stage opens cldtracker.safetensors: sparrow weights convert"
+        in problem
+    )
     convert(root / "cldtracker.pth.tar", root / "cldtracker.safetensors")
     result = check(entry("cldtracker"))
     assert result.good, result.problems
@@ -290,11 +321,23 @@ def bert(root) -> Path:
     folder = root / "bert-base-uncased"
     folder.mkdir()
     words = [f"word{i}" for i in range(30522)]
-    for i, word in {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}.items():
+    for i, word in {
+        0: "[PAD]",
+        100: "[UNK]",
+        101: "[CLS]",
+        102: "[SEP]",
+        103: "[MASK]",
+        1012: ".",
+        1029: "?",
+    }.items():
         words[i] = word
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
-    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522, "hidden_size": 768}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"do_lower_case": true, "model_max_length": 512}'
+    )
+    (folder / "config.json").write_text(
+        '{"model_type": "bert", "vocab_size": 30522, "hidden_size": 768}'
+    )
     return folder
 
 

@@ -13,7 +13,11 @@ from pydantic import ValidationError
 from schemas.config import Config, assignment, canonical_json, digest
 
 json_value = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -52,7 +56,15 @@ def test_what_json_cannot_say_is_refused(value):
 def test_equal_configs_have_equal_digests_and_others_do_not():
     one = Outer(inner=Inner(rate=0.25), names=("a", "b"))
     assert one.digest() == Outer.model_validate_json(one.model_dump_json()).digest()
-    assert len({c.digest() for c in (one, Outer(), Outer(limit=0), Outer(names=()), Outer(inner=Inner(rate=1)))}) == 5
+    assert (
+        len(
+            {
+                c.digest()
+                for c in (one, Outer(), Outer(limit=0), Outer(names=()), Outer(inner=Inner(rate=1)))
+            }
+        )
+        == 5
+    )
     assert len(one.digest()) == 16
 
 

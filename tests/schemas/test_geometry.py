@@ -10,9 +10,13 @@ from schemas import geometry as g
 
 pixel = st.integers(-50, 2000)
 side = st.integers(1, 2000)
-xywh = st.lists(st.tuples(pixel, pixel, side, side), min_size=1, max_size=8).map(lambda v: np.array(v, np.float32))
+xywh = st.lists(st.tuples(pixel, pixel, side, side), min_size=1, max_size=8).map(
+    lambda v: np.array(v, np.float32)
+)
 any_box = st.lists(
-    st.tuples(*[st.one_of(st.integers(-20, 60).map(float), st.just(float("nan")))] * 4), min_size=1, max_size=8
+    st.tuples(*[st.one_of(st.integers(-20, 60).map(float), st.just(float("nan")))] * 4),
+    min_size=1,
+    max_size=8,
 ).map(lambda v: np.array(v, np.float32))
 base = st.sampled_from([0, 1])
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
@@ -39,7 +43,9 @@ def test_all_ways_to_write_a_box_agree(boxes, base):
     """The same pixels as x, y, w, h, as inclusive corners and as half-open corners."""
     ours = g.from_xywh(boxes, base=base)
     last = boxes[:, :2] + boxes[:, 2:] - 1
-    assert np.array_equal(ours, g.from_xyxy(np.concatenate([boxes[:, :2], last], 1), base=base, inclusive=True))
+    assert np.array_equal(
+        ours, g.from_xyxy(np.concatenate([boxes[:, :2], last], 1), base=base, inclusive=True)
+    )
     assert np.array_equal(ours, g.from_xyxy(np.concatenate([boxes[:, :2], last + 1], 1), base=base))
     assert np.array_equal(g.area(ours), boxes[:, 2].astype(np.float64) * boxes[:, 3])
 
@@ -63,7 +69,9 @@ def test_an_absent_box_is_no_box_and_has_no_area(boxes):
     assert not g.is_box(g.absent(len(boxes))).any()
 
 
-@pytest.mark.parametrize("box", [[5, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [0, 0, np.inf, 1], [np.nan, 0, 1, 1]])
+@pytest.mark.parametrize(
+    "box", [[5, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [0, 0, np.inf, 1], [np.nan, 0, 1, 1]]
+)
 def test_degenerate_boxes_are_no_boxes(box):
     assert not g.is_box(box)
     assert g.area(box) == 0
@@ -71,11 +79,17 @@ def test_degenerate_boxes_are_no_boxes(box):
 
 @given(any_box)
 def test_nan_survives_conversions(boxes):
-    for there in (g.from_xywh(boxes, base=1), g.from_xyxy(boxes, base=1, inclusive=True), g.to_xywh(boxes)):
+    for there in (
+        g.from_xywh(boxes, base=1),
+        g.from_xyxy(boxes, base=1, inclusive=True),
+        g.to_xywh(boxes),
+    ):
         assert np.isnan(there[np.isnan(boxes).all(1)]).all()
 
 
-@pytest.mark.parametrize("convert", [g.from_xywh, g.from_xyxy, g.to_xywh, g.to_xyxy, g.is_box, g.area])
+@pytest.mark.parametrize(
+    "convert", [g.from_xywh, g.from_xyxy, g.to_xywh, g.to_xyxy, g.is_box, g.area]
+)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
 def test_wrong_shapes_are_named(convert, shape):
     with pytest.raises(ValueError, match="last axis of 4"):
@@ -122,7 +136,9 @@ def test_iou_counts_pixels(corners):
 
 
 def test_one_box_against_many():
-    assert np.allclose(g.iou([0, 0, 2, 2], [[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]]), [1, 1 / 3, 0])
+    assert np.allclose(
+        g.iou([0, 0, 2, 2], [[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]]), [1, 1 / 3, 0]
+    )
 
 
 # --- masks ---
@@ -174,7 +190,10 @@ def test_a_changed_text_is_refused_or_still_a_whole_mask(mask, data):
     rle = g.rle_encode(mask)
     at = data.draw(st.integers(0, len(rle["counts"]) - 1))
     character = data.draw(st.characters(max_codepoint=0x2FF))
-    broken = {"size": rle["size"], "counts": rle["counts"][:at] + character + rle["counts"][at + 1 :]}
+    broken = {
+        "size": rle["size"],
+        "counts": rle["counts"][:at] + character + rle["counts"][at + 1 :],
+    }
     try:
         checked = g.rle_check(broken)
     except ValueError:
@@ -211,14 +230,29 @@ def test_another_size_is_refused(mask):
 
 
 @pytest.mark.parametrize(
-    "size", [None, [3], [3, 4, 5], ["3", 4], [3.0, 4], [0, 4], [-3, -4], [True, 12], {"h": 3}, "34", [1 << 20, 1 << 20]]
+    "size",
+    [
+        None,
+        [3],
+        [3, 4, 5],
+        ["3", 4],
+        [3.0, 4],
+        [0, 4],
+        [-3, -4],
+        [True, 12],
+        {"h": 3},
+        "34",
+        [1 << 20, 1 << 20],
+    ],
 )
 def test_implausible_sizes_are_refused_before_anything_is_allocated(size):
     with pytest.raises(ValueError, match="RLE"):
         g.rle_check({"size": size, "counts": "<"})
 
 
-@pytest.mark.parametrize("rle", [None, 3, "text", [], {}, {"size": [3, 4]}, {"size": [3, 4], "counts": [12]}])
+@pytest.mark.parametrize(
+    "rle", [None, 3, "text", [], {}, {"size": [3, 4]}, {"size": [3, 4], "counts": [12]}]
+)
 def test_what_is_no_rle_is_refused(rle):
     with pytest.raises(ValueError, match="RLE"):
         g.rle_check(rle)

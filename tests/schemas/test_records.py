@@ -12,7 +12,9 @@ from schemas.geometry import absent
 
 
 def make_clip(start, stop, step=1):
-    return r.Clip("c", "lasot", "train", "v", r.Media("frames", "img", "%08d.jpg", 1), start, stop, step)
+    return r.Clip(
+        "c", "lasot", "train", "v", r.Media("frames", "img", "%08d.jpg", 1), start, stop, step
+    )
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 9))
@@ -31,7 +33,12 @@ def test_images_are_named_by_number_or_by_list():
 @given(st.sampled_from(list(r.Reason)), st.text(), st.sampled_from(["ingest", "decode", "track"]))
 def test_a_quarantine_keeps_its_fields_across_processes(reason, message, stage):
     there = pickle.loads(pickle.dumps(r.Quarantined(reason, message, stage=stage)))
-    assert (there.reason, there.message, there.stage, str(there)) == (reason, message, stage, message)
+    assert (there.reason, there.message, there.stage, str(there)) == (
+        reason,
+        message,
+        stage,
+        message,
+    )
 
 
 def test_only_what_can_change_by_itself_is_retryable():

@@ -58,7 +58,9 @@ def test_missing_and_unknown_columns_are_named():
 @pytest.mark.parametrize("nan", [math.nan, np.float32("nan"), np.float64("nan")])
 def test_nan_becomes_null(nan):
     """NULL is skipped by avg(); NaN would spread through it."""
-    table = tables.to_table("tracks", [blank("tracks") | {"iou": nan}, blank("tracks") | {"iou": 0.5}])
+    table = tables.to_table(
+        "tracks", [blank("tracks") | {"iou": nan}, blank("tracks") | {"iou": 0.5}]
+    )
     assert table["iou"].to_pylist() == [None, 0.5]
 
 

@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trackers.checkpoints import CheckpointError, Inert, load_strict, read_checkpoint, read_state_dict
+from trackers.checkpoints import (
+    CheckpointError,
+    Inert,
+    load_strict,
+    read_checkpoint,
+    read_state_dict,
+)
 
 
 @pytest.fixture
@@ -42,11 +48,16 @@ def official(authors, **more) -> dict:
     """The layout of the OSTrack family's files."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
     return {
-        "epoch": 300, "actor_type": "OSTrackActor", "net_type": "OSTrack", "net_info": None, "constructor": None,
+        "epoch": 300,
+        "actor_type": "OSTrackActor",
+        "net_type": "OSTrack",
+        "net_info": None,
+        "constructor": None,
         "net": OrderedDict(a=torch.ones(2), b=torch.zeros(3, dtype=torch.float16)),
-        "optimizer": optimizer.state_dict(), "settings": authors.Settings(),
+        "optimizer": optimizer.state_dict(),
+        "settings": authors.Settings(),
         "stats": OrderedDict(train=OrderedDict(loss=authors.AverageMeter())),
-    } | more  # fmt: skip
+    } | more
 
 
 def test_the_authors_own_classes_become_inert(authors, tmp_path, monkeypatch):
@@ -97,7 +108,9 @@ def test_a_hostile_file_runs_nothing(tmp_path, how, old_format):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.pth", b""), ("a.pth", b"garbage"), ("a.safetensors", b"garbage")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.pth", b""), ("a.pth", b"garbage"), ("a.safetensors", b"garbage")]
+)
 def test_damaged_files(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
@@ -155,7 +168,11 @@ def test_strict_loading_names_every_difference_and_copies_nothing():
 
 def test_strict_loading_converts_and_ignores_what_it_is_told_to():
     net = nn.Linear(2, 1)
-    state = {"weight": torch.full((1, 2), 0.5, dtype=torch.float16), "text.a": torch.ones(1), "text.b": torch.ones(1)}
+    state = {
+        "weight": torch.full((1, 2), 0.5, dtype=torch.float16),
+        "text.a": torch.ones(1),
+        "text.b": torch.ones(1),
+    }
     load_strict(net, state, "file", ignore=("text.", "bias"))
     assert net.weight.dtype == torch.float32
     assert net.weight.tolist() == [[0.5, 0.5]]

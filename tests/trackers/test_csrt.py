@@ -15,7 +15,9 @@ rng = np.random.default_rng(0)
 
 
 def texture(height, width, cell, low=0, high=255, seed=0):
-    blocks = np.random.default_rng(seed).integers(low, high, (height // cell + 1, width // cell + 1, 3))
+    blocks = np.random.default_rng(seed).integers(
+        low, high, (height // cell + 1, width // cell + 1, 3)
+    )
     return np.kron(blocks, np.ones((cell, cell, 1)))[:height, :width].astype(np.uint8)
 
 
@@ -25,7 +27,10 @@ TARGET = texture(30, 40, 10, seed=2)
 
 def scene(places, target=TARGET) -> tuple[np.ndarray, np.ndarray]:
     """Frames [T, H, W, 3] and boxes [T, 4]; a place of None hides the target."""
-    frames, boxes = np.repeat(BACKGROUND[None], len(places), 0), np.full((len(places), 4), np.nan, np.float32)
+    frames, boxes = (
+        np.repeat(BACKGROUND[None], len(places), 0),
+        np.full((len(places), 4), np.nan, np.float32),
+    )
     height, width = target.shape[:2]
     for t, place in enumerate(places):
         if place is not None:
@@ -98,7 +103,10 @@ def test_twice_is_the_same_and_targets_do_not_touch_each_other():
     frames, truth = scene(MOVING)
     other = np.array([[150, 10, 190, 50]], np.float32)
     tracker = CSRTTracker()
-    alone, again = tracker.track(frames, truth[10:11], 10)[0], tracker.track(frames, truth[10:11], 10)[0]
+    alone, again = (
+        tracker.track(frames, truth[10:11], 10)[0],
+        tracker.track(frames, truth[10:11], 10)[0],
+    )
     cv2.setRNGSeed(99)
     _, together = tracker.track(frames, np.concatenate([other, truth[10:11]]), 10)
     for track in (again, together):
@@ -123,7 +131,15 @@ def test_one_frame_is_enough():
 
 
 @pytest.mark.parametrize(
-    "box", [[np.nan] * 4, [5, 5, 5, 9], [9, 9, 5, 5], [-50, -50, -10, -10], [10, 10, 10.3, 40], [10, 10, 12, 11]]
+    "box",
+    [
+        [np.nan] * 4,
+        [5, 5, 5, 9],
+        [9, 9, 5, 5],
+        [-50, -50, -10, -10],
+        [10, 10, 10.3, 40],
+        [10, 10, 12, 11],
+    ],
 )
 def test_a_degenerate_key_box_is_no_target(box):
     frames, _ = scene([(60, 40)] * 3)

@@ -28,14 +28,29 @@ def test_checksums_of_tracker_weights(golden):
 
 
 NAMES = [
-    ("backbone.pos_embed_z", (1, 9, 8)), ("backbone.pos_embed", (1, 9, 8)), ("backbone.norm.bias", (8,)),
-    ("backbone.norm.weight", (8,)), ("box_head.conv3_size.0.weight", (4, 8, 3, 3)), ("box_head.conv5_size.bias", (2,)),
-    ("box_head.conv1_ctr.1.running_var", (8,)), ("box_head.conv1_ctr.1.running_mean", (8,)), ("a.logit_scale", ()),
-    ("visual.proj", (8, 4)), ("text_projection", (4, 4)), ("token_embedding.weight", (9, 4)), ("cls_token", (1, 1, 8)),
-    ("transformer.level_embed", (4, 8)), ("x.sampling_offsets.bias", (8,)), ("x.bbox_embed.3.layers.2.weight", (4, 8)),
-    ("image.maskmem_tpos_enc", (7, 1, 1, 8)), ("trunk.blocks.0.ls1.gamma", (8,)), ("gamma_v", (8,)),
-    ("pred_obj_score_head.layers.2.bias", (1,)), ("lm.embed_tokens.weight", (9, 8)), ("x.mask_tokens.weight", (4, 8)),
-]  # fmt: skip
+    ("backbone.pos_embed_z", (1, 9, 8)),
+    ("backbone.pos_embed", (1, 9, 8)),
+    ("backbone.norm.bias", (8,)),
+    ("backbone.norm.weight", (8,)),
+    ("box_head.conv3_size.0.weight", (4, 8, 3, 3)),
+    ("box_head.conv5_size.bias", (2,)),
+    ("box_head.conv1_ctr.1.running_var", (8,)),
+    ("box_head.conv1_ctr.1.running_mean", (8,)),
+    ("a.logit_scale", ()),
+    ("visual.proj", (8, 4)),
+    ("text_projection", (4, 4)),
+    ("token_embedding.weight", (9, 4)),
+    ("cls_token", (1, 1, 8)),
+    ("transformer.level_embed", (4, 8)),
+    ("x.sampling_offsets.bias", (8,)),
+    ("x.bbox_embed.3.layers.2.weight", (4, 8)),
+    ("image.maskmem_tpos_enc", (7, 1, 1, 8)),
+    ("trunk.blocks.0.ls1.gamma", (8,)),
+    ("gamma_v", (8,)),
+    ("pred_obj_score_head.layers.2.bias", (1,)),
+    ("lm.embed_tokens.weight", (9, 8)),
+    ("x.mask_tokens.weight", (4, 8)),
+]
 
 
 @pytest.mark.parametrize("salt", ["s0:", "another:"])
@@ -46,7 +61,9 @@ def test_both_sets_of_rules(golden, salt):
     for name, shape in NAMES:
         for extra, source in ((False, golden_weights), (True, golden_weights_hosts)):
             wanted = source.fill(name, shape, salt=salt)
-            np.testing.assert_array_equal(seeded(name, shape, salt, extra=extra), wanted, err_msg=f"{name} {extra}")
+            np.testing.assert_array_equal(
+                seeded(name, shape, salt, extra=extra), wanted, err_msg=f"{name} {extra}"
+            )
 
 
 def test_values_depend_on_name_and_salt_only():

@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from trackers.cldtracker.network import CLDTrackerNet as CLDTrackerNet
     from trackers.cldtracker.tracker import CLDTracker as CLDTracker
 
-_HOMES = {"CLDTracker": "tracker", "CLDTrackerConfig": "config", "CLDTrackerNet": "network", "crop_target": "crop"}
+_HOMES = {
+    "CLDTracker": "tracker",
+    "CLDTrackerConfig": "config",
+    "CLDTrackerNet": "network",
+    "crop_target": "crop",
+}
 __all__ = ["CLDTracker", "CLDTrackerConfig", "CLDTrackerNet", "crop_target"]
 
 

@@ -65,7 +65,9 @@ class Board:
             count = 2 * self.slots * self.room
             settle(self.device)  # rare: a larger picture than any before
             self.arena = torch.zeros(count, dtype=torch.uint8, device=self.device)
-            self.staging = torch.zeros(count, dtype=torch.uint8, pin_memory=True) if self.cuda else self.arena
+            self.staging = (
+                torch.zeros(count, dtype=torch.uint8, pin_memory=True) if self.cuda else self.arena
+            )
             self.feed = self.staging.view(2, self.slots, self.room).numpy()
             settle(self.device)  # the zeros are written before the first frames are
             self.graph = None
@@ -81,10 +83,14 @@ class Board:
         picture = np.ascontiguousarray(stream.frames[stream.template_frame])
         height, width = picture.shape[:2]
         frame = self._to_device(torch.from_numpy(picture.reshape(-1)))
-        numbers = self._to_device(torch.tensor([stream.template_box, stream.box], dtype=torch.float64))
+        numbers = self._to_device(
+            torch.tensor([stream.template_box, stream.box], dtype=torch.float64)
+        )
         shape = self._to_device(torch.tensor([[height], [width], [0]]))
         x1, y1, side = crop_geometry(numbers[:1], TEMPLATE_FACTOR)
-        crop = crop_batch(frame, shape[2], shape[0], shape[1], x1, y1, side, self.net.config.template)
+        crop = crop_batch(
+            frame, shape[2], shape[0], shape[1], x1, y1, side, self.net.config.template
+        )
         self.template[slot] = self.net.embed_template(normalise(crop, self.dtype))[0]
         self.state[slot], self.height[slot], self.width[slot] = numbers[1], shape[0, 0], shape[1, 0]
         self.at[slot], self.poor[slot] = 0, 0
@@ -123,12 +129,16 @@ class Board:
     def _compute(self) -> None:
         base = (self.half * self.slots + self.slot) * self.room
         x1, y1, side = crop_geometry(self.state, SEARCH_FACTOR)
-        crops = crop_batch(self.arena, base, self.height, self.width, x1, y1, side, self.net.config.search)
+        crops = crop_batch(
+            self.arena, base, self.height, self.width, x1, y1, side, self.net.config.search
+        )
         maps = self.net.forward_tokens(self.template, normalise(crops, self.dtype))
         boxes, score, _ = decode(maps, self.window)
         after = step_state(self.state, boxes.double(), side, self.height, self.width)
         row = torch.cat([after, score.double()[:, None]], 1)[:, None]
-        self.log.scatter_(1, self.at.clamp(max=self.length - 1)[:, None, None].expand(-1, 1, 5), row)
+        self.log.scatter_(
+            1, self.at.clamp(max=self.length - 1)[:, None, None].expand(-1, 1, 5), row
+        )
         change = (after[:, 2] * after[:, 3]) / (self.state[:, 2] * self.state[:, 3])
         limit = self.engine.max_area_jump
         bad = (score < self.engine.lost_below) | (change > limit) | (change < 1 / limit)
@@ -172,7 +182,9 @@ class Feeding:
 
     def __enter__(self) -> None:
         if self.board.cuda:
-            self.board.copied[self.board.ticks % 2].synchronize()  # of two ticks ago: never waits for the present one
+            self.board.copied[
+                self.board.ticks % 2
+            ].synchronize()  # of two ticks ago: never waits for the present one
 
     def __exit__(self, *_: object) -> None:
         board, half = self.board, self.board.ticks % 2

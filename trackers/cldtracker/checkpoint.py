@@ -20,7 +20,12 @@ from trackers.seeded import seed_module
 
 _TEXT = "category_embedding."
 _ORIGIN = "origin"  # the metadata key in files of `convert`
-_LINEARS = ("convert_vector.weight", "convert_vector.bias", "adapter.fc.0.weight", "adapter.fc.2.weight")
+_LINEARS = (
+    "convert_vector.weight",
+    "convert_vector.bias",
+    "adapter.fc.0.weight",
+    "adapter.fc.2.weight",
+)
 
 
 def make_net(weights: str, config: CLDTrackerConfig | None = None) -> CLDTrackerNet:
@@ -77,7 +82,9 @@ def _metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def convert(path: str | Path, out: str | Path, subset: bool = True, config: CLDTrackerConfig | None = None) -> dict:
+def convert(
+    path: str | Path, out: str | Path, subset: bool = True, config: CLDTrackerConfig | None = None
+) -> dict:
     """Write the weights of a checkpoint file as float32 .safetensors -> a summary of what was written.
 
     subset: without the text branch (tracks in "uniform" mode from a third of the size); otherwise all 549 tensors.
@@ -88,15 +95,30 @@ def convert(path: str | Path, out: str | Path, subset: bool = True, config: CLDT
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: the converted file must be called *.safetensors")
     config = config or CLDTrackerConfig()
-    net = load_cldtracker(path, config.model_copy(update={"text": "uniform" if subset else "parity"}))
+    net = load_cldtracker(
+        path, config.model_copy(update={"text": "uniform" if subset else "parity"})
+    )
     # clone: the logit scale is one tensor under two names, which the format does not allow
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()}
-    metadata = {_ORIGIN: net.origin, "source": path.name, "source_sha256": sha256(path), "config": config.digest()}
+    state = {
+        name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()
+    }
+    metadata = {
+        _ORIGIN: net.origin,
+        "source": path.name,
+        "source_sha256": sha256(path),
+        "config": config.digest(),
+    }
     partial = out.with_name(out.name + ".partial")
     save_file(state, partial, metadata)
     os.replace(partial, out)
     elements = sum(tensor.numel() for tensor in state.values())
-    return {"path": str(out), "tensors": len(state), "elements": elements, "bytes": out.stat().st_size, **metadata}
+    return {
+        "path": str(out),
+        "tensors": len(state),
+        "elements": elements,
+        "bytes": out.stat().st_size,
+        **metadata,
+    }
 
 
 def text_branch_report(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -113,14 +135,22 @@ def text_branch_report(state: Mapping[str, Tensor]) -> dict[str, Any]:
             continue
         values = tensor.double()
         fan_in = state[_TEXT + name.replace("bias", "weight")].shape[1]
-        bound, largest, deviation = 1 / math.sqrt(fan_in), values.abs().max().item(), values.std().item()
+        bound, largest, deviation = (
+            1 / math.sqrt(fan_in),
+            values.abs().max().item(),
+            values.std().item(),
+        )
         # 5 standard errors of the deviation of that many uniform values, and the rounding of float16
         slack = 5 * math.sqrt(0.2 / values.numel()) + 1e-3
         initial = largest <= bound * 1.001 and abs(deviation * math.sqrt(3) / bound - 1) <= slack
         expected = bound / math.sqrt(3)
         rows[name] = {
-            "bound": bound, "max": largest, "std": deviation, "expected_std": expected, "initial": initial,
-        }  # fmt: skip
+            "bound": bound,
+            "max": largest,
+            "std": deviation,
+            "expected_std": expected,
+            "initial": initial,
+        }
     if not rows:
         return {"verdict": "no text branch in this file", "untrained": None, "tensors": {}}
     trained = [name for name, row in rows.items() if not row["initial"]]

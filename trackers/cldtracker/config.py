@@ -36,13 +36,21 @@ class CLDTrackerConfig(Config):
             raise ValueError(f"dim {self.dim} is not a multiple of {self.heads} heads")
         for name, side in (("template", self.template), ("search", self.search)):
             if side % self.patch or side < self.patch:
-                raise ValueError(f"{name} {side} px is not a multiple of the patch of {self.patch} px")
+                raise ValueError(
+                    f"{name} {side} px is not a multiple of the patch of {self.patch} px"
+                )
         if self.head_channels % 8:
-            raise ValueError(f"head_channels {self.head_channels} must be a multiple of 8: the head halves it 3 times")
+            raise ValueError(
+                f"head_channels {self.head_channels} must be a multiple of 8: the head halves it 3 times"
+            )
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio {self.keep_ratio} must be above 0 and at most 1")
-        if sorted(set(self.keep_at)) != list(self.keep_at) or any(not 0 <= i < self.depth for i in self.keep_at):
-            raise ValueError(f"keep_at {self.keep_at} must be ascending block numbers below depth {self.depth}")
+        if sorted(set(self.keep_at)) != list(self.keep_at) or any(
+            not 0 <= i < self.depth for i in self.keep_at
+        ):
+            raise ValueError(
+                f"keep_at {self.keep_at} must be ascending block numbers below depth {self.depth}"
+            )
         return self
 
     @classmethod
@@ -82,7 +90,13 @@ class CLDTrackerStageConfig(Config):
     def tiny(cls) -> "CLDTrackerStageConfig":
         """A seeded network that knows nothing and believes every box."""
         gate = GateConfig.off().model_copy(update={"cut_above": GateConfig().cut_above})
-        return cls(weights="seeded:s0:", network=CLDTrackerConfig.tiny(), slots=2, dtype="float32", gate=gate)
+        return cls(
+            weights="seeded:s0:",
+            network=CLDTrackerConfig.tiny(),
+            slots=2,
+            dtype="float32",
+            gate=gate,
+        )
 
     @classmethod
     def bare(cls) -> "CLDTrackerStageConfig":

@@ -19,12 +19,17 @@ STD = (0.229, 0.224, 0.225)
 MAX_SIDE = 1 << 15
 """Pixels. No box of a real picture asks for more, and OpenCV refuses much more."""
 
-_ONE = 1 << 11  # OpenCV's INTER_RESIZE_COEF_SCALE: the weight 1 in the fixed-point arithmetic of cv2.resize
+_ONE = (
+    1 << 11
+)  # OpenCV's INTER_RESIZE_COEF_SCALE: the weight 1 in the fixed-point arithmetic of cv2.resize
 _FAR = float(1 << 40)  # px; keeps nonsense boxes inside int64 without an error
 
 
 def crop_target(
-    image: NDArray[np.uint8], box_xywh: Sequence[float] | NDArray[np.floating], factor: float, size: int
+    image: NDArray[np.uint8],
+    box_xywh: Sequence[float] | NDArray[np.floating],
+    factor: float,
+    size: int,
 ) -> tuple[NDArray[np.uint8], float]:
     """The square around a box whose area is factor^2 times the box's, resized to size x size.
 
@@ -44,7 +49,9 @@ def crop_target(
     x, y, w, h = _checked(box_xywh)
     side = math.ceil(math.sqrt(w * h) * factor)
     if not 1 <= side <= MAX_SIDE:
-        raise ValueError(f"box {w:g} x {h:g} px needs a crop of {side} px, expected 1 to {MAX_SIDE}")
+        raise ValueError(
+            f"box {w:g} x {h:g} px needs a crop of {side} px, expected 1 to {MAX_SIDE}"
+        )
     x1, y1 = round(x + 0.5 * w - 0.5 * side), round(y + 0.5 * h - 0.5 * side)
     height, width = image.shape[:2]
     left, right = min(max(x1, 0), width - 1), max(min(x1 + side, width - 1), 0)
@@ -73,7 +80,11 @@ def crop_geometry(boxes_xywh: Tensor, factor: float) -> tuple[Tensor, Tensor, Te
     Never raises and never waits for the device: a box that is not finite or too small gets a side of at least 1 at some
     place. Whoever feeds such boxes finds them by their state, not here.
     """
-    x, y, w, h = torch.nan_to_num(boxes_xywh, nan=0.0, posinf=_FAR, neginf=-_FAR).clamp(-_FAR, _FAR).unbind(-1)
+    x, y, w, h = (
+        torch.nan_to_num(boxes_xywh, nan=0.0, posinf=_FAR, neginf=-_FAR)
+        .clamp(-_FAR, _FAR)
+        .unbind(-1)
+    )
     side = torch.ceil(torch.sqrt((w * h).clamp(min=0)) * factor).clamp(1, MAX_SIDE)
     x1 = torch.round(x + 0.5 * w - 0.5 * side)  # half to even, as in Python
     y1 = torch.round(y + 0.5 * h - 0.5 * side)
@@ -81,7 +92,14 @@ def crop_geometry(boxes_xywh: Tensor, factor: float) -> tuple[Tensor, Tensor, Te
 
 
 def crop_batch(
-    frames: Tensor, base: Tensor, height: Tensor, width: Tensor, x1: Tensor, y1: Tensor, side: Tensor, size: int
+    frames: Tensor,
+    base: Tensor,
+    height: Tensor,
+    width: Tensor,
+    x1: Tensor,
+    y1: Tensor,
+    side: Tensor,
+    size: int,
 ) -> Tensor:
     """Cut and resize one square per stream -> uint8 [B, 3, size, size], equal to `crop_target` bit by bit.
 
@@ -94,7 +112,9 @@ def crop_batch(
     """
     columns, column_weights = _taps(x1, side, width, size, at_border="clamp")
     rows, row_weights = _taps(y1, side, height, size, at_border="repeat")
-    pixels = frames.as_strided((frames.numel() - 2, 3), (1, 1))  # [byte] -> that byte and the next two: R, G, B
+    pixels = frames.as_strided(
+        (frames.numel() - 2, 3), (1, 1)
+    )  # [byte] -> that byte and the next two: R, G, B
     out: Tensor | None = None
     for row, row_weight in zip(rows, row_weights, strict=True):
         line = (base[:, None] + row * width[:, None] * 3)[:, :, None]  # [B, size, 1], bytes
@@ -133,7 +153,9 @@ def _taps(
     weights = [torch.round((1.0 - share) * _ONE).int(), torch.round(share * _ONE).int()]
     edge = (length - 1)[:, None]
     source = [end + start[:, None] for end in ends]
-    inside = [(at >= 0) & (at < edge) for at in source]  # the picture's last pixel is never read: see crop_target
+    inside = [
+        (at >= 0) & (at < edge) for at in source
+    ]  # the picture's last pixel is never read: see crop_target
     pixels = [torch.minimum(at.clamp(min=0), edge).clamp(min=0) for at in source]
     weights = [weight * ok for weight, ok in zip(weights, inside, strict=True)]
     return (pixels[0], pixels[1]), (weights[0], weights[1])
@@ -146,6 +168,7 @@ def normalise(crops: Tensor, dtype: torch.dtype) -> Tensor:
     """
     # numbers, not tensors: nothing is copied to the device
     red, green, blue = (
-        (crops[:, c].float() / 255.0 - mean) / std for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True))
+        (crops[:, c].float() / 255.0 - mean) / std
+        for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True))
     )
     return torch.stack([red, green, blue], 1).to(dtype)

@@ -42,8 +42,13 @@ class Verdict:
     lost_at: int | None
 
 
-def judge(boxes: NDArray[np.float64], scores: NDArray[np.float32], cut: NDArray[np.bool_], start: NDArray[np.float64],
-          config: GateConfig) -> Verdict:  # fmt: skip
+def judge(
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float32],
+    cut: NDArray[np.bool_],
+    start: NDArray[np.float64],
+    config: GateConfig,
+) -> Verdict:
     """Which boxes of a stream to believe. boxes: [n, 4] xywh in the order visited, scores: [n], cut: [n] a cut lies
     between this frame and the one visited before; start: [4] the box before the first frame."""
     areas = np.concatenate([start[None], boxes])[:, 2:].prod(1)
@@ -85,4 +90,6 @@ def scene_cuts(frames: NDArray[np.uint8], cut_above: float) -> NDArray[np.bool_]
 
 
 def _thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return cv2.resize(np.ascontiguousarray(frame), (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return cv2.resize(np.ascontiguousarray(frame), (32, 18), interpolation=cv2.INTER_AREA).astype(
+        np.float32
+    )

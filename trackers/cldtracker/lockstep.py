@@ -102,7 +102,9 @@ class LockStep:
                 raise RuntimeError("this tracker is closed")
             self._queue.append(request)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=f"lockstep-{self.name}", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, name=f"lockstep-{self.name}", daemon=True
+                )
                 self._thread.start()
             self._changed.notify()
         return request
@@ -193,7 +195,9 @@ class LockStep:
             entry.done += 1
             stream = entry.request.item
             ended = entry.done == len(stream.order)
-            mine = entry.done > 2 * POLL  # else the counts may still be those of the slot's stream before
+            mine = (
+                entry.done > 2 * POLL
+            )  # else the counts may still be those of the slot's stream before
             if ended or (stream.give_up and mine and lost is not None and lost[slot]):
                 self._endings.append(_Ending(entry.request, *board.rows(slot, entry.done)))
                 del self._active[slot]
@@ -209,11 +213,15 @@ class LockStep:
             self._endings.popleft()
             rows = ending.rows.numpy()
             if np.isfinite(rows).all():
-                ending.request.future.set_result(Trace(rows[:, :4].copy(), rows[:, 4].astype(np.float32)))
+                ending.request.future.set_result(
+                    Trace(rows[:, :4].copy(), rows[:, 4].astype(np.float32))
+                )
             else:
                 frame = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
                 ending.request.future.set_exception(
-                    ArithmeticError(f"the tracker's network gave a number that is not finite at its frame {frame}")
+                    ArithmeticError(
+                        f"the tracker's network gave a number that is not finite at its frame {frame}"
+                    )
                 )
 
     def _shrink(self, error: Exception) -> None:
@@ -232,7 +240,9 @@ class LockStep:
             self._queue.extendleft(reversed(waiting))
 
     def _fail(self, error: Exception) -> None:
-        for request in [e.request for e in self._active.values()] + [e.request for e in self._endings]:
+        for request in [e.request for e in self._active.values()] + [
+            e.request for e in self._endings
+        ]:
             request.future.set_exception(error)
         self._active.clear()
         self._endings.clear()

@@ -33,11 +33,20 @@ class Attention(nn.Module):
         again; float32 and by elementwise products, so that neither autocast nor TF32 changes what is eliminated.
         """
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        out = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim))
+        q, k, v = (
+            self.qkv(x)
+            .view(batch, tokens, 3, self.heads, dim // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        out = self.proj(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim)
+        )
         if row is None:
             return out, None
-        logits = (q[:, :, row : row + 1].float() * k.float()).sum(-1) / math.sqrt(q.shape[-1])  # [B, heads, N]
+        logits = (q[:, :, row : row + 1].float() * k.float()).sum(-1) / math.sqrt(
+            q.shape[-1]
+        )  # [B, heads, N]
         return out, logits.softmax(-1).mean(1)
 
 
@@ -65,7 +74,9 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x))[0]
         return x + self.mlp(self.norm2(x))
 
-    def eliminate(self, x: Tensor, template_tokens: int, row: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    def eliminate(
+        self, x: Tensor, template_tokens: int, row: int, keep: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """forward() that keeps `keep` search tokens: those that template token `row` looks at most.
 
         x: [B, template_tokens + S, dim] -> (tokens [B, template_tokens + keep, dim], kept [B, keep], score [B, S]).
@@ -117,14 +128,18 @@ class Backbone(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 14 * 14 + 1, dim))
         self.pos_embed_z = nn.Parameter(torch.empty(1, self.template_tokens, dim))
         self.pos_embed_x = nn.Parameter(torch.empty(1, self.search_tokens, dim))
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def embed_template(self, template: Tensor) -> Tensor:
         """[B, 3, template, template] -> [B, template_tokens, dim]; the same for every frame of a stream."""
         return self.patch_embed(template) + self.pos_embed_z
 
-    def forward(self, template_tokens: Tensor, search: Tensor, probe: dict[str, list[Tensor]] | None = None) -> Tensor:
+    def forward(
+        self, template_tokens: Tensor, search: Tensor, probe: dict[str, list[Tensor]] | None = None
+    ) -> Tensor:
         """template_tokens: from `embed_template`; search: [B, 3, search, search] -> [B, template + search tokens, dim].
 
         Search tokens that were eliminated come back as zeros, after the norm.
@@ -137,10 +152,16 @@ class Backbone(nn.Module):
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             if number in self.keep:
-                x, kept, score = block.eliminate(x, self.template_tokens, self.centre, self.keep[number])
+                x, kept, score = block.eliminate(
+                    x, self.template_tokens, self.centre, self.keep[number]
+                )
                 candidates, place = place, place.gather(1, kept)
                 if probe is not None:
-                    for name, value in (("score", score), ("candidates", candidates), ("kept", place)):
+                    for name, value in (
+                        ("score", score),
+                        ("candidates", candidates),
+                        ("kept", place),
+                    ):
                         probe.setdefault(name, []).append(value)
             else:
                 x = block(x)
@@ -163,14 +184,18 @@ class CentreHead(nn.Module):
         widths = [dim, *(channels // 2**i for i in range(4))]
         for tower, outputs in (("ctr", 1), ("offset", 2), ("size", 2)):
             for number, (before, after) in enumerate(pairwise(widths), start=1):
-                layer = nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
+                layer = nn.Sequential(
+                    nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+                )
                 self.add_module(f"conv{number}_{tower}", layer)
             self.add_module(f"conv5_{tower}", nn.Conv2d(widths[-1], outputs, 1))
 
     def forward(self, feature: Tensor) -> dict[str, Tensor]:
         """[B, dim, n, n] -> float32 score [B, 1, n, n], offset [B, 2, n, n] (x, y in cells), size [B, 2, n, n] (w, h as
         fractions of the search region); score and size after sigmoid and clamp."""
-        score, offset, size = (self._tower(feature, tower).float() for tower in ("ctr", "offset", "size"))
+        score, offset, size = (
+            self._tower(feature, tower).float() for tower in ("ctr", "offset", "size")
+        )
         return {"score": _unit(score), "offset": offset, "size": _unit(size)}
 
     def _tower(self, x: Tensor, tower: str) -> Tensor:
@@ -221,13 +246,17 @@ class CLDTrackerNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 linear = isinstance(module, nn.Linear)
-                _truncated_normal(module.weight, 0.02 if linear else math.sqrt(2 / module.weight[0].numel()))
+                _truncated_normal(
+                    module.weight, 0.02 if linear else math.sqrt(2 / module.weight[0].numel())
+                )
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for positions in (self.backbone.pos_embed_z, self.backbone.pos_embed_x):
             _truncated_normal(positions, 0.02)
 
-    def forward(self, template: Tensor, search: Tensor, text: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, template: Tensor, search: Tensor, text: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """template: [B, 3, 192, 192], search: [B, 3, 384, 384], both normalised -> {"score": [B, 1, 24, 24], "offset":
         [B, 2, 24, 24], "size": [B, 2, 24, 24]}, see `CentreHead`.
 
@@ -260,13 +289,17 @@ class CLDTrackerNet(nn.Module):
         if self.config.text != "none":
             feature = fuse(feature, text)
         elif text is not None:
-            raise ValueError('text vectors given, but the config says text="none": this network fuses nothing')
+            raise ValueError(
+                'text vectors given, but the config says text="none": this network fuses nothing'
+            )
         return self.box_head(feature)
 
     @staticmethod
     def _check(name: str, image: Tensor, side: int) -> None:
         if image.ndim != 4 or image.shape[1:] != (3, side, side):
-            raise ValueError(f"{name} has shape {list(image.shape)}, expected [B, 3, {side}, {side}]")
+            raise ValueError(
+                f"{name} has shape {list(image.shape)}, expected [B, 3, {side}, {side}]"
+            )
 
 
 def _truncated_normal(tensor: Tensor, deviation: float) -> None:
@@ -294,7 +327,13 @@ def decode(maps: dict[str, Tensor], window: Tensor) -> tuple[Tensor, Tensor, Ten
     n = window.shape[1]
 
     def at(values: Tensor) -> Tensor:  # [B, C, n, n] -> [B, C]
-        return values.flatten(2).gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[:, :, 0]
+        return values.flatten(2).gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[
+            :, :, 0
+        ]
 
     cell = torch.stack([best % n, best // n], 1)
-    return torch.cat([(cell + at(maps["offset"])) / n, at(maps["size"])], 1), at(maps["score"])[:, 0], peak
+    return (
+        torch.cat([(cell + at(maps["offset"])) / n, at(maps["size"])], 1),
+        at(maps["score"])[:, 0],
+        peak,
+    )

@@ -52,6 +52,8 @@ def track_one(
         text = text_of(frame, previous) if text_of else None
         found, score, _ = decode(net(template, tensor(crop), text), window)
         side = torch.tensor([round(net.config.search / factor)])
-        state = step_state(state, found.double().cpu(), side, torch.tensor([height]), torch.tensor([width]))
+        state = step_state(
+            state, found.double().cpu(), side, torch.tensor([height]), torch.tensor([width])
+        )
         boxes[i], scores[i] = state[0].numpy(), float(score)
     return boxes, scores

@@ -5,7 +5,12 @@ from torch import Tensor
 
 
 def step_state(
-    state_xywh: Tensor, boxes_cxcywh: Tensor, side: Tensor, height: Tensor, width: Tensor, margin: float = 10
+    state_xywh: Tensor,
+    boxes_cxcywh: Tensor,
+    side: Tensor,
+    height: Tensor,
+    width: Tensor,
+    margin: float = 10,
 ) -> Tensor:
     """The next state of B streams: [B, 4] float64, x, y, w, h in pixels of the picture.
 

@@ -37,7 +37,10 @@ class Adapter(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, dim, bias=False), nn.ReLU()
+            nn.Linear(dim, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, dim, bias=False),
+            nn.ReLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,12 +53,16 @@ class TextBranch(nn.Module):
     def __init__(self, dim: int = 768):
         super().__init__()
         self.clip_model = open_clip.CLIP(**open_clip.get_model_config(CLIP_NAME))
-        self.logit_scale = self.clip_model.logit_scale  # one parameter under two names: so it is in the checkpoint
+        self.logit_scale = (
+            self.clip_model.logit_scale
+        )  # one parameter under two names: so it is in the checkpoint
         width = self.clip_model.visual.output_dim
         self.convert_vector = nn.Linear(width, dim)
         self.adapter = Adapter(width, 128)
         self._tokenize = open_clip.get_tokenizer(CLIP_NAME)
-        self._preprocess = open_clip.image_transform(224, is_train=False)  # short side 224 bicubic, centre, CLIP's mean
+        self._preprocess = open_clip.image_transform(
+            224, is_train=False
+        )  # short side 224 bicubic, centre, CLIP's mean
 
     @torch.no_grad()
     def table(self, descriptions: Sequence[str]) -> TextTable:
@@ -65,7 +72,9 @@ class TextBranch(nn.Module):
         if not descriptions:
             raise ValueError("a bag needs at least one description")
         tokens = self._tokenize([PROMPT.format(text) for text in descriptions])
-        features = F.normalize(self.clip_model.encode_text(tokens.to(self.logit_scale.device)), dim=-1)
+        features = F.normalize(
+            self.clip_model.encode_text(tokens.to(self.logit_scale.device)), dim=-1
+        )
         return TextTable(features, self.convert_vector(features).float().softmax(-1))
 
     @torch.no_grad()
@@ -73,7 +82,9 @@ class TextBranch(nn.Module):
         """Pictures of targets (`target_patch`; any sizes, RGB) -> [B, 512] of unit length, after the adapter."""
         pictures = [p if isinstance(p, Image.Image) else Image.fromarray(p) for p in patches]
         weight = self.clip_model.visual.conv1.weight
-        pixels = torch.stack([self._preprocess(p) for p in pictures]).to(weight.device, weight.dtype)
+        pixels = torch.stack([self._preprocess(p) for p in pictures]).to(
+            weight.device, weight.dtype
+        )
         feature = self.clip_model.encode_image(pixels)
         return F.normalize(_ADAPTED * self.adapter(feature) + (1 - _ADAPTED) * feature, dim=-1)
 
@@ -116,7 +127,9 @@ class TextState:
         return self.template_text, self.branch.choose(feature, self.table)
 
 
-def target_patch(image: NDArray[np.uint8], box_xywh: Sequence[float] | NDArray[np.floating]) -> Image.Image:
+def target_patch(
+    image: NDArray[np.uint8], box_xywh: Sequence[float] | NDArray[np.floating]
+) -> Image.Image:
     """What CLIP looks at: the box itself, corners rounded half to even, black beyond the picture; at least 1 x 1.
 
     For the template the first box in its own frame; for the search region the current frame at the previous box.

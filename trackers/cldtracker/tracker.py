@@ -57,7 +57,9 @@ class CLDTracker:
         with self._lock:
             if self._engine is None:
                 net = self._net if isinstance(self._net, CLDTrackerNet) else self._net()
-                if net.config.text != self.config.network.text and not isinstance(self._net, CLDTrackerNet):
+                if net.config.text != self.config.network.text and not isinstance(
+                    self._net, CLDTrackerNet
+                ):
                     raise CheckpointError(
                         f"{self.config.weights} is an OSTrack file, trained without the channel mean: to track with "
                         "it, say so with --set track.network.text=none (rows will name the tracker ostrack)"
@@ -68,9 +70,14 @@ class CLDTracker:
                     net.forward_tokens = torch.compile(net.forward_tokens, dynamic=False)  # type: ignore[method-assign]
                 gate = self.config.gate
                 self._engine = LockStep(
-                    net, self.device, self.config.slots or min(streams, 64),
-                    gate.lost_below, gate.patience, gate.max_area_jump, self.config.graph,
-                )  # fmt: skip
+                    net,
+                    self.device,
+                    self.config.slots or min(streams, 64),
+                    gate.lost_below,
+                    gate.patience,
+                    gate.max_area_jump,
+                    self.config.graph,
+                )
             return self._engine
 
     def load(self) -> None:
@@ -105,7 +112,11 @@ class CLDTracker:
         tracks, followings = [], []
         for box in boxes:
             track = Track.empty(len(frames))
-            track.boxes[key_frame], track.score[key_frame], track.origin[key_frame] = box, 1.0, "detected"
+            track.boxes[key_frame], track.score[key_frame], track.origin[key_frame] = (
+                box,
+                1.0,
+                "detected",
+            )
             tracks.append(track)
             for order in (range(key_frame + 1, len(frames)), range(key_frame - 1, -1, -1)):
                 followings.append(self._follow(track, frames, key_frame, order, cuts, redetect))
@@ -115,7 +126,11 @@ class CLDTracker:
     def _check(self, box: Boxes, frames: NDArray[np.uint8], key_frame: int) -> None:
         height, width = frames.shape[1:3]
         inside = clip_boxes(box, height, width)
-        if not is_box(inside) or min(sides := inside[2:] - inside[:2]) < 1 or max(sides) < self.config.min_box:
+        if (
+            not is_box(inside)
+            or min(sides := inside[2:] - inside[:2]) < 1
+            or max(sides) < self.config.min_box
+        ):
             raise Quarantined(
                 Reason.NO_TARGET,
                 f"key box {box.tolist()} is too small to track in the {width}x{height} frame {key_frame}: its longer "
@@ -146,7 +161,13 @@ class CLDTracker:
         while stream is not None:
             key = stream.frames[stream.template_frame], stream.template_box
             text = TextState(net.category_embedding, descriptions, *key)
-            seen = (stream.frames, stream.order, stream.box, stream.template_frame, stream.template_box)
+            seen = (
+                stream.frames,
+                stream.order,
+                stream.box,
+                stream.template_frame,
+                stream.template_box,
+            )
             trace = Trace(*track_one(net, *seen, text))
             try:
                 stream = following.send(trace)
@@ -174,16 +195,23 @@ class CLDTracker:
                 stop = i + int(np.argmax(cut[i:]))
             lost = stop if stop < len(order) else None
             if stop > i:
-                trace = yield Stream(frames, order[i:stop], box, key_frame, template, redetect is not None)
+                trace = yield Stream(
+                    frames, order[i:stop], box, key_frame, template, redetect is not None
+                )
                 n = len(trace.scores)
-                verdict = judge(trace.boxes, trace.scores, cut[i : i + n], np.array(box), self.config.gate)
+                verdict = judge(
+                    trace.boxes, trace.scores, cut[i : i + n], np.array(box), self.config.gate
+                )
                 if redetect is not None and verdict.lost_at is not None:
                     n = verdict.lost_at + 1
                     lost = i + verdict.lost_at
                 for j, t in enumerate(order[i : i + n]):
                     track.score[t] = trace.scores[j]
                     if verdict.visible[j]:
-                        track.boxes[t], track.origin[t] = _xyxy(trace.boxes[j], height, width), "tracked"
+                        track.boxes[t], track.origin[t] = (
+                            _xyxy(trace.boxes[j], height, width),
+                            "tracked",
+                        )
             if redetect is None or lost is None:
                 return
             for k in range(lost, len(order), self.config.gate.redetect_every):
@@ -200,7 +228,9 @@ class CLDTracker:
 def build(config: CLDTrackerStageConfig) -> CLDTracker:
     """The stage of a preset. Cheap: the file is looked for and hashed, the network is made when it is first needed."""
     version = f"1+{runtime.identity(config.weights, 'CLDTracker')}"
-    return CLDTracker(lambda: make_net(config.weights, config.network), runtime.device(), config, version)
+    return CLDTracker(
+        lambda: make_net(config.weights, config.network), runtime.device(), config, version
+    )
 
 
 def _xywh(box: Boxes) -> tuple[float, float, float, float]:

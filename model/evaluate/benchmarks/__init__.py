@@ -11,7 +11,9 @@ from model.evaluate.benchmarks.vidstg import VidSTG
 from model.evaluate.task import Benchmark
 from pipeline.sources.base import DataRoot
 
-BENCHMARKS: dict[str, Any] = {cls.name: cls for cls in (MeViS, RefYTVOS, RefDAVIS17, VidSTG, VideoGCG)}
+BENCHMARKS: dict[str, Any] = {
+    cls.name: cls for cls in (MeViS, RefYTVOS, RefDAVIS17, VidSTG, VideoGCG)
+}
 """name -> class; `splits` of a class are its splits, the first is the default."""
 
 

@@ -23,8 +23,13 @@ def base_folder(root: DataRoot, folders: Sequence[str], probe: str, expected: st
     """
     base = locate(root, folders, [probe])
     if not root.has(base + probe):
-        found = [f"  {path.name}/" if path.is_dir() else f"  {path.name}" for path in sorted(root.path.iterdir())]
-        lies = "\n".join(found[:12]) + ("\n  ..." if len(found) > 12 else "") if found else "  nothing"
+        found = [
+            f"  {path.name}/" if path.is_dir() else f"  {path.name}"
+            for path in sorted(root.path.iterdir())
+        ]
+        lies = (
+            "\n".join(found[:12]) + ("\n  ..." if len(found) > 12 else "") if found else "  nothing"
+        )
         raise ValueError(f"{probe} is not under {root.path}. Expected:\n{expected}\nFound:\n{lies}")
     return base
 
@@ -41,25 +46,35 @@ def read_json(root: DataRoot, relative: str, shape: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         place = " > ".join(str(part) for part in first["loc"])
-        raise ValueError(f"{relative} (under {root.path}), at {place}: {first['msg']}; the annotation file is damaged "
-                         "or not the official one") from error  # fmt: skip
+        raise ValueError(
+            f"{relative} (under {root.path}), at {place}: {first['msg']}; the annotation file is damaged "
+            "or not the official one"
+        ) from error
 
 
-def read_index_mask(root: DataRoot, relative: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def read_index_mask(
+    root: DataRoot, relative: str, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """A palette or grey PNG -> its indices [H, W]. ValueError if it is not there, colourful, or not of `size`."""
     try:
         with Image.open(io.BytesIO(root.read_bytes(relative))) as picture:
             if picture.height * picture.width > MAX_PIXELS:
-                raise ValueError(f"{relative}: {picture.width}x{picture.height} is over {MAX_PIXELS} pixels")
+                raise ValueError(
+                    f"{relative}: {picture.width}x{picture.height} is over {MAX_PIXELS} pixels"
+                )
             if picture.mode not in ("P", "L", "1"):
-                raise ValueError(f"{relative}: a mask is a palette or grey image, this one's mode is {picture.mode}")
+                raise ValueError(
+                    f"{relative}: a mask is a palette or grey image, this one's mode is {picture.mode}"
+                )
             mask_hw = np.asarray(picture).astype(np.uint8)
     except Quarantined as problem:
         raise ValueError(f"{problem.message} (under {root.path})") from problem
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{relative} (under {root.path}): {error}") from error
     if size is not None and mask_hw.shape != size:
-        raise ValueError(f"{relative}: {mask_hw.shape[0]}x{mask_hw.shape[1]}, other frames {size[0]}x{size[1]}")
+        raise ValueError(
+            f"{relative}: {mask_hw.shape[0]}x{mask_hw.shape[1]}, other frames {size[0]}x{size[1]}"
+        )
     return mask_hw
 
 
@@ -73,12 +88,16 @@ def read_index_masks(root: DataRoot, files: Iterable[str]) -> NDArray[np.uint8]:
     return np.stack(masks)
 
 
-def tracks(prediction: Prediction, video: Video, query: Query, size: tuple[int, int]) -> NDArray[np.bool_]:
+def tracks(
+    prediction: Prediction, video: Video, query: Query, size: tuple[int, int]
+) -> NDArray[np.bool_]:
     """The prediction's masks [N, T, H, W] after a check of their shape; ValueError if it is another one."""
     masks_nthw = prediction.masks_nthw
     if masks_nthw.ndim != 4 or (len(masks_nthw) and masks_nthw.shape[1:] != (len(video), *size)):
-        raise ValueError(f"{video.id}/{query.id}: prediction {list(masks_nthw.shape)}, needed are [N, T, H, W] tracks "
-                         f"with T={len(video)}, H={size[0]}, W={size[1]}")  # fmt: skip
+        raise ValueError(
+            f"{video.id}/{query.id}: prediction {list(masks_nthw.shape)}, needed are [N, T, H, W] tracks "
+            f"with T={len(video)}, H={size[0]}, W={size[1]}"
+        )
     return masks_nthw.astype(bool) if len(masks_nthw) else np.zeros((0, len(video), *size), bool)
 
 
@@ -93,7 +112,14 @@ def one_mask(
 
 def row(video: Video, query: Query, prediction: Prediction | None, **scores: Any) -> Row:
     error = "no prediction" if prediction is None else prediction.error
-    return {"video": video.id, "query": query.id, "group": query.group, "kind": query.kind, "error": error, **scores}
+    return {
+        "video": video.id,
+        "query": query.id,
+        "group": query.group,
+        "kind": query.kind,
+        "error": error,
+        **scores,
+    }
 
 
 def expression_rows(
@@ -111,7 +137,9 @@ def expression_rows(
         prediction, j, f = predictions.get(query.id), 0.0, 0.0
         if prediction is not None and not prediction.error:
             truth_thw = truth(video, query, prediction.masks_nthw.shape[-2:])
-            score = expression_score(one_mask(prediction, video, query, truth_thw.shape[1:]), truth_thw)
+            score = expression_score(
+                one_mask(prediction, video, query, truth_thw.shape[1:]), truth_thw
+            )
             j, f = score["J"], score["F"]
         rows.append(row(video, query, prediction, J=j, F=f, **{"J&F": (j + f) / 2}))
     return rows
@@ -123,7 +151,9 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return float(np.mean([one[key] for one in rows]))
 
 
-def interval(rows: Sequence[Mapping[str, Any]], key: str, weights: str | None = None, by: str = "video") -> Interval:
+def interval(
+    rows: Sequence[Mapping[str, Any]], key: str, weights: str | None = None, by: str = "video"
+) -> Interval:
     """`bootstrap` of a column, or of the ratio of two; `by`: the column that says which rows belong together."""
     return bootstrap(
         [one[key] for one in rows],

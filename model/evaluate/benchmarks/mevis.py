@@ -57,8 +57,12 @@ class MeViS:
         self.settings: dict[str, str] = {}
         folder = _FOLDERS[split]
         folders = ("", "mevis/", "MeViS/", "MeViS_release/")
-        self.base = base_folder(root, folders, f"{folder}/meta_expressions.json", _EXPECTED) + folder
-        self._meta: dict[str, _Entry] = read_json(root, f"{self.base}/meta_expressions.json", _Meta)["videos"]
+        self.base = (
+            base_folder(root, folders, f"{folder}/meta_expressions.json", _EXPECTED) + folder
+        )
+        self._meta: dict[str, _Entry] = read_json(
+            root, f"{self.base}/meta_expressions.json", _Meta
+        )["videos"]
 
     @property
     def scored(self) -> bool:
@@ -68,7 +72,11 @@ class MeViS:
         return [self._video(name, sorted(entry["frames"])) for name, entry in self._meta.items()]
 
     def _video(self, name: str, frames: list[str]) -> Video:
-        images = Media("frames", f"{self.base}/JPEGImages/{name}", names=tuple(f"{frame}.jpg" for frame in frames))
+        images = Media(
+            "frames",
+            f"{self.base}/JPEGImages/{name}",
+            names=tuple(f"{frame}.jpg" for frame in frames),
+        )
         return Video(name, tuple(frames), None, self.root, images)
 
     def queries(self, video: Video) -> list[Query]:
@@ -79,9 +87,14 @@ class MeViS:
     def _ranges(self) -> dict[str, tuple[int, int]]:
         """Where each object's masks are in the file, which may be too large to keep."""
         try:
-            return {key: (at, size) for key, at, size in self.root.json_members(f"{self.base}/mask_dict.json")}
+            return {
+                key: (at, size)
+                for key, at, size in self.root.json_members(f"{self.base}/mask_dict.json")
+            }
         except (Quarantined, OSError) as error:
-            raise ValueError(f"{self.base}/mask_dict.json (under {self.root.path}): {error}") from error
+            raise ValueError(
+                f"{self.base}/mask_dict.json (under {self.root.path}): {error}"
+            ) from error
 
     def _object(self, anno_id: str, frames: int) -> list[RLE | None]:
         where = f"{self.base}/mask_dict.json: mask {anno_id}"
@@ -97,17 +110,27 @@ class MeViS:
 
     def truth(self, video: Video, query: Query, size: tuple[int, int]) -> NDArray[np.bool_]:
         """[T, H, W]: the union of the expression's objects; empty and of `size` if they are in no frame."""
-        return self._union(video, self._meta[video.id]["expressions"][query.id].get("anno_id", []), size)
+        return self._union(
+            video, self._meta[video.id]["expressions"][query.id].get("anno_id", []), size
+        )
 
     def objects(self, video: Video, ids: Sequence[str], size: tuple[int, int]) -> NDArray[np.bool_]:
         """[T, H, W]: the union of objects by their `obj_id`, which is theirs within the video."""
         expressions = self._meta[video.id]["expressions"].values()
-        masks = {str(obj): anno for one in expressions for obj, anno in zip(one["obj_id"], one["anno_id"], strict=True)}
+        masks = {
+            str(obj): anno
+            for one in expressions
+            for obj, anno in zip(one["obj_id"], one["anno_id"], strict=True)
+        }
         if unknown := [one for one in ids if one not in masks]:
-            raise ValueError(f"{self.base}: {video.id} has no object {', '.join(unknown)}, only {', '.join(masks)}")
+            raise ValueError(
+                f"{self.base}: {video.id} has no object {', '.join(unknown)}, only {', '.join(masks)}"
+            )
         return self._union(video, [masks[one] for one in ids], size)
 
-    def _union(self, video: Video, ids: Sequence[int | str], size: tuple[int, int]) -> NDArray[np.bool_]:
+    def _union(
+        self, video: Video, ids: Sequence[int | str], size: tuple[int, int]
+    ) -> NDArray[np.bool_]:
         if not ids:
             raise ValueError(f"{self.base}: an expression of {video.id} names no masks")
         layers = [self._object(str(one), len(video)) for one in ids]

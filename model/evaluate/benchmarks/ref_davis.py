@@ -37,7 +37,12 @@ from schemas.records import Media
 
 Scorer = Literal["official", "expression"]
 
-ANNOTATORS = ("Davis17_annot1", "Davis17_annot1_full_video", "Davis17_annot2", "Davis17_annot2_full_video")
+ANNOTATORS = (
+    "Davis17_annot1",
+    "Davis17_annot1_full_video",
+    "Davis17_annot2",
+    "Davis17_annot2_full_video",
+)
 """Text files, in the order in which results are saved: anno_0 to anno_3."""
 _SPELLING = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 _META = "meta_expressions/valid/meta_expressions.json"
@@ -88,23 +93,37 @@ class RefDAVIS17:
             self._read_meta(read_json(root, base + _META, _Meta)["videos"])
         else:
             base = base_folder(root, _FOLDERS, _LIST, _EXPECTED)
-            self._images, self._masks = f"{base}JPEGImages/480p", f"{base}Annotations_unsupervised/480p"
+            self._images, self._masks = (
+                f"{base}JPEGImages/480p",
+                f"{base}Annotations_unsupervised/480p",
+            )
             self._read_texts(base)
 
     def _read_meta(self, videos: Mapping[str, _Entry]) -> None:
         for video, entry in videos.items():
             self._texts[video] = [
-                (Query(key, video, clean(one["exp"]), group=f"anno_{int(key) % 4}"), int(one["obj_id"]))
+                (
+                    Query(key, video, clean(one["exp"]), group=f"anno_{int(key) % 4}"),
+                    int(one["obj_id"]),
+                )
                 for key, one in entry["expressions"].items()
             ]
 
     def _read_texts(self, base: str) -> None:
         listed = self.root.read_text(base + _LIST).split()
-        folder = first_of(self.root, [f"{at}{name}/{ANNOTATORS[0]}.txt" for at in (base, "")
-                                      for name in ("davis_text_annotations", "text_annotations", ".")])  # fmt: skip
+        folder = first_of(
+            self.root,
+            [
+                f"{at}{name}/{ANNOTATORS[0]}.txt"
+                for at in (base, "")
+                for name in ("davis_text_annotations", "text_annotations", ".")
+            ],
+        )
         if folder is None:
-            raise ValueError(f"davis_text_annotations/{ANNOTATORS[0]}.txt is not under {self.root.path}. Expected:\n"
-                             f"{_EXPECTED}")  # fmt: skip
+            raise ValueError(
+                f"davis_text_annotations/{ANNOTATORS[0]}.txt is not under {self.root.path}. Expected:\n"
+                f"{_EXPECTED}"
+            )
         self._texts = {video: [] for video in listed}
         for a, annotator in enumerate(ANNOTATORS):
             file = folder.replace(ANNOTATORS[0], annotator)
@@ -116,8 +135,10 @@ class RefDAVIS17:
                         raise ValueError(f"{file}: two texts about object {number} of {name}")
                     self._texts[name].append((query, number))
         if silent := [video for video, texts in self._texts.items() if not texts]:
-            raise ValueError(f"{folder} and its three fellows say nothing about {', '.join(silent[:5])}: they are not "
-                             "complete, or not the official files")  # fmt: skip
+            raise ValueError(
+                f"{folder} and its three fellows say nothing about {', '.join(silent[:5])}: they are not "
+                "complete, or not the official files"
+            )
         for texts in self._texts.values():
             texts.sort(key=lambda pair: int(pair[0].id))
 
@@ -130,10 +151,14 @@ class RefDAVIS17:
 
     def _video(self, name: str) -> Video:
         """The truth says which frames there are, as the official tool has it; the images where there is none."""
-        files = self.root.listdir(f"{self._masks}/{name}") or self.root.listdir(f"{self._images}/{name}")
+        files = self.root.listdir(f"{self._masks}/{name}") or self.root.listdir(
+            f"{self._images}/{name}"
+        )
         frames = tuple(file.rpartition(".")[0] for file in files if file.endswith((".png", ".jpg")))
         names = tuple(f"{frame}.jpg" for frame in frames)
-        return Video(name, frames, None, self.root, Media("frames", f"{self._images}/{name}", names=names))
+        return Video(
+            name, frames, None, self.root, Media("frames", f"{self._images}/{name}", names=names)
+        )
 
     def queries(self, video: Video) -> list[Query]:
         return [query for query, _ in self._texts[video.id]]
@@ -143,26 +168,36 @@ class RefDAVIS17:
         return next(number for one, number in self._texts[query.video] if one.id == query.id)
 
     def _truth(self, video: Video) -> NDArray[np.uint8]:
-        return read_index_masks(self.root, (f"{self._masks}/{video.id}/{frame}.png" for frame in video.frames))
+        return read_index_masks(
+            self.root, (f"{self._masks}/{video.id}/{frame}.png" for frame in video.frames)
+        )
 
     def score(self, video: Video, predictions: Mapping[str, Prediction]) -> list[Row]:
         queries, zero = self.queries(video), dict.fromkeys(self.headline, 0.0)
         try:
             truth_thw = self._truth(video)
         except ValueError:
-            if any(one is not None and not one.error for one in (predictions.get(query.id) for query in queries)):
+            if any(
+                one is not None and not one.error
+                for one in (predictions.get(query.id) for query in queries)
+            ):
                 raise
             return [row(video, query, predictions.get(query.id), **zero) for query in queries]
         if self.scorer == "expression":
-            return expression_rows(video, queries, predictions,
-                                   lambda _, query, __: truth_thw == self.object_id(query))  # fmt: skip
+            return expression_rows(
+                video, queries, predictions, lambda _, query, __: truth_thw == self.object_id(query)
+            )
         rows = {
             query.id: row(video, query, predictions.get(query.id), **zero)
-            | {"error": "the truth's first frame lacks this object, so the official tool does not score it"}
+            | {
+                "error": "the truth's first frame lacks this object, so the official tool does not score it"
+            }
             for query in queries
         }
         for group in sorted({query.group for query in queries}):
-            texts = {number: query for query, number in self._texts[video.id] if query.group == group}
+            texts = {
+                number: query for query, number in self._texts[video.id] if query.group == group
+            }
             merged_thw = self.merged(video, group, predictions, truth_thw.shape[1:])
             for k, score in davis(merged_thw, truth_thw, "unsupervised")["per_object"].items():
                 query = texts.get(int(k)) or Query(f"{group}-object-{k}", video.id, "", group=group)
@@ -186,9 +221,14 @@ class RefDAVIS17:
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Means over objects per annotator ("anno_0 J&F", ...) and their mean, the headline."""
         groups = sorted({one["group"] for one in rows})
-        each = {(group, key): mean([one for one in rows if one["group"] == group], key)
-                for group in groups for key in self.headline}  # fmt: skip
-        means = {key: float(np.mean([each[group, key] for group in groups])) for key in self.headline}
+        each = {
+            (group, key): mean([one for one in rows if one["group"] == group], key)
+            for group in groups
+            for key in self.headline
+        }
+        means = {
+            key: float(np.mean([each[group, key] for group in groups])) for key in self.headline
+        }
         return means | {f"{group} {key}": value for (group, key), value in each.items()}
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
@@ -198,7 +238,9 @@ class RefDAVIS17:
 def _lines(root: DataRoot, file: str) -> list[str]:
     """Lines of a text file that is UTF-8 or, as the second annotator's, latin-1."""
     if not root.has(file):
-        raise ValueError(f"{file} is not under {root.path}: all four of {', '.join(ANNOTATORS)} are needed")
+        raise ValueError(
+            f"{file} is not under {root.path}: all four of {', '.join(ANNOTATORS)} are needed"
+        )
     data = root.read_bytes(file)
     try:
         text = data.decode("utf-8")

@@ -71,11 +71,17 @@ class RefYTVOS:
         else:
             self.settings["videos"] = f"all {len(videos)}, as {_TEST} is not there"
         masks = set(root.listdir(f"{self.base}valid/Annotations")) & videos.keys()
-        folders_of_masks = (self._masks(name, key) for name in masks for key in videos[name]["expressions"])
+        folders_of_masks = (
+            self._masks(name, key) for name in masks for key in videos[name]["expressions"]
+        )
         self._per_expression = any(map(root.has, folders_of_masks))
-        by_object = all("obj_id" in one for entry in videos.values() for one in entry["expressions"].values())
+        by_object = all(
+            "obj_id" in one for entry in videos.values() for one in entry["expressions"].values()
+        )
         self._truth = masks if self._per_expression or by_object else set()
-        self._meta = {name: entry for name, entry in videos.items() if not self._truth or name in self._truth}
+        self._meta = {
+            name: entry for name, entry in videos.items() if not self._truth or name in self._truth
+        }
         if self._truth and len(self._truth) < len(videos):
             self.settings["videos"] = f"{len(self._truth)} of {len(videos)}, which have truth"
 
@@ -85,11 +91,20 @@ class RefYTVOS:
 
     def videos(self) -> list[Video]:
         return [
-            Video(name, frames, None, self.root, Media("frames", f"{self.base}valid/JPEGImages/{name}",
-                                                       names=tuple(f"{frame}.jpg" for frame in frames)))
+            Video(
+                name,
+                frames,
+                None,
+                self.root,
+                Media(
+                    "frames",
+                    f"{self.base}valid/JPEGImages/{name}",
+                    names=tuple(f"{frame}.jpg" for frame in frames),
+                ),
+            )
             for name, entry in self._meta.items()
             for frames in [tuple(sorted(entry["frames"]))]
-        ]  # fmt: skip
+        ]
 
     def queries(self, video: Video) -> list[Query]:
         expressions = self._meta[video.id]["expressions"]

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from model.evaluate.benchmarks.base import interval, mean, row, tracks
 from model.evaluate.benchmarks.videogcg_sources import EXPECTED, SOURCES, Case, read_cases
 from model.evaluate.task import Prediction, Query, Row, Video
-from model.metrics import Clair, ClairConfig, Interval, cider, clean_caption, cosine_similarity, gcg_score, meteor
+from model.metrics import (
+    Clair,
+    ClairConfig,
+    Interval,
+    cider,
+    clean_caption,
+    cosine_similarity,
+    gcg_score,
+    meteor,
+)
 from model.metrics.vidstg import MIN_AREA
 from pipeline.sources.base import DataRoot
 
@@ -47,9 +56,15 @@ class VideoGCG:
     splits = ("test",)
 
     def __init__(
-        self, root: DataRoot, split: str = "test", rules: GCGRules = "released", bert: Path | None = None,
-        captions: bool | None = None, clair: ClairConfig | None = None, clair_cache: Path | None = None,
-    ):  # fmt: skip
+        self,
+        root: DataRoot,
+        split: str = "test",
+        rules: GCGRules = "released",
+        bert: Path | None = None,
+        captions: bool | None = None,
+        clair: ClairConfig | None = None,
+        clair_cache: Path | None = None,
+    ):
         if rules not in get_args(GCGRules):
             raise ValueError(f"rules {rules!r}: one of {', '.join(get_args(GCGRules))}")
         if captions is None:
@@ -58,12 +73,18 @@ class VideoGCG:
         present = [source for source, file in SOURCES.items() if root.has(file)]
         if not present:
             raise ValueError(f"VideoGCG is not under {root.path}. Expected:\n{EXPECTED}")
-        cases = (case for source in present for case in read_cases(root, source, rules == "released"))
+        cases = (
+            case for source in present for case in read_cases(root, source, rules == "released")
+        )
         self._cases: dict[str, Case] = {case.video.id: case for case in cases}
         self._similarity = bert_similarity(bert) if bert else word_similarity
         self._clair = Clair(clair, clair_cache) if clair else None
         self.recall = "Recall" if bert else "Recall_words"
-        self.settings = {"rules": rules, "sources": "+".join(present), "phrases": "bert" if bert else "words"}
+        self.settings = {
+            "rules": rules,
+            "sources": "+".join(present),
+            "phrases": "bert" if bert else "words",
+        }
         texts = (("METEOR", captions), ("CIDEr", captions), ("CLAIR", clair))
         self.headline = ("mIoU", self.recall, *(key for key, wanted in texts if wanted))
 
@@ -96,10 +117,27 @@ class VideoGCG:
                 )
             if self.rules == "released":
                 pred_pthw = without_blobs(pred_pthw, MIN_AREA["official"])
-            score = gcg_score(pred_pthw, gt_gthw, self._similarity(case.phrases, prediction.phrases), protocol)
-        clair = {"CLAIR": self._clair(caption, case.caption).score if caption else 0.0} if self._clair else {}
-        return [row(video, query, prediction, mIoU=score.miou, matched=score.matched, phrases=score.phrases,
-                    caption=caption, reference=case.caption, **clair)]  # fmt: skip
+            score = gcg_score(
+                pred_pthw, gt_gthw, self._similarity(case.phrases, prediction.phrases), protocol
+            )
+        clair = (
+            {"CLAIR": self._clair(caption, case.caption).score if caption else 0.0}
+            if self._clair
+            else {}
+        )
+        return [
+            row(
+                video,
+                query,
+                prediction,
+                mIoU=score.miou,
+                matched=score.matched,
+                phrases=score.phrases,
+                caption=caption,
+                reference=case.caption,
+                **clair,
+            )
+        ]
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Shares in [0, 1], also CLAIR, which the paper prints times 100. A failed query has an empty caption."""
@@ -142,7 +180,9 @@ def word_similarity(gt: Sequence[str], pred: Sequence[str]) -> NDArray[np.float6
     if not len(gt) or not len(pred):
         return np.zeros((len(gt), len(pred)))
     split = [phrase.lower().split() for phrase in (*gt, *pred)]
-    counts = np.array([[words.count(word) for word in sorted(set(chain(*split)))] for words in split])
+    counts = np.array(
+        [[words.count(word) for word in sorted(set(chain(*split)))] for words in split]
+    )
     return cosine_similarity(counts[: len(gt)], counts[len(gt) :])
 
 
@@ -156,10 +196,14 @@ def bert_similarity(folder: Path) -> Similarity:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        bert = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True).eval()
+        bert = AutoModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True
+        ).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(f"bert: {folder} is not a folder of bert-base-uncased with config.json, vocab.txt and "
-                         f"model.safetensors: {error}") from error  # fmt: skip
+        raise ValueError(
+            f"bert: {folder} is not a folder of bert-base-uncased with config.json, vocab.txt and "
+            f"model.safetensors: {error}"
+        ) from error
 
     @cache
     def embed(phrase: str) -> tuple[float, ...]:

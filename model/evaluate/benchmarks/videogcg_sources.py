@@ -103,21 +103,33 @@ def _video_gcg(root: DataRoot) -> Iterator[Case]:
     for number, entry in enumerate(data["videos"]):
         words, size = entry["dense_cap"]["caption"].split(" "), (entry["height"], entry["width"])
         objects: dict[int, list[list[Any]]] = {}
-        for position, mask_id in zip(entry["dense_cap"]["token_pos"], entry["dense_cap"]["mask_id"], strict=True):
+        for position, mask_id in zip(
+            entry["dense_cap"]["token_pos"], entry["dense_cap"]["mask_id"], strict=True
+        ):
             if position >= len(words) or mask_id not in layers:
-                raise ValueError(f"{file}: video {number}: word {position} or mask {mask_id} is not in the file")
+                raise ValueError(
+                    f"{file}: video {number}: word {position} or mask {mask_id} is not in the file"
+                )
             objects.setdefault(position, []).append(layers[mask_id])
-        origin = entry["metadata"]["dataset"] if "metadata" in entry else entry.get("dataset_split", "")
+        origin = (
+            entry["metadata"]["dataset"] if "metadata" in entry else entry.get("dataset_split", "")
+        )
         folder = "ytvis/vos/train/JPEGImages" if origin == "yt19" else "burst/frames/val"
         names = tuple(entry["file_names"])
         frames = tuple(f"{t:05d}" for t in range(len(names)))
-        video = Video(f"video_gcg-{number:05d}", frames, size, root, Media("frames", folder, names=names))
-        truth = partial(_united, [objects[position] for position in sorted(objects)], len(names), size, video.id)
+        video = Video(
+            f"video_gcg-{number:05d}", frames, size, root, Media("frames", folder, names=names)
+        )
+        truth = partial(
+            _united, [objects[position] for position in sorted(objects)], len(names), size, video.id
+        )
         phrases = tuple(words[position] for position in sorted(objects))
         yield Case(video, "video_gcg", clean(entry["dense_cap"]["caption"]), phrases, truth)
 
 
-def _united(objects: list[list[list[Any]]], frames: int, size: Size, where: str, _: Size) -> NDArray[np.bool_]:
+def _united(
+    objects: list[list[list[Any]]], frames: int, size: Size, where: str, _: Size
+) -> NDArray[np.bool_]:
     """Annotations of each phrase [G] -> [G, T, H, W]."""
     tracks_gthw = np.zeros((len(objects), frames, *size), bool)
     for track_thw, layers in zip(tracks_gthw, objects, strict=True):
@@ -136,7 +148,11 @@ def _compressed(rle: Any, size: Size, where: str) -> RLE:
 
     try:
         if isinstance(rle, dict) and isinstance(rle.get("counts"), list):
-            if tuple(rle["size"]) != size or sum(rle["counts"]) != size[0] * size[1] or min(rle["counts"]) < 0:
+            if (
+                tuple(rle["size"]) != size
+                or sum(rle["counts"]) != size[0] * size[1]
+                or min(rle["counts"]) < 0
+            ):
                 raise ValueError(f"runs do not add up to {size[0]}x{size[1]} pixels")
             rle = coco.frPyObjects(rle, *size)
         return rle_check(rle, size)
@@ -157,7 +173,9 @@ def _mevis_gcg(root: DataRoot) -> Iterator[Case]:
         yield Case(video, "mevis_gcg", caption, phrases, partial(_mevis_tracks, mevis, old, ids))
 
 
-def _mevis_tracks(mevis: MeViS, video: Video, ids: list[list[str]], size: Size) -> NDArray[np.bool_]:
+def _mevis_tracks(
+    mevis: MeViS, video: Video, ids: list[list[str]], size: Size
+) -> NDArray[np.bool_]:
     tracks = [mevis.objects(video, some, size) for some in ids]
     return np.stack(tracks) if tracks else np.zeros((0, len(video), *size), bool)
 
@@ -171,17 +189,31 @@ def _vidstg_gcg(root: DataRoot, first_id_only: bool) -> Iterator[Case]:
         folder = f"vidstg_gcg/val/{name}"
         names = tuple(root.listdir(f"{folder}/frames"))
         frames = tuple(f"{t:05d}" for t in range(len(names)))
-        video = Video(f"vidstg_gcg-{name}", frames, None, root, Media("frames", f"{folder}/frames", names=names))
-        yield Case(video, "vidstg_gcg", caption, phrases, partial(_png_tracks, root, folder, names, ids))
+        video = Video(
+            f"vidstg_gcg-{name}",
+            frames,
+            None,
+            root,
+            Media("frames", f"{folder}/frames", names=names),
+        )
+        yield Case(
+            video, "vidstg_gcg", caption, phrases, partial(_png_tracks, root, folder, names, ids)
+        )
 
 
-def _png_tracks(root: DataRoot, folder: str, names: tuple[str, ...], ids: list[list[str]], size: Size) -> NDArray:
+def _png_tracks(
+    root: DataRoot, folder: str, names: tuple[str, ...], ids: list[list[str]], size: Size
+) -> NDArray:
     tracks = [
-        np.logical_or.reduce([
-            read_index_masks(root, (f"{folder}/masks/{one.zfill(3)}/{name}" for name in names)) == 255 for one in some
-        ])
+        np.logical_or.reduce(
+            [
+                read_index_masks(root, (f"{folder}/masks/{one.zfill(3)}/{name}" for name in names))
+                == 255
+                for one in some
+            ]
+        )
         for some in ids
-    ]  # fmt: skip
+    ]
     return np.stack(tracks) if tracks else np.zeros((0, len(names), *size), bool)
 
 

@@ -73,22 +73,47 @@ class VidSTG:
     splits = ("test", "val")
 
     def __init__(
-        self, root: DataRoot, split: str, clip: Literal["tube", "segment"] = "tube", fps: float = 1.0,
-        max_frames: int = 40, short_side: int | None = 224, rules: Rules = "official",
-    ):  # fmt: skip
+        self,
+        root: DataRoot,
+        split: str,
+        clip: Literal["tube", "segment"] = "tube",
+        fps: float = 1.0,
+        max_frames: int = 40,
+        short_side: int | None = 224,
+        rules: Rules = "official",
+    ):
         if clip not in ("tube", "segment") or rules not in get_args(Rules):
-            raise ValueError(f"clip {clip!r} must be tube or segment, rules {rules!r} {' or '.join(get_args(Rules))}")
+            raise ValueError(
+                f"clip {clip!r} must be tube or segment, rules {rules!r} {' or '.join(get_args(Rules))}"
+            )
         if not fps > 0 or max_frames < 1 or (short_side is not None and short_side < 1):
-            raise ValueError(f"fps {fps}, max_frames {max_frames} and short_side {short_side} must be positive")
+            raise ValueError(
+                f"fps {fps}, max_frames {max_frames} and short_side {short_side} must be positive"
+            )
         self.split, self.root, self.clip, self.rules = split, root, clip, rules
         self.fps, self.max_frames, self.short_side = fps, max_frames, short_side
-        self.settings = {"clip": clip, "fps": f"{fps:g}", "max_frames": str(max_frames),
-                         "short_side": str(short_side or "own"), "rules": rules}  # fmt: skip
-        self.headline = ("mIoU_interrogative",) if clip == "tube" else ("m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5")
+        self.settings = {
+            "clip": clip,
+            "fps": f"{fps:g}",
+            "max_frames": str(max_frames),
+            "short_side": str(short_side or "own"),
+            "rules": rules,
+        }
+        self.headline = (
+            ("mIoU_interrogative",)
+            if clip == "tube"
+            else ("m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5")
+        )
         self.base = next((f for f in ("", "vidstg/", "VidSTG/") if root.has(f + "video")), "")
         file = f"{split}_annotations.json"
-        folders = ("vidstg_annotations/", "annotations/", "", "vidstg/vidstg_annotations/", "vidstg/annotations/",
-                   "vidstg/")  # fmt: skip
+        folders = (
+            "vidstg_annotations/",
+            "annotations/",
+            "",
+            "vidstg/vidstg_annotations/",
+            "vidstg/annotations/",
+            "vidstg/",
+        )
         self.file = base_folder(root, folders, file, _EXPECTED) + file
         self._clips: dict[str, tuple[_Item, list[tuple[Query, int]]]] = {}
         for item in read_json(root, self.file, list[_Item]):
@@ -125,9 +150,14 @@ class VidSTG:
     def _video(self, name: str, item: _Item) -> Video:
         start, stop = self._span(item)
         pick = sample(start, stop, item["fps"], self.fps, self.max_frames)
-        media = Media("video", f"{self.base}video/{self._groups.get(item['vid'], '<group>')}/{item['vid']}.mp4")
+        media = Media(
+            "video",
+            f"{self.base}video/{self._groups.get(item['vid'], '<group>')}/{item['vid']}.mp4",
+        )
         size = resized((item["height"], item["width"]), self.short_side)
-        return Video(name, tuple(f"{i:06d}" for i in pick), size, self.root, media, pick, resized=True)
+        return Video(
+            name, tuple(f"{i:06d}" for i in pick), size, self.root, media, pick, resized=True
+        )
 
     def _span(self, item: _Item) -> tuple[int, int]:
         """First frame of the clip, and the one after its last."""
@@ -138,8 +168,10 @@ class VidSTG:
             else (used["begin_fid"], min(used["end_fid"] + 1, item["frame_count"]))
         )
         if not 0 <= start < stop <= item["frame_count"]:
-            raise ValueError(f"{self.file}: {item['vid']}: span {start} to {stop} leaves the video of "
-                             f"{item['frame_count']} frames")  # fmt: skip
+            raise ValueError(
+                f"{self.file}: {item['vid']}: span {start} to {stop} leaves the video of "
+                f"{item['frame_count']} frames"
+            )
         return start, stop
 
     def queries(self, video: Video) -> list[Query]:
@@ -161,10 +193,14 @@ class VidSTG:
                 for one in frames[frame]:
                     if one["tid"] == target:
                         b = one["bbox"]
-                        boxes_t4[t] = from_xyxy([b["xmin"], b["ymin"], b["xmax"], b["ymax"]]) * scale
+                        boxes_t4[t] = (
+                            from_xyxy([b["xmin"], b["ymin"], b["xmax"], b["ymax"]]) * scale
+                        )
         boxes_t4 = clip_boxes(boxes_t4, *size)
         if not is_box(boxes_t4).any():
-            raise ValueError(f"{file}: object {target} has no box in the tube {tube['begin_fid']} to {tube['end_fid']}")
+            raise ValueError(
+                f"{file}: object {target} has no box in the tube {tube['begin_fid']} to {tube['end_fid']}"
+            )
         return boxes_t4
 
     def score(self, video: Video, predictions: Mapping[str, Prediction]) -> list[Row]:
@@ -174,7 +210,9 @@ class VidSTG:
             prediction = predictions.get(query.id)
             mask_thw = one_mask(prediction, video, query, video.size)
             score = None if mask_thw is None else self._score(mask_thw, self.boxes(video, query))
-            miou, viou, tiou = (0.0, 0.0, 0.0) if score is None else (score.gt_viou, score.viou, score.tiou)
+            miou, viou, tiou = (
+                (0.0, 0.0, 0.0) if score is None else (score.gt_viou, score.viou, score.tiou)
+            )
             own = {} if self.clip == "tube" else {"vIoU": viou, "tIoU": tiou}
             rows.append(row(video, query, prediction, mIoU=miou, **own))
         return rows
@@ -193,7 +231,10 @@ class VidSTG:
         kinds = ["", *(k for k in _KINDS.values() if any(one["kind"] == k for one in rows))]
         means: dict[str, float] = {}
         for kind in kinds:
-            some, end = [one for one in rows if kind in ("", one["kind"])], f"_{kind}" if kind else ""
+            some, end = (
+                [one for one in rows if kind in ("", one["kind"])],
+                f"_{kind}" if kind else "",
+            )
             means[f"mIoU{end}"] = mean(some, "mIoU")
             names = [("mIoU", "mIoU")]
             if self.clip == "segment":
@@ -201,7 +242,9 @@ class VidSTG:
                 names = [("vIoU", "vIoU")]
             for column, name in names:
                 for bar in (0.3, 0.5):
-                    means[f"{name}@{bar}{end}"] = float(np.mean([one[column] > bar for one in some]))
+                    means[f"{name}@{bar}{end}"] = float(
+                        np.mean([one[column] > bar for one in some])
+                    )
         return means
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
@@ -209,8 +252,15 @@ class VidSTG:
         if self.clip == "tube":
             asked = [one for one in rows if one["kind"] == "interrogative"]
             return {"mIoU_interrogative": interval(asked, "mIoU", by="group")} if asked else {}
-        above = [{**one, "vIoU@0.3": one["vIoU"] > 0.3, "vIoU@0.5": one["vIoU"] > 0.5} for one in rows]
-        columns = {"m_tIoU": "tIoU", "m_vIoU": "vIoU", "vIoU@0.3": "vIoU@0.3", "vIoU@0.5": "vIoU@0.5"}
+        above = [
+            {**one, "vIoU@0.3": one["vIoU"] > 0.3, "vIoU@0.5": one["vIoU"] > 0.5} for one in rows
+        ]
+        columns = {
+            "m_tIoU": "tIoU",
+            "m_vIoU": "vIoU",
+            "vIoU@0.3": "vIoU@0.3",
+            "vIoU@0.5": "vIoU@0.5",
+        }
         return {key: interval(above, column, by="group") for key, column in columns.items()}
 
 

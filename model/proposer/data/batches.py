@@ -86,14 +86,20 @@ class _Examples(Dataset):
     def loader(self, places: list[list[Place]]) -> Iterator["Batch"]:
         own = torch.Generator()  # or starting workers would move the run's own random numbers on
         pieces: DataLoader = DataLoader(
-            self, batch_sampler=places, num_workers=self.config.workers, collate_fn=list, generator=own
+            self,
+            batch_sampler=places,
+            num_workers=self.config.workers,
+            collate_fn=list,
+            generator=own,
         )
         for place, items in zip(places, pieces, strict=True):
             bad = [line for item in items for line in item[3]]
             used = [item for item in items if item[1] is not None]
             side = self.config.transform.side
             yield Batch(
-                torch.stack([item[1] for item in used]) if used else torch.zeros(0, side, side, 3, dtype=torch.uint8),
+                torch.stack([item[1] for item in used])
+                if used
+                else torch.zeros(0, side, side, 3, dtype=torch.uint8),
                 [item[2] for item in used],
                 self.corpora[place[0][1]].head,
                 [item[0] for item in used],
@@ -111,8 +117,20 @@ class Batches:
     with an image depends on (seed, epoch, corpus, index), not on who does it.
     """
 
-    def __init__(self, corpora: Sequence[BoxSet], config: BatchConfig | None = None, *, rank: int = 0, world: int = 1):
-        self.corpora, self.config, self.rank, self.world = list(corpora), config or BatchConfig(), rank, world
+    def __init__(
+        self,
+        corpora: Sequence[BoxSet],
+        config: BatchConfig | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.corpora, self.config, self.rank, self.world = (
+            list(corpora),
+            config or BatchConfig(),
+            rank,
+            world,
+        )
         self.epoch, self.step = 0, 0
         self.bad: Counter[str] = Counter()
         if not 0 <= rank < world:
@@ -121,7 +139,9 @@ class Batches:
             raise ValueError("two corpora have one name: their images could not be told apart")
         if len(self) == 0:
             sizes = ", ".join(f"{c.name} {len(c)}" for c in self.corpora) or "no corpus"
-            raise ValueError(f"no whole batch of {world * self.config.batch} images in {sizes}: use a smaller batch")
+            raise ValueError(
+                f"no whole batch of {world * self.config.batch} images in {sizes}: use a smaller batch"
+            )
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -144,8 +164,12 @@ class Batches:
         for which, corpus in enumerate(self.corpora):
             rng = np.random.default_rng(_seeds(self.config.seed, epoch, corpus.name))
             indices = rng.permutation(len(corpus))[: self._take(corpus) * whole]
-            batches += [[(epoch, which, int(i)) for i in part] for part in indices.reshape(-1, whole)]
-        places = np.random.default_rng(_seeds(self.config.seed, epoch, "")).permutation(len(batches))
+            batches += [
+                [(epoch, which, int(i)) for i in part] for part in indices.reshape(-1, whole)
+            ]
+        places = np.random.default_rng(_seeds(self.config.seed, epoch, "")).permutation(
+            len(batches)
+        )
         mine = slice(self.rank * self.config.batch, (self.rank + 1) * self.config.batch)
         return [batches[i][mine] for i in places]
 
@@ -156,11 +180,15 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the last yielded batch. ValueError if the state is of other data or another order."""
         if state.get("version") != STATE:
-            raise ValueError(f"loader state of version {state.get('version')}, this code reads {STATE}: start anew")
+            raise ValueError(
+                f"loader state of version {state.get('version')}, this code reads {STATE}: start anew"
+            )
         ours = self._of()
         if wrong := [name for name in ours if state["of"].get(name) != ours[name]]:
             rows = ", ".join(f"{name} {state['of'].get(name)} (now {ours[name]})" for name in wrong)
-            raise ValueError(f"the loader state belongs to other training data: {rows}; restore them or start anew")
+            raise ValueError(
+                f"the loader state belongs to other training data: {rows}; restore them or start anew"
+            )
         self.epoch, self.step = state["epoch"], state["step"]
 
     def _of(self) -> dict[str, Any]:
@@ -187,13 +215,17 @@ class Batches:
 
 def once(corpora: Sequence[BoxSet], config: BatchConfig) -> Iterator[Batch]:
     """Every image once, in order, without augmentation: for validation."""
-    config = config.model_copy(update={"transform": config.transform.model_copy(update={"augment": False})})
+    config = config.model_copy(
+        update={"transform": config.transform.model_copy(update={"augment": False})}
+    )
     places: list[list[Place]] = []
     for which, corpus in enumerate(corpora):
         images = min(len(corpus), config.per_corpus or len(corpus))
         starts = range(0, images, config.batch)
         places += [[(0, which, i) for i in range(s, min(s + config.batch, images))] for s in starts]
-    yield from (batch for batch in _Examples(corpora, config, replace=False).loader(places) if len(batch))
+    yield from (
+        batch for batch in _Examples(corpora, config, replace=False).loader(places) if len(batch)
+    )
 
 
 def _seeds(seed: int, epoch: int, name: str, index: int = 0) -> list[int]:

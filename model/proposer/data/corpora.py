@@ -93,7 +93,9 @@ class Corpus:
         with self._open(index) as image:
             height, width = self.sizes_n2[index].tolist()
             if image.width * image.height > MAX_PIXELS:
-                raise Quarantined(Reason.TOO_LARGE, f"{self.key(index)}: {image.width} x {image.height} pixels")
+                raise Quarantined(
+                    Reason.TOO_LARGE, f"{self.key(index)}: {image.width} x {image.height} pixels"
+                )
             try:
                 if height and image.size != (width, height) and _turned(image) == (width, height):
                     image = ImageOps.exif_transpose(image)
@@ -115,7 +117,10 @@ class Corpus:
         part.mkdir(parents=True)
         for name in _ARRAYS:
             np.save(part / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        about = {name: getattr(self, name) for name in ("name", "head", "relative", "annotations", "dropped", "mended")}
+        about = {
+            name: getattr(self, name)
+            for name in ("name", "head", "relative", "annotations", "dropped", "mended")
+        }
         about |= {"format": FORMAT, "stamp": _stamp(self.root, self.annotations)}
         (part / "corpus.json").write_text(json.dumps(about, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,10 +140,15 @@ class Corpus:
                 raise ValueError("written by other code")
             if about.pop("stamp") != _stamp(root, about["annotations"]):
                 raise ValueError(f"{about['annotations']} has changed since")
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+            arrays = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in _ARRAYS
+            }
             return cls(root=root, **arrays, **about)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{folder}: not a saved corpus: {error}; read the dataset again and save it") from error
+            raise ValueError(
+                f"{folder}: not a saved corpus: {error}; read the dataset again and save it"
+            ) from error
 
     def _file(self, index: int) -> str:
         return self.files[index].decode()
@@ -149,11 +159,17 @@ class Corpus:
         except FileNotFoundError as error:
             raise Quarantined(Reason.MEDIA_MISSING, self.key(index)) from error
         except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {type(error).__name__}") from error
+            raise Quarantined(
+                Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {type(error).__name__}"
+            ) from error
 
     def _boxes(self, index: int, height: int, width: int) -> Boxes:
         boxes_n4 = np.array(self.boxes_m4[self.starts[index] : self.starts[index + 1]])
-        return boxes_n4 * np.array([width, height, width, height], np.float32) if self.relative else boxes_n4
+        return (
+            boxes_n4 * np.array([width, height, width, height], np.float32)
+            if self.relative
+            else boxes_n4
+        )
 
 
 def _stamp(root: DataRoot, annotations: str) -> list[int]:
@@ -214,7 +230,10 @@ def tidy(table: Table, name: str, head: Head, root: DataRoot, *, relative: bool 
     places = np.searchsorted(table.ids_n[order], table.box_ids_m).clip(max=max(0, len(order) - 1))
     image_m = order[places] if len(order) else np.zeros(len(keep), np.int64)
     known = len(order) > 0
-    leave_out("unknown_image", np.asarray(table.ids_n[image_m] != table.box_ids_m) if known else keep.copy())
+    leave_out(
+        "unknown_image",
+        np.asarray(table.ids_n[image_m] != table.box_ids_m) if known else keep.copy(),
+    )
     leave_out("of_dropped_image", ~usable[image_m] if known else keep.copy())
     boxes = table.boxes_m4
     leave_out("degenerate", ~is_box(boxes))
@@ -240,4 +259,15 @@ def tidy(table: Table, name: str, head: Head, root: DataRoot, *, relative: bool 
     files = np.array([table.files[i].encode() for i in kept], np.bytes_)
     reasons = ({k: v for k, v in sorted(counter.items()) if v} for counter in (dropped, mended))
     boxes = cut[rows].astype(np.float32)
-    return Corpus(name, head, root, files, table.sizes_n2[kept], starts, boxes, relative, table.annotations, *reasons)
+    return Corpus(
+        name,
+        head,
+        root,
+        files,
+        table.sizes_n2[kept],
+        starts,
+        boxes,
+        relative,
+        table.annotations,
+        *reasons,
+    )

@@ -74,8 +74,12 @@ class _Scan:
     def more(self) -> None:
         self.base += self.at
         rest = self.text[self.at :]
-        data = self.file.read(max(self.chunk, len(rest)))  # doubling: one huge value costs linear time
+        data = self.file.read(
+            max(self.chunk, len(rest))
+        )  # doubling: one huge value costs linear time
         self.text, self.at, self.done = rest + data, 0, not data
 
     def wrong(self, why: str) -> ValueError:
-        return ValueError(f"{self.name}: not a JSON object of rows: {why} at character {self.base + self.at}")
+        return ValueError(
+            f"{self.name}: not a JSON object of rows: {why} at character {self.base + self.at}"
+        )

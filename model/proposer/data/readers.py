@@ -69,12 +69,18 @@ class _Finder:
 def _need(root: DataRoot, name: str, candidates: Sequence[str]) -> str:
     found = first_of(root, candidates)
     if found is None:
-        raise ValueError(f"{name}: no annotations under {root.path}; expected one of {', '.join(candidates)}")
+        raise ValueError(
+            f"{name}: no annotations under {root.path}; expected one of {', '.join(candidates)}"
+        )
     return found
 
 
 def _coco_like(
-    root: DataRoot, name: str, annotations: str, places: Callable[[str], list[str]], head: Head = "coco"
+    root: DataRoot,
+    name: str,
+    annotations: str,
+    places: Callable[[str], list[str]],
+    head: Head = "coco",
 ) -> Corpus:
     """places: `file_name` of an image -> where it may be under the root, likeliest first."""
     find, bad, dropped = _Finder(root).find, KNOWN_BAD.get(name, set()), Counter[str]()
@@ -88,12 +94,18 @@ def _coco_like(
                 if height < 1 or width < 1 or max(height, width) > 1 << 20:
                     raise ValueError("no size")
             else:
-                of, xywh, flag = int(row["image_id"]), _numbers(row["bbox"]), bool(row.get("iscrowd"))
+                of, xywh, flag = (
+                    int(row["image_id"]),
+                    _numbers(row["bbox"]),
+                    bool(row.get("iscrowd")),
+                )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             dropped["malformed_image" if key == "images" else "malformed"] += 1
             continue
         if key == "images":
-            files.append("" if _is_bad(file_name, bad, dropped) else _place(find, places(file_name), dropped))
+            files.append(
+                "" if _is_bad(file_name, bad, dropped) else _place(find, places(file_name), dropped)
+            )
             ids.append(identity)
             sizes.extend((height, width))
         else:
@@ -126,7 +138,9 @@ def _is_bad(file_name: str, bad: set[str], dropped: Counter[str]) -> bool:
     return known
 
 
-def _place(find: Callable[[Sequence[str]], str], candidates: Sequence[str], dropped: Counter[str]) -> str:
+def _place(
+    find: Callable[[Sequence[str]], str], candidates: Sequence[str], dropped: Counter[str]
+) -> str:
     try:
         found = find(candidates)
     except Quarantined as error:
@@ -141,9 +155,13 @@ def read_coco(root: DataRoot, split: str = "train") -> Corpus:
 
     RefCOCO's validation images are among the training images: do not evaluate on them after this.
     """
-    annotations = _need(root, "coco", [f"annotations/instances_{split}2017.json", f"instances_{split}2017.json"])
+    annotations = _need(
+        root, "coco", [f"annotations/instances_{split}2017.json", f"instances_{split}2017.json"]
+    )
     folders = (f"{split}2017", f"images/{split}2017", "images")
-    return _coco_like(root, "coco", annotations, lambda name: [f"{folder}/{name}" for folder in folders])
+    return _coco_like(
+        root, "coco", annotations, lambda name: [f"{folder}/{name}" for folder in folders]
+    )
 
 
 def read_objects365(root: DataRoot, split: str = "train") -> Corpus:
@@ -153,7 +171,9 @@ def read_objects365(root: DataRoot, split: str = "train") -> Corpus:
     Boxes reach over the border; "crowd" there means a group.
     """
     name = f"zhiyuan_objv2_{split}.json"
-    annotations = _need(root, "objects365", [name, f"annotations/{name}", f"Annotations/{name}", f"{split}/{name}"])
+    annotations = _need(
+        root, "objects365", [name, f"annotations/{name}", f"Annotations/{name}", f"{split}/{name}"]
+    )
 
     def places(file_name: str) -> list[str]:
         short = "/".join(file_name.split("/")[-2:])
@@ -166,7 +186,9 @@ def read_v3det(root: DataRoot, split: str = "train") -> Corpus:
     """V3Det: v3det_2023_v1_<split>.json, images/<class>/*.jpg. Images were crawled: some are gone, some resized."""
     name = f"v3det_2023_v1_{split}.json"
     annotations = _need(root, "v3det", [name, f"annotations/{name}"])
-    return _coco_like(root, "v3det", annotations, lambda file_name: [file_name, f"images/{file_name}"])
+    return _coco_like(
+        root, "v3det", annotations, lambda file_name: [file_name, f"images/{file_name}"]
+    )
 
 
 def read_openimages(root: DataRoot, split: str = "train") -> Corpus:
@@ -177,7 +199,9 @@ def read_openimages(root: DataRoot, split: str = "train") -> Corpus:
     """
     split = "validation" if split == "val" else split
     names = [f"oidv6-{split}-annotations-bbox.csv", f"{split}-annotations-bbox.csv"]
-    annotations = _need(root, "openimages", [f"{folder}{name}" for folder in ("", "annotations/") for name in names])
+    annotations = _need(
+        root, "openimages", [f"{folder}{name}" for folder in ("", "annotations/") for name in names]
+    )
     find, dropped = _Finder(root).find, Counter[str]()
     known: dict[str, int] = {}
     box_ids, boxes, group = array("q"), array("f"), array("b")
@@ -211,11 +235,17 @@ def _openimages_rows(
         header = next(rows, [])
         wanted = ("ImageID", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
         if missing := [name for name in wanted if name not in header]:
-            raise ValueError(f"{annotations}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
+            raise ValueError(
+                f"{annotations}: no column {', '.join(missing)}; its columns are {', '.join(header)}"
+            )
         identity, *corners, group = (header.index(name) for name in wanted)
         for row in rows:
             try:
-                found = row[identity], tuple(float(row[column]) for column in corners), row[group].strip() == "1"
+                found = (
+                    row[identity],
+                    tuple(float(row[column]) for column in corners),
+                    row[group].strip() == "1",
+                )
             except (IndexError, ValueError):
                 dropped["malformed"] += 1
             else:

@@ -80,7 +80,9 @@ class ShardBoxes:
         """[N, T, 4], NaN where a referent has no kept box."""
         found = []
         for row in rows:
-            track = read_track(self._read().members(self.index.entry(row), "track.npy")["track.npy"])
+            track = read_track(
+                self._read().members(self.index.entry(row), "track.npy")["track.npy"]
+            )
             boxes_t4 = np.stack([track[c] for c in ("x1", "y1", "x2", "y2")], 1)
             found.append(np.where(track["kept"][:, None], boxes_t4, np.nan))
         return np.stack(found)

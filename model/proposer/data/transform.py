@@ -33,7 +33,9 @@ class TransformConfig(Config):
         if not self.short or min(self.short) < 1:
             raise ValueError(f"short {self.short} must be at least one side of at least 1 pixel")
         if not 1 <= self.crop[0] <= self.crop[1]:
-            raise ValueError(f"crop {self.crop} must be a smallest and a largest side, both at least 1 pixel")
+            raise ValueError(
+                f"crop {self.crop} must be a smallest and a largest side, both at least 1 pixel"
+            )
         return self
 
 
@@ -45,7 +47,9 @@ def transform(
     Boxes are cut to the part. Where the part shows none of them the whole image is taken, so that annotated images
     are never taught as empty. All of it is one resampling, from the original pixels.
     """
-    view, mirrored = _view(image.height, image.width, config, rng) if config.augment else (_whole(image), False)
+    view, mirrored = (
+        _view(image.height, image.width, config, rng) if config.augment else (_whole(image), False)
+    )
     seen_n4 = _look(boxes_n4, view, config)
     if not len(seen_n4):
         view = _whole(image)
@@ -61,7 +65,9 @@ def _whole(image: Image.Image) -> Box:
     return 0.0, 0.0, float(image.width), float(image.height)
 
 
-def _view(height: int, width: int, config: TransformConfig, rng: np.random.Generator) -> tuple[Box, bool]:
+def _view(
+    height: int, width: int, config: TransformConfig, rng: np.random.Generator
+) -> tuple[Box, bool]:
     """The part of the original image, in its pixels, and whether to mirror it."""
     scale = min(rng.choice(config.short) / min(height, width), config.long / max(height, width))
     sides, starts = [], []
@@ -71,7 +77,12 @@ def _view(height: int, width: int, config: TransformConfig, rng: np.random.Gener
         starts.append(rng.uniform(0, side - sides[-1]))
     (h, w), (y, x) = sides, starts
     # max and min: rounding must not push a whole image over its own border
-    view = (max(0, x / scale), max(0, y / scale), min(width, (x + w) / scale), min(height, (y + h) / scale))
+    view = (
+        max(0, x / scale),
+        max(0, y / scale),
+        min(width, (x + w) / scale),
+        min(height, (y + h) / scale),
+    )
     return view, bool(rng.random() < config.flip)
 
 

@@ -28,7 +28,9 @@ def out(tiny_root, tmp_path_factory) -> Path:
     rows = json.loads(words.read_text())
     rows["0_video.mp4"]["English"] = SCRIPT
     words.write_text(json.dumps(rows))
-    driver.run(make_jobs("hcstvg", root / "data", root / "out", configure("lite")), Inline(), Quiet())
+    driver.run(
+        make_jobs("hcstvg", root / "data", root / "out", configure("lite")), Inline(), Quiet()
+    )
     return root / "out"
 
 
@@ -52,4 +54,7 @@ def client(app) -> TestClient:
 @pytest.fixture(scope="package")
 def ids(app) -> list[str]:
     """The samples' ids, in order."""
-    return [row["referent_id"] for row in app.state.pages.catalogue.rows("SELECT referent_id FROM samples ORDER BY 1")]
+    return [
+        row["referent_id"]
+        for row in app.state.pages.catalogue.rows("SELECT referent_id FROM samples ORDER BY 1")
+    ]

@@ -19,9 +19,15 @@ from flows.browse.server import make_app
 from schemas import tables
 from tests.manifests import made
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make setup installs it")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine: apt-get install chromium")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: make setup installs it"
+)
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no chromium on this machine: apt-get install chromium"
+)
 
 FRAMES, BITS, BLOCK = 30, 6, 8
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -60,9 +66,18 @@ def out(tmp_path_factory) -> Path:
         made.make_whole(folder, ("hcstvg", "a2d"))
     part = folder / "manifests" / "quarantine" / "a2d-test-000000.parquet"
     row = dict.fromkeys(tables.schema("quarantine").names) | {
-        "source": "a2d", "split": "test", "clip_id": HOSTILE, "stage": "plan", "reason": "known_bad", "message": HOSTILE,
-        "where": HOSTILE, "attempt": 1, "retryable": False, "error_class": "", "shard": "a2d-test-000000",
-    }  # fmt: skip
+        "source": "a2d",
+        "split": "test",
+        "clip_id": HOSTILE,
+        "stage": "plan",
+        "reason": "known_bad",
+        "message": HOSTILE,
+        "where": HOSTILE,
+        "attempt": 1,
+        "retryable": False,
+        "error_class": "",
+        "shard": "a2d-test-000000",
+    }
     tables.write(part, "quarantine", [row])
     return folder
 
@@ -100,12 +115,16 @@ def page(browser, url, flags):
     context = browser.new_context(base_url=url, viewport={"width": 1400, "height": 900})
     page, errors, hosts = context.new_page(), [], set()
     page.set_default_timeout(10_000)
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     yield page
     context.close()
-    assert [error for error in errors if "400 (Bad Request)" not in error] == []  # of a WHERE that is wrong, on purpose
+    assert [
+        error for error in errors if "400 (Bad Request)" not in error
+    ] == []  # of a WHERE that is wrong, on purpose
     assert hosts <= {urlsplit(url).netloc}
 
 
@@ -135,11 +154,15 @@ def seen(page, of: str = "#video") -> int:
 
 def settles(page, frame: int, of: str = "#video") -> None:
     """The picture and the canvas come to show `frame`."""
-    until(page, f"([frame, of]) => ({READ_FRAME})(document.querySelector(of)) === frame", [frame, of])
+    until(
+        page, f"([frame, of]) => ({READ_FRAME})(document.querySelector(of)) === frame", [frame, of]
+    )
     assert shown(page) == frame
 
 
-@pytest.mark.parametrize("path", ["/", "/gallery", "/quarantine", f"/clip/{VIDEO}", f"/clip/{PICTURES}"])
+@pytest.mark.parametrize(
+    "path", ["/", "/gallery", "/quarantine", f"/clip/{VIDEO}", f"/clip/{PICTURES}"]
+)
 def test_what_the_data_say_is_shown_and_never_run(page, path):
     ready(page, path)
     assert page.title().endswith("SPARROW-TSF")
@@ -152,8 +175,16 @@ def test_what_the_data_say_is_shown_and_never_run(page, path):
 def test_a_video_is_drawn_on_by_the_frame_at_every_seek(page):
     ready(page, f"/clip/{VIDEO}")
     settles(page, 0)
-    for key, frame in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Shift+ArrowRight", 11), ("End", FRAMES - 1),
-                       ("ArrowRight", FRAMES - 1), ("3", 2), ("Home", 0)):  # fmt: skip
+    for key, frame in (
+        ("ArrowRight", 1),
+        ("ArrowRight", 2),
+        ("ArrowLeft", 1),
+        ("Shift+ArrowRight", 11),
+        ("End", FRAMES - 1),
+        ("ArrowRight", FRAMES - 1),
+        ("3", 2),
+        ("Home", 0),
+    ):
         page.keyboard.press(key)
         settles(page, frame)
     for frame in range(1, FRAMES):
@@ -183,7 +214,9 @@ def test_a_video_is_drawn_on_by_the_frame_while_it_plays(page):
         }}"""
     )
     assert len({seen for seen, _ in pairs}) > 5
-    assert any(later < earlier for (earlier, _), (later, _) in itertools.pairwise(pairs)), "it goes round"
+    assert any(later < earlier for (earlier, _), (later, _) in itertools.pairwise(pairs)), (
+        "it goes round"
+    )
     assert all(seen == drawn for seen, drawn in pairs), pairs
     page.keyboard.press(" ")
     assert page.locator("#play").text_content() == "play"
@@ -221,7 +254,9 @@ def test_the_timeline_and_the_representatives_lead_to_their_frames(page):
 
     def click(frame: int) -> None:
         box = page.locator("#timeline").bounding_box()
-        page.mouse.click(box["x"] + box["width"] * (frame + 0.5) / FRAMES, box["y"] + box["height"] - 5)
+        page.mouse.click(
+            box["x"] + box["width"] * (frame + 0.5) / FRAMES, box["y"] + box["height"] - 5
+        )
 
     for frame in (20, 7):
         click(frame)
@@ -297,7 +332,9 @@ def test_the_keyboard_leads_through_the_gallery_and_flags(page, flags):
     assert page.locator(".card").count() == 2
     with page.expect_download() as download:
         page.get_by_text("flags.txt", exact=True).click()
-    assert Path(download.value.path()).read_text() == "".join(f"{flag}\n" for flag in sorted([second, third]))
+    assert Path(download.value.path()).read_text() == "".join(
+        f"{flag}\n" for flag in sorted([second, third])
+    )
     page.locator(".cell").first.hover()
     page.locator(".mark").first.click()
     until(page, "document.getElementById('flags').textContent === '1'")
@@ -342,11 +379,17 @@ def test_a_card_plays_under_the_pointer_and_pages_fit_a_small_window(page):
         ready(page, path)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
     page.locator("#theme").click()
-    dark = np.asarray(Image.open(io.BytesIO(page.screenshot(clip={"x": 0, "y": 0, "width": 40, "height": 40}))))
+    dark = np.asarray(
+        Image.open(io.BytesIO(page.screenshot(clip={"x": 0, "y": 0, "width": 40, "height": 40})))
+    )
     assert dark[2, 2].max() < 80
 
 
 def test_a_browser_cannot_leave_the_folder_of_static_files(page):
     ready(page, "/")
-    for path in ("/static/..%2fserver.py", "/static/%2e%2e%2fserver.py", f"/member/{VIDEO}/..%2f..%2fcatalog.sql"):
+    for path in (
+        "/static/..%2fserver.py",
+        "/static/%2e%2e%2fserver.py",
+        f"/member/{VIDEO}/..%2f..%2fcatalog.sql",
+    ):
         assert page.request.get(path).status == 404, path

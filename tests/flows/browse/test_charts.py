@@ -8,9 +8,18 @@ def test_histograms():
     bars = charts.iou_histogram(rows)
     assert [bar["n"] for bar in bars] == [0, 0, 0, 1, 0, 0, 0, 0, 0, 4]
     assert (bars[3]["height"], bars[3]["y"], bars[9]["height"]) == (25, 75, 100)
-    assert (bars[3]["link"], charts.iou_histogram(rows, links=True)[3]["link"]) == ("", "min_iou=0.3&max_iou=0.4")
-    bars = charts.length_histogram([{"n_frames": 1, "n": 2}, {"n_frames": 40, "n": 1}, {"n_frames": 2, "n": 1}])
-    assert (bars[0]["label"], bars[0]["n"], bars[0]["link"]) == ("1 to 2 frames", 3, "min_frames=1&max_frames=2")
+    assert (bars[3]["link"], charts.iou_histogram(rows, links=True)[3]["link"]) == (
+        "",
+        "min_iou=0.3&max_iou=0.4",
+    )
+    bars = charts.length_histogram(
+        [{"n_frames": 1, "n": 2}, {"n_frames": 40, "n": 1}, {"n_frames": 2, "n": 1}]
+    )
+    assert (bars[0]["label"], bars[0]["n"], bars[0]["link"]) == (
+        "1 to 2 frames",
+        3,
+        "min_frames=1&max_frames=2",
+    )
     assert (bars[-1]["label"], bars[-1]["n"]) == ("39 to 40 frames", 1)
     assert charts.length_histogram([{"n_frames": 1, "n": 2}])[0]["label"] == "1 frame"
     assert charts.iou_histogram([]) == charts.length_histogram([]) == []
@@ -21,7 +30,12 @@ def test_a_line_has_a_gap_where_there_is_no_value():
 
 
 def test_spans_of_dropped_frames():
-    kept, reasons = [True, False, False, False, True, False], [None, "iou", "iou", "lost", None, None]
+    kept, reasons = (
+        [True, False, False, False, True, False],
+        [None, "iou", "iou", "lost", None, None],
+    )
     assert charts.spans(kept, reasons) == [
-        {"start": 1, "n": 2, "reason": "iou"}, {"start": 3, "n": 1, "reason": "lost"}, {"start": 5, "n": 1, "reason": "dropped"},
-    ]  # fmt: skip
+        {"start": 1, "n": 2, "reason": "iou"},
+        {"start": 3, "n": 1, "reason": "lost"},
+        {"start": 5, "n": 1, "reason": "dropped"},
+    ]

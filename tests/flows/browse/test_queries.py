@@ -19,7 +19,9 @@ def change(part: Path, **columns: object) -> None:
     table = pq.read_table(part)
     for name, value in columns.items():
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.field(at), pa.array([value] * len(table), table.field(at).type))
+        table = table.set_column(
+            at, table.field(at), pa.array([value] * len(table), table.field(at).type)
+        )
     pq.write_table(table, part)
 
 
@@ -29,7 +31,9 @@ def copy(out, tmp_path) -> Path:
 
 
 def test_a_link_says_the_same_filters_again():
-    filters = Filters.parse({"text": "a & b", "min_iou": "0.5", "flagged": "1", "split": " ", "where": "n_qa = '&'"})
+    filters = Filters.parse(
+        {"text": "a & b", "min_iou": "0.5", "flagged": "1", "split": " ", "where": "n_qa = '&'"}
+    )
     link = filters.link(page=3)
     assert link == "text=a+%26+b&min_iou=0.5&flagged=1&where=n_qa+%3D+%27%26%27&page=3"
     assert Filters().link() == ""
@@ -40,7 +44,9 @@ def test_a_link_says_the_same_filters_again():
 def test_values_are_bound_and_quotes_mean_nothing(out):
     catalogue = Catalogue(out)
     for text in ("' OR true --", "%", "_"):
-        assert catalogue.find(Filters(text=text, source="hcstvg' OR '1'='1"), "samples", set())[0] == 0
+        assert (
+            catalogue.find(Filters(text=text, source="hcstvg' OR '1'='1"), "samples", set())[0] == 0
+        )
 
 
 def test_order_and_neighbours(out):
@@ -50,7 +56,9 @@ def test_order_and_neighbours(out):
     ids = [row["referent_id"] for row in rows]
     assert catalogue.beside(Filters(order="worst IoU first"), 2, set()) == {1: ids[1], 3: ids[3]}
     assert catalogue.beside(Filters(order="worst IoU first"), 0, set()) == {1: ids[1]}
-    assert catalogue.beside(Filters(order="worst IoU first"), total - 1, set()) == {total - 2: ids[-2]}
+    assert catalogue.beside(Filters(order="worst IoU first"), total - 1, set()) == {
+        total - 2: ids[-2]
+    }
 
 
 def test_what_a_run_commits_meanwhile_is_seen(copy, monkeypatch):
@@ -80,8 +88,13 @@ def test_a_tar_outside_the_output_is_refused(copy, path):
 
 def test_the_tables_cannot_be_changed_nor_files_be_read(out):
     catalogue = Catalogue(out)
-    for sql in ("DROP TABLE samples", "CREATE TABLE x AS SELECT 1", "COPY samples TO '/tmp/x.csv'",
-                f"SELECT * FROM read_text('{__file__}')", "SET threads = 1"):  # fmt: skip
+    for sql in (
+        "DROP TABLE samples",
+        "CREATE TABLE x AS SELECT 1",
+        "COPY samples TO '/tmp/x.csv'",
+        f"SELECT * FROM read_text('{__file__}')",
+        "SET threads = 1",
+    ):
         with pytest.raises(duckdb.Error):
             catalogue.rows(sql)
 

@@ -50,12 +50,17 @@ def test_what_is_typed_comes_back_escaped(client, field):
 
 
 def test_filters_count_and_page(client, ids):
-    assert "<span>5 samples</span>" in client.get("/gallery?source=hcstvg&split=train&min_frames=20&max_frames=20").text
+    assert (
+        "<span>5 samples</span>"
+        in client.get("/gallery?source=hcstvg&split=train&min_frames=20&max_frames=20").text
+    )
     assert "<span>0 samples</span>" in client.get("/gallery?min_frames=21").text
     assert "<span>1 sample</span>" in client.get("/gallery?text=ALERT(1)").text
     assert (
         "<span>2 samples</span>"
-        in client.get("/gallery", params={"where": f"referent_id <= '{ids[1]}' -- and no more"}).text
+        in client.get(
+            "/gallery", params={"where": f"referent_id <= '{ids[1]}' -- and no more"}
+        ).text
     )
     assert "<span>2 rows</span>" in client.get("/quarantine").text
     assert "<span>1 row</span>" in client.get("/quarantine?reason=media_missing").text
@@ -72,7 +77,10 @@ def test_a_clip_page_has_all_that_is_known(client, ids, out):
     assert text.count('<g class="representative"') == 4
     (asked,) = query(out, f"SELECT min(question) AS one FROM qa WHERE referent_id = '{ids[1]}'")
     assert asked["one"] in text
-    (clip,) = query(out, f"SELECT c.* FROM clips c JOIN referents USING (clip_id) WHERE referent_id = '{ids[1]}'")
+    (clip,) = query(
+        out,
+        f"SELECT c.* FROM clips c JOIN referents USING (clip_id) WHERE referent_id = '{ids[1]}'",
+    )
     assert all(str(clip[name]) in text for name in ("media_path", "config_hash", "source_sha256"))
 
 
@@ -86,7 +94,13 @@ def test_the_lines_that_fetch_a_clip_fetch_it(client, ids):
 
 def test_the_players_data_are_the_manifests(client, ids, out):
     data = client.get(f"/clip/{ids[1]}/data.json").json()
-    assert (data["frames"], data["fps"], data["width"], data["height"], data["media"]) == (20, 10.0, 160, 96, "mp4")
+    assert (data["frames"], data["fps"], data["width"], data["height"], data["media"]) == (
+        20,
+        10.0,
+        160,
+        96,
+        "mp4",
+    )
     rows = query(out, f"SELECT * FROM tracks WHERE referent_id = '{ids[1]}' ORDER BY frame")
     assert data["track"][3] == [rows[3][side] for side in ("x1", "y1", "x2", "y2")]
     assert data["annotation"][3] == [12 + 9, 23, 12 + 9 + 32, 23 + 32]
@@ -102,10 +116,22 @@ def test_ranges_are_exact(client, ids, out):
         whole = file.extractfile(f"{ids[1]}.mp4").read()
     url = f"/member/{ids[1]}/mp4"
     full = client.get(url)
-    assert (full.status_code, full.content, full.headers["content-type"]) == (200, whole, "video/mp4")
-    assert (full.headers["accept-ranges"], int(full.headers["content-length"])) == ("bytes", len(whole))
-    spans = {"bytes=0-0": whole[:1], "bytes=10-99": whole[10:100], "bytes=100-": whole[100:], "bytes=-7": whole[-7:],
-             "bytes=5-99999999": whole[5:]}  # fmt: skip
+    assert (full.status_code, full.content, full.headers["content-type"]) == (
+        200,
+        whole,
+        "video/mp4",
+    )
+    assert (full.headers["accept-ranges"], int(full.headers["content-length"])) == (
+        "bytes",
+        len(whole),
+    )
+    spans = {
+        "bytes=0-0": whole[:1],
+        "bytes=10-99": whole[10:100],
+        "bytes=100-": whole[100:],
+        "bytes=-7": whole[-7:],
+        "bytes=5-99999999": whole[5:],
+    }
     for asked, expected in spans.items():
         part = client.get(url, headers={"Range": asked})
         assert (part.status_code, part.content) == (206, expected), asked
@@ -121,19 +147,44 @@ def test_ranges_are_exact(client, ids, out):
 
 @pytest.mark.parametrize(
     "url",
-    ["/member/{id}/json", "/member/{id}/..%2f..%2fcatalog.sql", "/member/..%2f..%2fetc/mp4", "/member/nobody/mp4",
-     "/static/..%2fserver.py", "/static/../server.py", "/static/%2e%2e/server.py", "/clip/%2e%2e%2f%2e%2e", "/clip/nobody",
-     "/clip/nobody/data.json", "/frame/{id}/0", "/frame/{id}/-1", "/catalog.sql", "/clip/' OR true --"],
-)  # fmt: skip
+    [
+        "/member/{id}/json",
+        "/member/{id}/..%2f..%2fcatalog.sql",
+        "/member/..%2f..%2fetc/mp4",
+        "/member/nobody/mp4",
+        "/static/..%2fserver.py",
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/clip/%2e%2e%2f%2e%2e",
+        "/clip/nobody",
+        "/clip/nobody/data.json",
+        "/frame/{id}/0",
+        "/frame/{id}/-1",
+        "/catalog.sql",
+        "/clip/' OR true --",
+    ],
+)
 def test_there_is_no_way_to_anything_else(client, ids, url):
     assert client.get(url.format(id=ids[0])).status_code == 404
 
 
-WRITES = ["COPY samples TO '{file}'", "ATTACH '{file}' AS x", "true; DROP TABLE samples", "true) TO '{file}'; --",
-          "referent_id IN (SELECT content FROM read_text('{here}'))", "true IN (SELECT true FROM read_csv('{here}'))",
-          "referent_id IN (SELECT file FROM glob('/*'))", "EXISTS (FROM '{here}')", "true UNION SELECT 1",
-          "SET lock_configuration = false", "INSTALL httpfs", "true, false", "n_kept =", "nothing_there = 1",
-          "EXISTS (WITH x AS (DELETE FROM samples RETURNING 1) FROM x)"]  # fmt: skip
+WRITES = [
+    "COPY samples TO '{file}'",
+    "ATTACH '{file}' AS x",
+    "true; DROP TABLE samples",
+    "true) TO '{file}'; --",
+    "referent_id IN (SELECT content FROM read_text('{here}'))",
+    "true IN (SELECT true FROM read_csv('{here}'))",
+    "referent_id IN (SELECT file FROM glob('/*'))",
+    "EXISTS (FROM '{here}')",
+    "true UNION SELECT 1",
+    "SET lock_configuration = false",
+    "INSTALL httpfs",
+    "true, false",
+    "n_kept =",
+    "nothing_there = 1",
+    "EXISTS (WITH x AS (DELETE FROM samples RETURNING 1) FROM x)",
+]
 
 
 @pytest.mark.parametrize("where", WRITES)
@@ -180,15 +231,27 @@ def test_other_pages_can_neither_look_nor_write(client, app, flags, ids):
         assert TestClient(app, base_url=own).get("/").status_code == 200
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
         assert client.put(f"/flags/{ids[0]}", headers={"Origin": origin}).status_code == 403
-    assert client.put(f"/flags/{ids[0]}", headers={"Origin": "http://127.0.0.1:8787"}).status_code == 200
+    assert (
+        client.put(f"/flags/{ids[0]}", headers={"Origin": "http://127.0.0.1:8787"}).status_code
+        == 200
+    )
 
 
 def test_nothing_is_written_to_the_output(client, ids, out, flags):
     def state() -> dict[Path, str]:
-        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()}
+        return {
+            p: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()
+        }
 
     before = state()
-    for url in ("/", "/gallery", "/quarantine", f"/clip/{ids[0]}", f"/member/{ids[0]}/mp4", "/flags.txt"):
+    for url in (
+        "/",
+        "/gallery",
+        "/quarantine",
+        f"/clip/{ids[0]}",
+        f"/member/{ids[0]}/mp4",
+        "/flags.txt",
+    ):
         assert client.get(url).status_code == 200
     client.put(f"/flags/{ids[0]}")
     assert state() == before
@@ -199,7 +262,9 @@ def test_a_clip_of_pictures_is_shown_frame_by_frame(tiny_root, tmp_path):
     driver.run(make_jobs("hcstvg", tiny_root, tmp_path / "out", config, limit=1), Inline(), Quiet())
     app = make_app(tmp_path / "out", Flags(tmp_path / "flags.txt", tmp_path / "out"))
     client = TestClient(app, base_url="http://localhost")
-    (row,) = query(tmp_path / "out", "SELECT referent_id AS id, path FROM referents JOIN shards USING (shard)")
+    (row,) = query(
+        tmp_path / "out", "SELECT referent_id AS id, path FROM referents JOIN shards USING (shard)"
+    )
     assert client.get(f"/clip/{row['id']}/data.json").json()["media"] == "frames"
     assert f"/frame/{row['id']}/0" in client.get(f"/clip/{row['id']}").text
     picture = client.get(f"/frame/{row['id']}/19")
@@ -213,13 +278,28 @@ def test_a_clip_of_pictures_is_shown_frame_by_frame(tiny_root, tmp_path):
 
 @pytest.mark.timeout(60)
 def test_the_command_serves_on_loopback_until_it_is_stopped(out, tmp_path):
-    command = [str(Path(sys.executable).with_name("sparrow")), "browse", str(out), "--port", "0", "--no-open"]
+    command = [
+        str(Path(sys.executable).with_name("sparrow")),
+        "browse",
+        str(out),
+        "--port",
+        "0",
+        "--no-open",
+    ]
     env = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as server:
         url = server.stdout.readline().split()[1]
         assert url.startswith("http://127.0.0.1:")
         with pytest.raises(ValueError, match="use --port"):
-            serve(out, "127.0.0.1", int(url.rsplit(":", 1)[1].strip("/")), tmp_path / "flags.txt", open_browser=False)
+            serve(
+                out,
+                "127.0.0.1",
+                int(url.rsplit(":", 1)[1].strip("/")),
+                tmp_path / "flags.txt",
+                open_browser=False,
+            )
         with urllib.request.urlopen(url) as answer:
             assert b"Funnel, referents" in answer.read()
         server.send_signal(signal.SIGINT)

@@ -18,7 +18,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def truth(whole: Path) -> dict[str, dict]:
     """By referent: row of `referents`, boxes [T, 4] of kept frames and NaN, masks by frame, absent frames."""
-    found = {r["referent_id"]: r | {"masks": {}, "absent": set()} for r in query(whole, "SELECT * FROM referents")}
+    found = {
+        r["referent_id"]: r | {"masks": {}, "absent": set()}
+        for r in query(whole, "SELECT * FROM referents")
+    }
     for row in found.values():
         row["boxes"] = np.full((row["n_frames"], 4), np.nan, np.float32)
     for row in query(whole, "SELECT * FROM tracks"):

@@ -15,13 +15,17 @@ def test_annotations_say_what_the_manifests_say(whole, truth, tmp_path):
     seen = set()
     for path in sorted((to / "annotations").glob("*.json")):
         data = json.loads(path.read_text())
-        videos, categories = ({one["id"]: one for one in data[key]} for key in ("videos", "categories"))
+        videos, categories = (
+            {one["id"]: one for one in data[key]} for key in ("videos", "categories")
+        )
         assert data["licenses"][0]["name"] == f"terms of {path.stem.split('-')[0]}"
         for one in data["annotations"]:
             row, video = truth[one["referent_id"]], videos[one["video_id"]]
             seen.add(one["referent_id"])
             assert categories[one["category_id"]]["name"] == (row["category"] or "object")
-            assert video["length"] == len(video["file_names"]) == len(one["segmentations"]) == FRAMES
+            assert (
+                video["length"] == len(video["file_names"]) == len(one["segmentations"]) == FRAMES
+            )
             assert all((to / "JPEGImages" / name).is_file() for name in video["file_names"])
             assert one["caption"] == row["caption"]
             for t in range(FRAMES):

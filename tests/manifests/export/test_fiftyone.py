@@ -77,12 +77,18 @@ def test_videos_have_the_size_and_length_that_is_told(whole, tmp_path):
         assert len(pictures) == about["total_frame_count"] == FRAMES
         assert pictures[0].shape == (about["frame_height"], about["frame_width"], 3) == (98, 162, 3)
         # The red target of frame 3 is where its box says.
-        frame = next(f for f in frames if f["_sample_id"] == sample["_id"] and f["frame_number"] == 4)
+        frame = next(
+            f for f in frames if f["_sample_id"] == sample["_id"] and f["frame_number"] == 4
+        )
         x1, y1, x2, y2 = np.round(pixels(frame["targets"]["detections"][0], about)).astype(int)
         red, _, blue = pictures[3][y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].reshape(-1, 3).mean(0)
         assert red > 180 > 80 > blue
-    stored = query(whole, "SELECT size FROM members WHERE name = 'mp4' AND referent_id = 'hcstvg-train-v-0'")[0]["size"]
-    assert (to / "data" / "hcstvg-train-v.mp4").stat().st_size == stored, "a stored video is not encoded again"
+    stored = query(
+        whole, "SELECT size FROM members WHERE name = 'mp4' AND referent_id = 'hcstvg-train-v-0'"
+    )[0]["size"]
+    assert (to / "data" / "hcstvg-train-v.mp4").stat().st_size == stored, (
+        "a stored video is not encoded again"
+    )
 
 
 def test_nobody_looked_is_not_absent(whole, tmp_path):
@@ -97,8 +103,10 @@ def test_every_field_is_declared_and_ids_are_the_same_each_time(whole, tmp_path)
     """A field that metadata.json does not declare is invisible in FiftyOne."""
     for name in ("a", "b"):
         export(whole, tmp_path / name, "fiftyone", sources=["lasot"])
-    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes()
-               for n in ("samples.json", "frames.json", "metadata.json"))  # fmt: skip
+    assert all(
+        (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes()
+        for n in ("samples.json", "frames.json", "metadata.json")
+    )
     samples, frames, about = read(tmp_path / "a")
     assert about["media_type"] == "video"
     assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"]), (
@@ -110,10 +118,15 @@ def test_every_field_is_declared_and_ids_are_the_same_each_time(whole, tmp_path)
         assert all(row.keys() - private <= declared for row in rows)
     ids = [row["_id"]["$oid"] for row in samples + frames]
     ids += [
-        one["_id"]["$oid"] for frame in frames for name in ("targets", "masks") for one in frame[name]["detections"]
+        one["_id"]["$oid"]
+        for frame in frames
+        for name in ("targets", "masks")
+        for one in frame[name]["detections"]
     ]
     assert len(ids) == len(set(ids))
     assert all(re.fullmatch("[0-9a-f]{24}", one) for one in ids)
     [detections] = next(f for f in about["frame_fields"] if f["name"] == "masks")["fields"]
     one = next(frame["masks"]["detections"][0] for frame in frames if frame["masks"]["detections"])
-    assert one.keys() - {"_cls", "attributes"} <= {field["db_field"] for field in detections["fields"]}
+    assert one.keys() - {"_cls", "attributes"} <= {
+        field["db_field"] for field in detections["fields"]
+    }

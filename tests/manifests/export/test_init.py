@@ -17,7 +17,9 @@ def about(to):
 def test_source_split_and_where_choose(whole, tmp_path):
     done = export(whole, tmp_path / "a", "coco", sources=["a2d", "lasot"], splits=["test"])
     assert dict(done.samples) == {"a2d-test": 2}
-    done = export(whole, tmp_path / "b", "coco", where="caption LIKE '%square%' AND category = 'kite'")
+    done = export(
+        whole, tmp_path / "b", "coco", where="caption LIKE '%square%' AND category = 'kite'"
+    )
     assert dict(done.samples) == {"lasot-train": 1}
     assert about(tmp_path / "b")["licences"] == {"lasot": "terms of lasot"}
 
@@ -56,8 +58,11 @@ def test_a_folder_of_others_is_refused_and_an_own_export_replaced(whole, tmp_pat
 def test_a_damaged_clip_is_named_and_the_others_are_exported(tmp_path):
     out = make_whole(tmp_path / "out", ("a2d", "lasot"))
     (tar,) = (out / "lasot").rglob("*.tar")
-    member = next(m for m in pq.read_table(out / "manifests/members/lasot-train-000000.parquet").to_pylist()
-                  if m["name"] == "mp4")  # fmt: skip
+    member = next(
+        m
+        for m in pq.read_table(out / "manifests/members/lasot-train-000000.parquet").to_pylist()
+        if m["name"] == "mp4"
+    )
     data = bytearray(tar.read_bytes())
     data[member["offset"] + 500] ^= 1
     tar.write_bytes(bytes(data))
@@ -86,8 +91,14 @@ def test_a_target_without_masks_is_left_out_and_the_other_stays(tmp_path):
 def test_the_same_output_gives_the_same_bytes(whole, tmp_path):
     for name in "ab":
         export(whole, tmp_path / name, "sparrow", sources=["refsav", "mevis", "got10k"])
-    one, two = ({p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
-                for n in "ab")  # fmt: skip
+    one, two = (
+        {
+            p.relative_to(tmp_path / n): p.read_bytes()
+            for p in (tmp_path / n).rglob("*")
+            if p.is_file()
+        }
+        for n in "ab"
+    )
     assert one == two
 
 

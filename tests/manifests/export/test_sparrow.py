@@ -37,9 +37,13 @@ def load(scene: Path) -> tuple[list[Path], np.ndarray, list[np.ndarray], str]:
     images = sorted((scene / "img").iterdir(), key=lambda path: path.name)
     lines = [line for line in (scene / "groundtruth.txt").read_text().splitlines() if line.strip()]
     boxes = np.array([[float(v) for v in line.replace(",", " ").split()[:4]] for line in lines])
-    masks = [cv2.imread(str(scene / "mask" / f"{p.stem}.png"), cv2.IMREAD_UNCHANGED) for p in images]
+    masks = [
+        cv2.imread(str(scene / "mask" / f"{p.stem}.png"), cv2.IMREAD_UNCHANGED) for p in images
+    ]
     assert all(m.dtype == np.uint8 and set(np.unique(m)) <= {0, 255} for m in masks)
-    caption = " ".join(line.strip() for line in (scene / "nlp.txt").read_text().splitlines() if line.strip())
+    caption = " ".join(
+        line.strip() for line in (scene / "nlp.txt").read_text().splitlines() if line.strip()
+    )
     return images, boxes, [m > 127 for m in masks], caption
 
 
@@ -80,8 +84,11 @@ def test_pictures_have_the_clips_size_and_content(to, source):
 
 
 def test_stored_jpegs_are_copied_and_not_encoded_again(to, whole):
-    (row,) = query(whole, "SELECT path, \"offset\", size FROM members m JOIN shards s USING (shard) "
-                          "WHERE name = 'frames.tar' ORDER BY key LIMIT 1")  # fmt: skip
+    (row,) = query(
+        whole,
+        'SELECT path, "offset", size FROM members m JOIN shards s USING (shard) '
+        "WHERE name = 'frames.tar' ORDER BY key LIMIT 1",
+    )
     with (whole / row["path"]).open("rb") as file:
         file.seek(row["offset"])
         stored = file.read(row["size"])
@@ -93,7 +100,9 @@ def test_native_forms_read_back_by_our_own_readers(to, truth, source):
     root, reader = DataRoot(to / "sa2va"), load_source(source)
     (planned,) = reader.plan(root, reader.available(root)[0])
     wanted = [row for _, row in sorted(truth.items()) if row["source"] == source]
-    assert [r.caption for r in planned.referents] == [" ".join(row["caption"].split()) for row in wanted]
+    assert [r.caption for r in planned.referents] == [
+        " ".join(row["caption"].split()) for row in wanted
+    ]
     for referent, row in zip(planned.referents, wanted, strict=True):
         found = reader.annotate(root, planned.clip, referent)
         masks = {t: rle_decode(rle) for t, rle in enumerate(found.masks) if rle is not None}
@@ -103,13 +112,19 @@ def test_native_forms_read_back_by_our_own_readers(to, truth, source):
     decoded = decode(root, planned.clip, configure("lite").decode)
     size = decoded.frames.shape[1:3]
     assert len(decoded.frames) == FRAMES
-    assert np.abs(decoded.frames.astype(int) - pictures(size)).mean() < 5  # each label with its own picture
+    assert (
+        np.abs(decoded.frames.astype(int) - pictures(size)).mean() < 5
+    )  # each label with its own picture
 
 
 def test_ref_sav_is_found_with_and_without_the_repeated_directory(to):
     base = to / "sa2va" / "sam_v_full"
     for path in ("sav_007/sav_train/sav_007", "sav_train/sav_007"):
-        assert len(list((base / path).glob("*.mp4"))) == len(list((base / path).glob("*_manual.json"))) == 1
+        assert (
+            len(list((base / path).glob("*.mp4")))
+            == len(list((base / path).glob("*_manual.json")))
+            == 1
+        )
 
 
 def test_no_name_of_an_annotation_leaves_the_export(to):

@@ -16,7 +16,10 @@ def test_an_array_and_a_field_of_an_object(tmp_path):
         plain.close()
         named.close(info={"n": len(values)})
         assert json.loads((tmp_path / "x" / "plain.json").read_text()) == values
-        assert json.loads((tmp_path / "named.json").read_text()) == {"items": values, "info": {"n": len(values)}}
+        assert json.loads((tmp_path / "named.json").read_text()) == {
+            "items": values,
+            "info": {"n": len(values)},
+        }
 
 
 def test_nan_is_not_json(tmp_path):

@@ -60,14 +60,26 @@ def members(clip: int, target: int, frames: np.ndarray, media: bytes) -> dict[st
     tsf = [{"rank": i, "frame": t, "repeated": False} for i, t in enumerate((0, 5, 13, 18))]
     words = {
         "referent": {"caption": f"the {('red', 'blue')[target]} square"},
-        "qa": [{"qa_id": "q0", "family": "segment", "question": "Mark it.", "answer": "Here it is: [SEG]."}],
+        "qa": [
+            {
+                "qa_id": "q0",
+                "family": "segment",
+                "question": "Mark it.",
+                "answer": "Here it is: [SEG].",
+            }
+        ],
         "tsf": tsf,
     }
     return {
-        "json": json.dumps(words).encode(), "track.npy": npy(track),
-        **{f"crop{r['rank']}.jpg": encode_jpeg(crop(frames[r["frame"]], xyxy[r["frame"]]), 95) for r in tsf},
-        "masks.json": json.dumps(masks).encode(), "mp4": media,
-    }  # fmt: skip
+        "json": json.dumps(words).encode(),
+        "track.npy": npy(track),
+        **{
+            f"crop{r['rank']}.jpg": encode_jpeg(crop(frames[r["frame"]], xyxy[r["frame"]]), 95)
+            for r in tsf
+        },
+        "masks.json": json.dumps(masks).encode(),
+        "mp4": media,
+    }
 
 
 def make_output(out: Path, sources: dict[str, tuple[int, int]], media: str = "mp4") -> Path:
@@ -80,11 +92,21 @@ def make_output(out: Path, sources: dict[str, tuple[int, int]], media: str = "mp
                 frames = frames_of(number)
                 video = encode_mp4(frames, 10.0)
                 referents = [
-                    (f"{source}-c{number}-{target}", [str(target)], members(number, target, frames, video))
+                    (
+                        f"{source}-c{number}-{target}",
+                        [str(target)],
+                        members(number, target, frames, video),
+                    )
                     for target in (0, 1)
                 ]
                 made.append(
-                    Clip(f"{source}-c{number}", HEIGHT, WIDTH, referents, {"n_masks": 16, "mean_iou": number / 10})
+                    Clip(
+                        f"{source}-c{number}",
+                        HEIGHT,
+                        WIDTH,
+                        referents,
+                        {"n_masks": 16, "mean_iou": number / 10},
+                    )
                 )
                 number += 1
             write_shard(out, source, index, made, media)

@@ -21,9 +21,15 @@ def keys(batch):
 def told(batch):
     """Everything that a step sees, as plain values."""
     return [
-        (r.key, r.times_f.tolist(), int(r.frames_fhw3.sum()), int(r.masks_fhw.sum()), r.crops is not None and [c.shape for c in r.crops])
+        (
+            r.key,
+            r.times_f.tolist(),
+            int(r.frames_fhw3.sum()),
+            int(r.masks_fhw.sum()),
+            r.crops is not None and [c.shape for c in r.crops],
+        )
         for r in batch
-    ]  # fmt: skip
+    ]
 
 
 OPTIONS = LoaderOptions(batch=4, frames=2, block=2, window=3)
@@ -32,10 +38,16 @@ OPTIONS = LoaderOptions(batch=4, frames=2, block=2, window=3)
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_step_sees_the_same_samples_however_many_ranks_share_it(index, world):
     whole = [keys(batch) for batch in Loader(index, OPTIONS)]
-    ranks = [[keys(batch) for batch in Loader(index, OPTIONS, rank=r, world=world)] for r in range(world)]
+    ranks = [
+        [keys(batch) for batch in Loader(index, OPTIONS, rank=r, world=world)] for r in range(world)
+    ]
     assert len(whole) == 5
     for step, batch in enumerate(whole):
-        assert [key for together in zip(*(rank[step] for rank in ranks), strict=True) for key in together] == batch
+        assert [
+            key
+            for together in zip(*(rank[step] for rank in ranks), strict=True)
+            for key in together
+        ] == batch
 
 
 def test_workers_change_nothing(index):
@@ -56,7 +68,8 @@ def test_an_epoch_is_every_sample_once_and_drops_less_than_a_step(index):
 
 def test_epochs_and_seeds_differ_and_neighbours_stay_near(index):
     order = [
-        Loader(index, OPTIONS.model_copy(update={"seed": s})).order(e).tolist() for s, e in ((0, 0), (0, 1), (1, 0))
+        Loader(index, OPTIONS.model_copy(update={"seed": s})).order(e).tolist()
+        for s, e in ((0, 0), (0, 1), (1, 0))
     ]
     assert len({tuple(one) for one in order}) == 3
     rows, tars = np.arange(10_000), np.arange(10_000) // 500
@@ -77,7 +90,10 @@ def test_sources_mix_by_weight_exactly_and_no_sample_is_left_out(index):
     counts = np.bincount(three, minlength=len(index))
     assert set(counts[names == "a"]) == {1}  # 3 epochs of 4 are one pass of 12
     assert set(counts[names == "b"]) == {4, 5}  # 36 of 8
-    assert shares({"a": np.arange(3), "b": np.arange(7)}, None, 5) in ({"a": 2, "b": 3}, {"a": 1, "b": 4})
+    assert shares({"a": np.arange(3), "b": np.arange(7)}, None, 5) in (
+        {"a": 2, "b": 3},
+        {"a": 1, "b": 4},
+    )
     with pytest.raises(ValueError, match="index has a, b"):
         Loader(index, OPTIONS.model_copy(update={"weights": {"c": 1.0}}))
 
@@ -114,7 +130,11 @@ def test_state_of_other_data_options_or_ranks_is_refused(index, tmp_path):
     other = Index.open(str(make_output(tmp_path, {"a": (1, 2)})))
     with pytest.raises(ValueError, match="manifest was"):
         Loader(other, OPTIONS).load_state_dict(state)
-    for change, named in (({"seed": 1}, "seed was 0, is 1"), ({"batch": 2}, "batch was 4"), ({"frames": 3}, "options")):
+    for change, named in (
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch": 2}, "batch was 4"),
+        ({"frames": 3}, "options"),
+    ):
         with pytest.raises(ValueError, match=named):
             Loader(index, OPTIONS.model_copy(update=change)).load_state_dict(state)
     with pytest.raises(ValueError, match="world was 1, is 2"):
@@ -135,11 +155,16 @@ def damage(out, tmp_path, name, at=0):
     return Index.open(str(copy)), entry
 
 
-@pytest.mark.parametrize(("name", "at"), [("mp4", -512), ("json", 0), ("track.npy", 0), ("mp4", 0), ("masks.json", 0)])
+@pytest.mark.parametrize(
+    ("name", "at"), [("mp4", -512), ("json", 0), ("track.npy", 0), ("mp4", 0), ("masks.json", 0)]
+)
 def test_a_corrupt_member_is_skipped_counted_and_named(out, tmp_path, name, at):
     index, entry = damage(out, tmp_path, name, at)
     loader = Loader(
-        index, OPTIONS.model_copy(update={"max_corrupt": 0.1, "tsf": OPTIONS.tsf.model_copy(update={"dropout": 0.0})})
+        index,
+        OPTIONS.model_copy(
+            update={"max_corrupt": 0.1, "tsf": OPTIONS.tsf.model_copy(update={"dropout": 0.0})}
+        ),
     )
     sizes, seen, skipped = [], [], []
     for batch in loader:
@@ -156,7 +181,9 @@ def test_a_corrupt_member_is_skipped_counted_and_named(out, tmp_path, name, at):
 
 def test_above_the_budget_the_run_fails_and_says_where(out, tmp_path):
     index, entry = damage(out, tmp_path, "json")
-    with pytest.raises(ValueError, match=rf"1 corrupt samples in epoch 0, 0 are allowed.*{entry.key}"):
+    with pytest.raises(
+        ValueError, match=rf"1 corrupt samples in epoch 0, 0 are allowed.*{entry.key}"
+    ):
         list(Loader(index, OPTIONS))
 
 
@@ -177,7 +204,9 @@ def test_a_missing_tar_is_no_corrupt_sample(out, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_the_share_without_tsf_is_exact_in_every_epoch(index, share):
-    loader = Loader(index, OPTIONS.model_copy(update={"tsf": OPTIONS.tsf.model_copy(update={"dropout": share})}))
+    loader = Loader(
+        index, OPTIONS.model_copy(update={"tsf": OPTIONS.tsf.model_copy(update={"dropout": share})})
+    )
     for _ in range(2):
         without = sum(record.crops is None for batch in loader for record in batch)
         assert without == 20 * share

@@ -27,7 +27,9 @@ ALWAYS = TSFConfig(dropout=0.0)
 
 def records(index, **options):
     options = {"tsf": ALWAYS, **options}
-    return [record for batch in Loader(index, LoaderOptions(batch=1, **options)) for record in batch]
+    return [
+        record for batch in Loader(index, LoaderOptions(batch=1, **options)) for record in batch
+    ]
 
 
 def target_of(record) -> tuple[int, int]:
@@ -44,11 +46,15 @@ def test_frame_mask_box_and_crop_agree(index):
         clip, target = target_of(record)
         assert record.frames_fhw3.shape == (6, HEIGHT, WIDTH, 3)
         original = frames_of(clip)[record.times_f]
-        assert np.abs(record.frames_fhw3.astype(int) - original).mean() < 4  # h264, the right frames
+        assert (
+            np.abs(record.frames_fhw3.astype(int) - original).mean() < 4
+        )  # h264, the right frames
         pixels = record.boxes_t4 * np.float32([WIDTH, HEIGHT, WIDTH, HEIGHT])
         np.testing.assert_allclose(pixels, boxes(clip)[target], atol=1e-3)
         np.testing.assert_array_equal(record.box_4, record.boxes_t4[record.times_f[0]])
-        for t, frame, mask in zip(record.times_f, record.frames_fhw3, record.masks_fhw, strict=True):
+        for t, frame, mask in zip(
+            record.times_f, record.frames_fhw3, record.masks_fhw, strict=True
+        ):
             if t in THINNED and target == 0:
                 assert (mask == -1).all()
                 continue
@@ -59,7 +65,9 @@ def test_frame_mask_box_and_crop_agree(index):
                 assert (mask == -1).all()
                 continue
             ys, xs = np.nonzero(mask == 1)
-            np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], pixels[t], atol=1e-3)
+            np.testing.assert_allclose(
+                [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], pixels[t], atol=1e-3
+            )
             if target == 1 or (near(frame, 0) == (mask == 1)).mean() > 0.9:
                 assert near(frame, target)[mask == 1].mean() > 0.5
         assert len(record.crops) == 4
@@ -77,7 +85,9 @@ def test_first_frame_shows_the_target_and_every_stretch_is_drawn_from():
     assert (np.diff(drawn, axis=1) > 0).all()
     assert set(drawn.flat) == {*masked, 30, 31}  # known absences after it has appeared teach too
     assert set(drawn[:, 0]) <= set(masked)
-    few = choose_frames([10], np.zeros(40, bool), 40, 4, rng)  # filled up with unknown ones, later ones only
+    few = choose_frames(
+        [10], np.zeros(40, bool), 40, 4, rng
+    )  # filled up with unknown ones, later ones only
     assert few[0] == 10
     assert len(few) == 4
     with pytest.raises(ValueError, match="no frame has a mask"):
@@ -96,13 +106,17 @@ def test_media_as_a_tar_of_jpegs_gives_the_same_frames(index):
     del members["mp4"]
     with pytest.raises(Corrupt, match=entry.key):
         make_record(entry, members, np.random.default_rng(0))
-    tarred = make_record(entry, members | {"frames.tar": buffer.getvalue()}, np.random.default_rng(0))
+    tarred = make_record(
+        entry, members | {"frames.tar": buffer.getvalue()}, np.random.default_rng(0)
+    )
     np.testing.assert_array_equal(video.times_f, tarred.times_f)
     assert np.abs(video.frames_fhw3.astype(int) - tarred.frames_fhw3).mean() < 4
 
 
 def test_any_frames_of_a_video_are_those_of_decoding_it_all():
-    ramp = np.arange(40, dtype=np.uint8)[:, None, None, None] * 5 + np.zeros((40, 64, 96, 3), np.uint8)
+    ramp = np.arange(40, dtype=np.uint8)[:, None, None, None] * 5 + np.zeros(
+        (40, 64, 96, 3), np.uint8
+    )
     video = encode_mp4(ramp, 25.0, gop=12)
     for wanted in ({0}, {39}, {11, 12, 13}, {5, 30}, set(range(40))):
         found = _video(video, wanted)
@@ -137,7 +151,9 @@ def test_dropout_and_switches_have_exactly_their_rate_through_the_loader(index, 
         assert gone.sum() == round(level * there.sum())
         assert all(near(crop, target_of(record)[1]).mean() > 0.5 for crop in record.crops)
     wrong = 0
-    for record in records(index, frames=2, corruption=Corruption(kind="id_switch", level=level, segments=2)):
+    for record in records(
+        index, frames=2, corruption=Corruption(kind="id_switch", level=level, segments=2)
+    ):
         there, same, other = switched(record)
         assert (there & ~same).sum() == (there & other).sum() == round(level * there.sum())
         wrong += sum(near(crop, 1 - target_of(record)[1]).mean() > 0.5 for crop in record.crops)
@@ -149,7 +165,8 @@ def test_alone_in_its_clip_nothing_is_switched_and_it_is_counted(tmp_path):
     only = ("a-c0-1", ["1"], members_of(0, 1, frames, encode_mp4(frames, 10.0)))
     write_shard(tmp_path, "a", 0, [Clip("a-c0", HEIGHT, WIDTH, [only], {"n_masks": 16})])
     loader = Loader(
-        Index.open(str(tmp_path)), LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5})
+        Index.open(str(tmp_path)),
+        LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5}),
     )
     for n, (record,) in enumerate(loader, 1):
         assert record.trajectory_t4 is None
@@ -163,11 +180,15 @@ def test_jitter_moves_crops_and_never_the_targets_of_the_losses(index):
         size = 33 / np.float32([WIDTH, HEIGHT])
         moved = (record.trajectory_t4 - record.boxes_t4)[there].reshape(-1, 2, 2).mean(1) / size
         assert 0.1 < np.abs(moved).max() <= 0.2 + 1e-4
-        np.testing.assert_allclose(record.boxes_t4 * np.float32([WIDTH, HEIGHT] * 2), boxes(clip)[target], atol=1e-3)
+        np.testing.assert_allclose(
+            record.boxes_t4 * np.float32([WIDTH, HEIGHT] * 2), boxes(clip)[target], atol=1e-3
+        )
 
 
 def test_noise_is_the_trajectorys_own_in_every_epoch(index):
-    options = LoaderOptions(batch=20, frames=2, tsf=ALWAYS, corruption=Corruption(kind="dropout", level=0.5))
+    options = LoaderOptions(
+        batch=20, frames=2, tsf=ALWAYS, corruption=Corruption(kind="dropout", level=0.5)
+    )
     loader = Loader(index, options)
     first, second = ({r.key: r.trajectory_t4 for batch in loader for r in batch} for _ in range(2))
     for key, trajectory in first.items():
@@ -180,7 +201,10 @@ def test_everything_dropped_leaves_a_prompt_without_tsf(index):
 
 
 def test_online_selection_is_offered_up_to_16_crops(index):
-    assert {len(r.crops) for r in records(index, frames=2, tsf=TSFConfig(dropout=0.0, selection="online"))} == {16}
+    assert {
+        len(r.crops)
+        for r in records(index, frames=2, tsf=TSFConfig(dropout=0.0, selection="online"))
+    } == {16}
     assert {len(r.crops) for r in records(index, frames=2, tsf=TSFConfig(dropout=0.0, k=6))} == {6}
 
 
@@ -193,7 +217,9 @@ def test_plain_webdataset_reads_the_same(which, request):
     for row, (entry, members) in enumerate(plain):
         ours = reader.members(index.entry(row))
         assert ours == members
-        one, two = (make_record(entry, m, np.random.default_rng(0), tsf=ALWAYS) for m in (ours, members))
+        one, two = (
+            make_record(entry, m, np.random.default_rng(0), tsf=ALWAYS) for m in (ours, members)
+        )
         np.testing.assert_array_equal(one.frames_fhw3, two.frames_fhw3)
     reader.close()
 
@@ -205,7 +231,9 @@ def test_a_folder_behind_fsspec_reads_the_same(out, index):
     memory.put(str(out), "/there", recursive=True)
     far = Index.open("memory://there")
     assert far.fingerprint == index.fingerprint
-    assert Reader("memory://there").members(far.entry(3)) == Reader(str(out)).members(index.entry(3))
+    assert Reader("memory://there").members(far.entry(3)) == Reader(str(out)).members(
+        index.entry(3)
+    )
 
 
 def test_what_curation_wrote_is_what_training_sees(curated):
@@ -223,7 +251,9 @@ def test_what_curation_wrote_is_what_training_sees(curated):
 
 def test_where_selects_by_any_column_of_the_manifests(out):
     index = Index.open(str(out), sources=["a"], where=pc.field("mean_iou") > 0.35)
-    assert index.referents["referent_id"].to_pylist() == [f"a-c{n}-{target}" for n in (4, 5) for target in (0, 1)]
+    assert index.referents["referent_id"].to_pylist() == [
+        f"a-c{n}-{target}" for n in (4, 5) for target in (0, 1)
+    ]
     with pytest.raises(ValueError, match="no referent with a mask"):
         Index.open(str(out), where=pc.field("mean_iou") > 99)
 

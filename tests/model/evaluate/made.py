@@ -21,8 +21,16 @@ from schemas.geometry import rle_encode
 
 HEIGHT, WIDTH, FRAMES, SIDE = 64, 96, 6, 20
 NAMES = {"first": 1, "second": 2}
-_INDEX = {"clip0": 0, "clip1": 1, "dogs-scale": 0, "motorbike": 1, "1000": 0, "1001": 1, "video_gcg-00000": 0,
-          "video_gcg-00001": 1}  # fmt: skip
+_INDEX = {
+    "clip0": 0,
+    "clip1": 1,
+    "dogs-scale": 0,
+    "motorbike": 1,
+    "1000": 0,
+    "1001": 1,
+    "video_gcg-00000": 0,
+    "video_gcg-00001": 1,
+}
 
 
 def corner(index: int, number: int, t: int) -> tuple[int, int]:
@@ -72,15 +80,25 @@ def make_mevis(root: Path) -> Path:
         for v in (0, 1)
         for number in (1, 2)
     }
-    expressions = [("the first square moves", [1]), ("the second square moves", [2]), ("the first and second", [1, 2])]
+    expressions = [
+        ("the first square moves", [1]),
+        ("the second square moves", [2]),
+        ("the first and second", [1, 2]),
+    ]
     for folder, truth in (("valid_u", True), ("valid", False)):
         videos = {}
         for v in (0, 1):
-            _images(root / folder / "JPEGImages" / f"clip{v}", v, [f"{name}.jpg" for name in frames])
-            videos[f"clip{v}"] = {"frames": frames, "expressions": {
-                str(n): {"exp": text} | ({"obj_id": ids, "anno_id": [10 * v + i for i in ids]} if truth else {})
-                for n, (text, ids) in enumerate(expressions)
-            }}  # fmt: skip
+            _images(
+                root / folder / "JPEGImages" / f"clip{v}", v, [f"{name}.jpg" for name in frames]
+            )
+            videos[f"clip{v}"] = {
+                "frames": frames,
+                "expressions": {
+                    str(n): {"exp": text}
+                    | ({"obj_id": ids, "anno_id": [10 * v + i for i in ids]} if truth else {})
+                    for n, (text, ids) in enumerate(expressions)
+                },
+            }
         _write(root / folder / "meta_expressions.json", json.dumps({"videos": videos}))
     _write(root / "valid_u/mask_dict.json", json.dumps(masks))
     return root
@@ -90,9 +108,15 @@ def make_ref_ytvos(root: Path, truth: bool = True) -> Path:
     """Two videos of the benchmark and one of the test list; truth as one PNG per frame and expression."""
     frames = [f"{5 * t:05d}" for t in range(FRAMES)]
     expressions = {"0": {"exp": "the first square"}, "1": {"exp": "the second square"}}
-    videos = {name: {"frames": frames, "expressions": expressions} for name in ("clip0", "clip1", "hidden")}
+    videos = {
+        name: {"frames": frames, "expressions": expressions}
+        for name in ("clip0", "clip1", "hidden")
+    }
     _write(root / "meta_expressions/valid/meta_expressions.json", json.dumps({"videos": videos}))
-    _write(root / "meta_expressions/test/meta_expressions.json", json.dumps({"videos": {"hidden": videos["hidden"]}}))
+    _write(
+        root / "meta_expressions/test/meta_expressions.json",
+        json.dumps({"videos": {"hidden": videos["hidden"]}}),
+    )
     for v in (0, 1):
         _images(root / "valid/JPEGImages" / f"clip{v}", v, [f"{name}.jpg" for name in frames])
         for number in (1, 2) if truth else ():
@@ -112,7 +136,11 @@ def make_ref_davis(root: Path) -> Path:
             _palette_png(root / f"Annotations_unsupervised/480p/{name}/{t:05d}.png", indices(v, t))
     for annotator, accent in (("annot1", ""), ("annot2", " caf\xe9")):
         for end in ("", "_full_video"):
-            lines = [f'{name} {number} "the {word} square{accent}"' for name in spelt for word, number in NAMES.items()]
+            lines = [
+                f'{name} {number} "the {word} square{accent}"'
+                for name in spelt
+                for word, number in NAMES.items()
+            ]
             path = root / f"davis_text_annotations/Davis17_{annotator}{end}.txt"
             _write(path, "\n".join(lines).encode("latin-1"))
     return root
@@ -125,10 +153,14 @@ def make_ref_davis_converted(root: Path) -> Path:
         _images(root / "valid/JPEGImages" / name, v, [f"{frame}.jpg" for frame in frames])
         for t, frame in enumerate(frames):
             _palette_png(root / f"valid/Annotations/{name}/{frame}.png", indices(v, t))
-        videos[name] = {"frames": frames, "expressions": {
-            str(4 * (number - 1) + a): {"exp": f"the {word} square", "obj_id": str(number)}
-            for word, number in NAMES.items() for a in range(4)
-        }}  # fmt: skip
+        videos[name] = {
+            "frames": frames,
+            "expressions": {
+                str(4 * (number - 1) + a): {"exp": f"the {word} square", "obj_id": str(number)}
+                for word, number in NAMES.items()
+                for a in range(4)
+            },
+        }
     _write(root / "meta_expressions/valid/meta_expressions.json", json.dumps({"videos": videos}))
     return root
 
@@ -138,7 +170,10 @@ def make_vidstg(root: Path) -> Path:
     items, length = [], 2 * FRAMES
     for v in (0, 1):
         vid = str(1000 + v)
-        _write(root / f"video/0000/{vid}.mp4", encode_mp4(np.stack([picture(v, t) for t in range(length)]), 2.0))
+        _write(
+            root / f"video/0000/{vid}.mp4",
+            encode_mp4(np.stack([picture(v, t) for t in range(length)]), 2.0),
+        )
         frames = []
         for t in range(length):
             boxes = []
@@ -147,13 +182,31 @@ def make_vidstg(root: Path) -> Path:
                 bbox = {"xmin": x, "ymin": y, "xmax": x + SIDE, "ymax": y + SIDE}
                 boxes.append({"tid": number, "bbox": bbox, "generated": 0, "tracker": "none"})
             frames.append(boxes)
-        _write(root / f"vidor_annotations/validation/0000/{vid}.json", json.dumps({"trajectories": frames}))
-        items.append({
-            "vid": vid, "fps": 2.0, "frame_count": length, "width": WIDTH, "height": HEIGHT,
-            "used_segment": {"begin_fid": 0, "end_fid": length - 1}, "temporal_gt": {"begin_fid": 2 * v, "end_fid": length},
-            "captions": [{"description": "the first square moves.", "type": "object", "target_id": 1}],
-            "questions": [{"description": "what does the second square do?", "type": "object", "target_id": 2}],
-        })  # fmt: skip
+        _write(
+            root / f"vidor_annotations/validation/0000/{vid}.json",
+            json.dumps({"trajectories": frames}),
+        )
+        items.append(
+            {
+                "vid": vid,
+                "fps": 2.0,
+                "frame_count": length,
+                "width": WIDTH,
+                "height": HEIGHT,
+                "used_segment": {"begin_fid": 0, "end_fid": length - 1},
+                "temporal_gt": {"begin_fid": 2 * v, "end_fid": length},
+                "captions": [
+                    {"description": "the first square moves.", "type": "object", "target_id": 1}
+                ],
+                "questions": [
+                    {
+                        "description": "what does the second square do?",
+                        "type": "object",
+                        "target_id": 2,
+                    }
+                ],
+            }
+        )
     _write(root / "vidstg_annotations/test_annotations.json", json.dumps(items))
     return root
 
@@ -161,16 +214,33 @@ def make_vidstg(root: Path) -> Path:
 def make_videogcg(root: Path) -> Path:
     """All three sources: two videos of the first (YTVIS and BURST frames), one of each other."""
     videos, annotations = [], []
-    for v, (origin, folder) in enumerate((("yt19", "ytvis/vos/train/JPEGImages"), ("burst", "burst/frames/val"))):
+    for v, (origin, folder) in enumerate(
+        (("yt19", "ytvis/vos/train/JPEGImages"), ("burst", "burst/frames/val"))
+    ):
         names = [f"set/clip{v}/{t:05d}.jpg" for t in range(FRAMES)]
         _images(root / folder, v, names)
         for number in (1, 2):
             segmentations = [rle_encode(square(v, number, t)) for t in range(FRAMES)]
             annotations.append({"id": 10 * v + number, "segmentations": segmentations})
-        caption = {"caption": "the first meets the second", "token_pos": [4, 1], "mask_id": [10 * v + 2, 10 * v + 1]}
-        videos.append({"file_names": names, "width": WIDTH, "height": HEIGHT, "length": FRAMES,
-                       "dense_cap": caption | {"v_id2o_id": {}}, "metadata": {"dataset": origin}})  # fmt: skip
-    _write(root / "video_gcg/instruction_data/test.json", json.dumps({"videos": videos, "annotations": annotations}))
+        caption = {
+            "caption": "the first meets the second",
+            "token_pos": [4, 1],
+            "mask_id": [10 * v + 2, 10 * v + 1],
+        }
+        videos.append(
+            {
+                "file_names": names,
+                "width": WIDTH,
+                "height": HEIGHT,
+                "length": FRAMES,
+                "dense_cap": caption | {"v_id2o_id": {}},
+                "metadata": {"dataset": origin},
+            }
+        )
+    _write(
+        root / "video_gcg/instruction_data/test.json",
+        json.dumps({"videos": videos, "annotations": annotations}),
+    )
     make_mevis(root / "mevis")
     caption = json.dumps({"caption": "[The first](1) meets [the second](2)"})
     _write(root / "mevis_gcg/valid_u/clip1.json", caption)
@@ -190,9 +260,12 @@ def _png(values: NDArray[np.uint8]) -> bytes:
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
-    "mevis": make_mevis, "ref-ytvos": make_ref_ytvos, "ref-davis17": make_ref_davis, "vidstg": make_vidstg,
+    "mevis": make_mevis,
+    "ref-ytvos": make_ref_ytvos,
+    "ref-davis17": make_ref_davis,
+    "vidstg": make_vidstg,
     "videogcg": make_videogcg,
-}  # fmt: skip
+}
 """Benchmark -> what writes it into an empty folder and returns that."""
 
 # --- planted predictions ---------------------------------------------------------------------------------------------
@@ -202,13 +275,18 @@ def truth(video: Video, text: str, scale: int = 1) -> NDArray[np.bool_]:
     """[T, H, W]: the squares that a text names, each pixel `scale` times as large."""
     index = next(i for name, i in _INDEX.items() if name in video.id)
     times = video.pick or range(len(video))
-    masks = [np.logical_or.reduce([square(index, NAMES[w], t) for w in NAMES if w in text.lower()]) for t in times]
+    masks = [
+        np.logical_or.reduce([square(index, NAMES[w], t) for w in NAMES if w in text.lower()])
+        for t in times
+    ]
     return np.stack(masks).repeat(scale, 1).repeat(scale, 2)
 
 
 def other(text: str) -> str:
     """Each square for the other: a text about both stays what it is."""
-    return " ".join({"first": "second", "second": "first"}.get(word, word) for word in text.lower().split())
+    return " ".join(
+        {"first": "second", "second": "first"}.get(word, word) for word in text.lower().split()
+    )
 
 
 def planted(
@@ -216,7 +294,9 @@ def planted(
 ) -> dict[str, dict[str, Prediction]]:
     """Predictions for every query: video id -> query id -> what `mask` gives, [T, H, W]."""
     return {
-        video.id: {query.id: Prediction(mask(video, query)[None]) for query in benchmark.queries(video)}
+        video.id: {
+            query.id: Prediction(mask(video, query)[None]) for query in benchmark.queries(video)
+        }
         for video in benchmark.videos()
     }
 
@@ -249,5 +329,9 @@ def swapped(video: Video, query: Query) -> NDArray[np.bool_]:
 
 def scores(benchmark: Benchmark, predictions: dict[str, dict[str, Prediction]]) -> dict[str, float]:
     """The benchmark's summary of predictions, as a run makes it."""
-    rows = [one for video in benchmark.videos() for one in benchmark.score(video, predictions.get(video.id, {}))]
+    rows = [
+        one
+        for video in benchmark.videos()
+        for one in benchmark.score(video, predictions.get(video.id, {}))
+    ]
     return benchmark.summary(rows)

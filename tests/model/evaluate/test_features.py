@@ -19,7 +19,9 @@ def sparrow():
 @pytest.fixture
 def passes(sparrow):
     seen = []
-    hook = sparrow.host.sam.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    hook = sparrow.host.sam.image_encoder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0]))
+    )
     yield seen
     hook.remove()
 

@@ -12,9 +12,18 @@ from model.evaluate.task import Prediction, Query
 from tests.model.evaluate.made import MAKERS, perfect, planted
 
 SETTINGS = Settings(
-    version="1", benchmark="mevis", split="val_u", scoring={}, host="glus", size="tiny", preset="paper",
-    model={"box": {"enabled": True}}, weights=(), asking={"name": "host"}, seed=0,
-)  # fmt: skip
+    version="1",
+    benchmark="mevis",
+    split="val_u",
+    scoring={},
+    host="glus",
+    size="tiny",
+    preset="paper",
+    model={"box": {"enabled": True}},
+    weights=(),
+    asking={"name": "host"},
+    seed=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +48,22 @@ def test_a_part_gives_back_what_was_predicted(tmp_path, mevis, rows):
     back = folder.rows(video, masks=True)
     assert back == rows
     assert "masks" not in folder.rows(video)[0]
-    np.testing.assert_array_equal(prediction(back[0]).masks_nthw, planted(mevis, perfect)["clip0"][query.id].masks_nthw)
+    np.testing.assert_array_equal(
+        prediction(back[0]).masks_nthw, planted(mevis, perfect)["clip0"][query.id].masks_nthw
+    )
     caption = Prediction(np.zeros((2, 3, 4, 5), bool), "two [SEG] [SEG]", ("a", "b"))
     again = prediction(
-        {"height": 4, "width": 5, "tracks": 2, "frames": 3, "answer": caption.text, "answer_phrases": ["a", "b"], "error": "",
-         "masks": [["d0"] * 3] * 2}
-    )  # fmt: skip
+        {
+            "height": 4,
+            "width": 5,
+            "tracks": 2,
+            "frames": 3,
+            "answer": caption.text,
+            "answer_phrases": ["a", "b"],
+            "error": "",
+            "masks": [["d0"] * 3] * 2,
+        }
+    )
     assert (again.phrases, again.text) == (caption.phrases, caption.text)
 
 
@@ -94,8 +113,15 @@ def test_timings_survive_a_cut_line(tmp_path):
     from model.evaluate.table import Cost
 
     folder = Folder(tmp_path, SETTINGS)
-    line = {"video": "a", "queries": 2, "frames_asked": 20, "seconds": 2.0, "device": "cpu", "parameters": 7,
-            "peak_mib": 0.0}  # fmt: skip
+    line = {
+        "video": "a",
+        "queries": 2,
+        "frames_asked": 20,
+        "seconds": 2.0,
+        "device": "cpu",
+        "parameters": 7,
+        "peak_mib": 0.0,
+    }
     folder.add_timing(line)
     with (tmp_path / "timings.csv").open("a") as file:
         file.write("b,2,2")

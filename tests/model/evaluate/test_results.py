@@ -24,7 +24,9 @@ def test_failures_count_and_are_listed(tmp_path, mevis):
     settings = SETTINGS.model_copy(update={"asking": ASKED})
     folder = Folder(tmp_path, settings)
     first, second = mevis.videos()
-    write_part(tmp_path, first, to_rows(mevis, first, planted(mevis, perfect)[first.id]), folder.mark)
+    write_part(
+        tmp_path, first, to_rows(mevis, first, planted(mevis, perfect)[first.id]), folder.mark
+    )
     write_part(tmp_path, second, failed_video(mevis, second, "its worker died"), folder.mark)
     results = conclude(folder, mevis, [first, second], 2)
     assert results["summary"] == {"J": 0.5, "F": 0.5, "J&F": 0.5}
@@ -34,9 +36,12 @@ def test_failures_count_and_are_listed(tmp_path, mevis):
     assert results["failures"][0] == {"video": "clip1", "query": "0", "error": "its worker died"}
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
     assert caveats(results) == [
-        "tiny glus, random weights: the numbers mean nothing", "3 of 6 queries failed and count as zero",
-    ]  # fmt: skip
-    found = duckdb.sql(f"SELECT video, avg(J), count(*) FROM '{tmp_path}/per_query.parquet' GROUP BY ALL ORDER BY ALL")
+        "tiny glus, random weights: the numbers mean nothing",
+        "3 of 6 queries failed and count as zero",
+    ]
+    found = duckdb.sql(
+        f"SELECT video, avg(J), count(*) FROM '{tmp_path}/per_query.parquet' GROUP BY ALL ORDER BY ALL"
+    )
     assert found.fetchall() == [("clip0", 1.0, 3), ("clip1", 0.0, 3)]
     parts = duckdb.sql(f"SELECT count(*), sum(tracks) FROM '{tmp_path}/parts/*.parquet'")
     assert parts.fetchall() == [(6, 3)]
@@ -45,10 +50,16 @@ def test_failures_count_and_are_listed(tmp_path, mevis):
 def test_a_part_of_the_benchmark_is_not_the_benchmark_s_number(tmp_path, mevis):
     folder = Folder(tmp_path, SETTINGS.model_copy(update={"asking": ASKED | {"answer": "force"}}))
     video = mevis.videos()[0]
-    empty = {key: type(one)(one.masks_nthw[:0]) for key, one in planted(mevis, perfect)[video.id].items()}
+    empty = {
+        key: type(one)(one.masks_nthw[:0]) for key, one in planted(mevis, perfect)[video.id].items()
+    }
     write_part(tmp_path, video, to_rows(mevis, video, empty), folder.mark)
     said = "\n".join(caveats(conclude(folder, mevis, [video], 2)))
-    for words in ("1 of 2 videos: not the benchmark's number", "answers were forced", "3 of 3 answers name no object"):
+    for words in (
+        "1 of 2 videos: not the benchmark's number",
+        "answers were forced",
+        "3 of 3 answers name no object",
+    ):
         assert words in said
 
 
@@ -56,7 +67,9 @@ def test_without_public_truth_there_is_no_score(tmp_path, mevis):
     hidden = open_benchmark("mevis", mevis.root.path, "val")
     folder = Folder(tmp_path, SETTINGS.model_copy(update={"asking": ASKED, "split": "val"}))
     video = hidden.videos()[0]
-    write_part(tmp_path, video, to_rows(hidden, video, planted(hidden, perfect)[video.id]), folder.mark)
+    write_part(
+        tmp_path, video, to_rows(hidden, video, planted(hidden, perfect)[video.id]), folder.mark
+    )
     results = conclude(folder, hidden, [video], 2)
     assert results["summary"] == {}
     assert results["failed"] == 0

@@ -28,9 +28,13 @@ class Says:
             sam=SimpleNamespace(no_mem_embed=SimpleNamespace(device=SimpleNamespace(type="cpu"))),
         )
 
-    def stream(self, frames, phrase, *, questions, prompt_frames, answer, crops, max_new_tokens, features):
+    def stream(
+        self, frames, phrase, *, questions, prompt_frames, answer, crops, max_new_tokens, features
+    ):
         self.crops = crops
-        self.asked.append((questions[phrase], len(frames), list(prompt_frames), answer, max_new_tokens))
+        self.asked.append(
+            (questions[phrase], len(frames), list(prompt_frames), answer, max_new_tokens)
+        )
         if self.fails is not None:
             raise self.fails
         steps = []
@@ -38,7 +42,9 @@ class Says:
             masks = np.zeros((len(self.referents), *frames.shape[1:3]), bool)
             for k in range(len(self.referents)):
                 masks[k, k] = True
-            steps.append(FrameMasks(t, list(range(len(masks))), masks, np.zeros(len(masks), np.float32)))
+            steps.append(
+                FrameMasks(t, list(range(len(masks))), masks, np.zeros(len(masks), np.float32))
+            )
 
         class Steps(list):
             texts = {phrase: self.text}  # noqa: RUF012
@@ -60,17 +66,22 @@ def rows_of(masks_thw):
     [("first", [[0, 2]]), ("union", [[0, 1, 2]]), ("all", [[0, 2], [1]])],
 )
 def test_instances_are_merged_as_the_protocol_says(merge, wanted):
-    found = predict(Says(referents=(0, 1, 0)), frames(), Query("0", "v", "a dog"), Asking(name="x", merge=merge))
+    found = predict(
+        Says(referents=(0, 1, 0)), frames(), Query("0", "v", "a dog"), Asking(name="x", merge=merge)
+    )
     assert [rows_of(track) for track in found.masks_nthw] == [[rows] * 5 for rows in wanted]
     assert not found.error
 
 
 def test_chunks_are_asked_on_their_own_and_put_together():
     sparrow = Says()
-    way = Asking(name="x", chunk=2, prompt_every=1, max_new_tokens=7, expression="Where is {phrase}?")
+    way = Asking(
+        name="x", chunk=2, prompt_every=1, max_new_tokens=7, expression="Where is {phrase}?"
+    )
     found = predict(sparrow, frames(5), Query("0", "v", "A dog."), way)
     assert sparrow.asked == [
-        ("Where is a dog?", n, prompted, "generate", 7) for n, prompted in ((2, [0, 1]), (2, [0, 1]), (1, [0]))
+        ("Where is a dog?", n, prompted, "generate", 7)
+        for n, prompted in ((2, [0, 1]), (2, [0, 1]), (1, [0]))
     ]
     assert rows_of(found.masks_nthw[0]) == [[0]] * 5
     assert found.text == "\n".join(["Sure, [SEG]."] * 3)
@@ -88,7 +99,9 @@ def test_an_answer_without_a_mask_is_no_failure():
     assert (found.text, found.error) == ("no idea", "")
 
 
-@pytest.mark.parametrize("error", [ValueError("too long\nat 0x1"), RuntimeError("out of memory"), MemoryError("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("too long\nat 0x1"), RuntimeError("out of memory"), MemoryError("no")]
+)
 def test_what_cannot_be_asked_has_its_reason(error):
     found = predict(Says(fails=error), frames(), Query("0", "v", "a dog"), Asking(name="x"))
     assert found.error == f"{type(error).__name__}: {error}".splitlines()[0]
@@ -96,7 +109,10 @@ def test_what_cannot_be_asked_has_its_reason(error):
 
 
 def test_phrases_belong_to_the_tokens_after_them():
-    assert phrases_of("<p> a  dog </p> [SEG] [BOX] chases <p>a ball</p> [SEG] [BOX].") == ["a dog", "a ball"]
+    assert phrases_of("<p> a  dog </p> [SEG] [BOX] chases <p>a ball</p> [SEG] [BOX].") == [
+        "a dog",
+        "a ball",
+    ]
     assert phrases_of("<p> a dog </p> [BOX] [SEG] and [BOX] [SEG]") == ["a dog", ""]
     assert phrases_of("Sure, <|seg|>.", "<|seg|>") == [""]
     assert phrases_of("<p> never closed [SEG]") == [""]
@@ -105,7 +121,12 @@ def test_phrases_belong_to_the_tokens_after_them():
 
 def test_captions_pair_phrases_with_tracks():
     text = "<p> a dog </p> [SEG] sees <p> a cat </p> [SEG]"
-    found = predict(Says(text, (0, 1)), frames(), Query("0", "v", "Describe.", "gcg"), Asking(name="x", merge="all"))
+    found = predict(
+        Says(text, (0, 1)),
+        frames(),
+        Query("0", "v", "Describe.", "gcg"),
+        Asking(name="x", merge="all"),
+    )
     assert found.phrases == ("a dog", "a cat")
     assert [rows_of(track)[0] for track in found.masks_nthw] == [[0], [1]]
 
@@ -130,10 +151,14 @@ def davis(tmp_path_factory):
 
 def test_a_video_s_rows_hold_scores_and_answers(davis):
     video = davis.videos()[0]
-    rows, seconds = evaluate_video(Knows(), davis, video, asking("host", "videoglamm", "ref-davis17"))
+    rows, seconds = evaluate_video(
+        Knows(), davis, video, asking("host", "videoglamm", "ref-davis17")
+    )
     assert seconds > 0
     assert len(rows) == len(davis.queries(video)) == 8
-    assert {(row["J"], row["F"], row["error"], row["tracks"]) for row in rows} == {(1.0, 1.0, "", 1)}
+    assert {(row["J"], row["F"], row["error"], row["tracks"]) for row in rows} == {
+        (1.0, 1.0, "", 1)
+    }
     assert rows[0]["text"] == "the first square"
     assert rows[0]["answer"] == "Sure, [SEG]."
     assert np.shape(rows[0]["masks"]) == (1, len(video))
@@ -145,7 +170,11 @@ def test_media_that_cannot_be_read_cost_their_queries_and_nothing_else(tmp_path)
     next((root / "JPEGImages/480p/motorbike").iterdir()).write_bytes(b"broken")
     benchmark = open_benchmark("ref-davis17", root, scorer="expression")
     way = asking("host", "videoglamm", "ref-davis17")
-    both = [row for video in benchmark.videos() for row in evaluate_video(Knows(), benchmark, video, way)[0]]
+    both = [
+        row
+        for video in benchmark.videos()
+        for row in evaluate_video(Knows(), benchmark, video, way)[0]
+    ]
     good, bad = both[:8], both[8:]
     assert all(row["J"] == 1 and not row["error"] for row in good)
     assert all(row["J"] == 0 and "motorbike" in row["error"] for row in bad)
@@ -158,7 +187,8 @@ def test_truth_that_cannot_be_read_costs_the_score_with_a_reason(tmp_path):
     masks.write_text(masks.read_text().replace('"11"', '"77"'))
     benchmark = open_benchmark("mevis", root)
     first, second = (
-        evaluate_video(Knows(), benchmark, video, asking("host", "glus", "mevis"))[0] for video in benchmark.videos()
+        evaluate_video(Knows(), benchmark, video, asking("host", "glus", "mevis"))[0]
+        for video in benchmark.videos()
     )
     assert not any(row["error"] for row in first)
     assert all("cannot be scored" in row["error"] and row["J"] == 0 for row in second)

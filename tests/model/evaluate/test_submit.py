@@ -48,12 +48,17 @@ def test_mevis(mevis):
 
 def test_ref_ytvos(tmp_path):
     benchmark = open_benchmark("ref-ytvos", made.make_ref_ytvos(tmp_path / "data", truth=False))
-    assert write_archive(benchmark, made.planted(benchmark, made.perfect).items(), tmp_path / "a.zip") == []
+    assert (
+        write_archive(benchmark, made.planted(benchmark, made.perfect).items(), tmp_path / "a.zip")
+        == []
+    )
     assert check_archive(benchmark, tmp_path / "a.zip") == []
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert len(archive.namelist()) == 2 * 2 * 6
         assert {name.split("/")[0] for name in archive.namelist()} == {"Annotations"}
-        assert (np.asarray(read(archive, "Annotations/clip0/1/00025.png")) == 255 * made.square(0, 2, 5)).all()
+        assert (
+            np.asarray(read(archive, "Annotations/clip0/1/00025.png")) == 255 * made.square(0, 2, 5)
+        ).all()
 
 
 def test_ref_davis(tmp_path):
@@ -76,12 +81,18 @@ def test_the_official_score_of_a_ref_davis_archive_is_ours(tmp_path):
     predictions["motorbike"]["1"] = Prediction(np.ones((1, 6, 64, 96), bool))
     write_archive(benchmark, predictions.items(), tmp_path / "a.zip")
     videos = [video.id for video in benchmark.videos()]
-    truth = {name: np.stack([made.indices(v, t) for t in range(6)]) for v, name in enumerate(videos)}
+    truth = {
+        name: np.stack([made.indices(v, t) for t in range(6)]) for v, name in enumerate(videos)
+    }
     means = []
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         for a in range(4):
-            saved = {name: np.stack([np.asarray(read(archive, f"anno_{a}/{name}/{t:05d}.png")) for t in range(6)])
-                     for name in videos}  # fmt: skip
+            saved = {
+                name: np.stack(
+                    [np.asarray(read(archive, f"anno_{a}/{name}/{t:05d}.png")) for t in range(6)]
+                )
+                for name in videos
+            }
             means.append(davis(saved, truth, "unsupervised")["global"])
     got = made.scores(benchmark, predictions)
     for ours, theirs in (("J", "J-Mean"), ("F", "F-Mean"), ("J&F", "J&F-Mean")):
@@ -90,7 +101,9 @@ def test_the_official_score_of_a_ref_davis_archive_is_ours(tmp_path):
 
 
 def test_the_palette_is_the_official_one(shared):
-    assert davis_palette() == [int(word) for word in (shared / "data/davis/palette.txt").read_text().split()]
+    assert davis_palette() == [
+        int(word) for word in (shared / "data/davis/palette.txt").read_text().split()
+    ]
 
 
 def test_what_failed_or_never_came_is_blank_and_same_input_gives_same_bytes(mevis, tmp_path):
@@ -103,7 +116,11 @@ def test_what_failed_or_never_came_is_blank_and_same_input_gives_same_bytes(mevi
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     assert check_archive(benchmark, tmp_path / "a.zip") == []
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        for name, area in (("clip0/0/00000.png", 400), ("clip0/1/00000.png", 0), ("clip1/0/00005.png", 0)):
+        for name, area in (
+            ("clip0/0/00000.png", 400),
+            ("clip0/1/00000.png", 0),
+            ("clip1/0/00005.png", 0),
+        ):
             assert np.count_nonzero(read(archive, name)) == area
 
 
@@ -113,8 +130,12 @@ def test_a_video_of_unknown_size_is_reported_and_the_rest_written(tmp_path):
         path.unlink()
     benchmark = open_benchmark("mevis", root, "val")
     predictions = made.planted(benchmark, made.perfect)
-    assert write_archive(benchmark, predictions.items(), tmp_path / "a.zip") == []  # predictions tell the size
-    assert write_archive(benchmark, [("clip0", predictions["clip0"])], tmp_path / "a.zip") == ["clip1"]
+    assert (
+        write_archive(benchmark, predictions.items(), tmp_path / "a.zip") == []
+    )  # predictions tell the size
+    assert write_archive(benchmark, [("clip0", predictions["clip0"])], tmp_path / "a.zip") == [
+        "clip1"
+    ]
     assert check_archive(benchmark, tmp_path / "a.zip") == [
         "missing: clip1/0/00000.png, clip1/0/00001.png, clip1/0/00002.png, clip1/0/00003.png, clip1/0/00004.png"
         " and 13 more"
@@ -143,8 +164,14 @@ def png(values):
     [
         (None, "missing: clip0/1/00002.png"),
         (b"no image", "unreadable (UnidentifiedImageError): clip0/1/00002.png"),
-        (png(np.zeros((64, 95), np.uint8)), "not of the video's size, which is 64x96: clip0/1/00002.png"),
-        (png(np.zeros((64, 96, 3), np.uint8)), "PNG of mode RGB, not a grey or palette PNG: clip0/1/00002.png"),
+        (
+            png(np.zeros((64, 95), np.uint8)),
+            "not of the video's size, which is 64x96: clip0/1/00002.png",
+        ),
+        (
+            png(np.zeros((64, 96, 3), np.uint8)),
+            "PNG of mode RGB, not a grey or palette PNG: clip0/1/00002.png",
+        ),
         (
             png(np.arange(64 * 96).reshape(64, 96).astype(np.uint8)),
             "with more than one value beside 0: any of them counts as the object: clip0/1/00002.png",
@@ -164,14 +191,23 @@ def test_bad_entries(mevis, tmp_path, data, problem):
 
 def test_common_mistakes(mevis, tmp_path):
     benchmark, path = mevis
-    found = check_archive(benchmark, changed(path, tmp_path / "deep.zip", lambda name, data: (f"valid/{name}", data)))
-    assert found[-1] == "all entries lie one folder too deep: zip the contents of valid/, not the folder"
-    found = check_archive(benchmark, changed(path, tmp_path / "x.zip", lambda name, data: (name, data)))
+    found = check_archive(
+        benchmark, changed(path, tmp_path / "deep.zip", lambda name, data: (f"valid/{name}", data))
+    )
+    assert (
+        found[-1]
+        == "all entries lie one folder too deep: zip the contents of valid/, not the folder"
+    )
+    found = check_archive(
+        benchmark, changed(path, tmp_path / "x.zip", lambda name, data: (name, data))
+    )
     assert found == []
     with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive:
         archive.writestr(".DS_Store", b"")
         archive.writestr("../escape.png", b"")
-    assert check_archive(benchmark, tmp_path / "x.zip") == ["not expected: ../escape.png, .DS_Store"]
+    assert check_archive(benchmark, tmp_path / "x.zip") == [
+        "not expected: ../escape.png, .DS_Store"
+    ]
     (tmp_path / "no.zip").write_bytes(b"text")
     assert "is not a zip file" in check_archive(benchmark, tmp_path / "no.zip")[0]
 
@@ -185,4 +221,6 @@ def test_davis_indices_above_the_tools_limit(tmp_path):
         return name, bad if name.endswith("00000.png") else data
 
     (problem,) = check_archive(benchmark, changed(tmp_path / "a.zip", tmp_path / "b.zip", change))
-    assert problem.startswith("with an index above 20, which the official tool refuses: anno_0/dogs-scale/00000.png")
+    assert problem.startswith(
+        "with an index above 20, which the official tool refuses: anno_0/dogs-scale/00000.png"
+    )

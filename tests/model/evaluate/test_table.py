@@ -13,29 +13,63 @@ from model.evaluate.table import Cost, Done, as_csv, legend, markdown, read_runs
 
 
 def done(name="r", benchmark="ref-davis17", split="val", host="videoglamm", cost=Cost(), **fields):
-    changes, summary = fields.pop("changes", {}), fields.pop("summary", {"J": 0.7, "F": 0.8, "J&F": 0.75})
+    changes, summary = (
+        fields.pop("changes", {}),
+        fields.pop("summary", {"J": 0.7, "F": 0.8, "J&F": 0.75}),
+    )
     results = {
-        "benchmark": benchmark, "split": split, "scoring": {}, "host": host, "size": "full", "preset": "paper",
-        "model": configure("paper", **changes).model_dump(mode="json"), "protocol": "host", "answer": "generate",
-        "seed": 0, "changes": changes, "weights": [["w", "1"]], "note": "", "videos": 30, "of_videos": 30, "queries": 244, "failed": 0,
-        "without_mask": 0, "summary": summary, "intervals": {"J&F": [0.7, 0.8]}, **fields,
-    }  # fmt: skip
+        "benchmark": benchmark,
+        "split": split,
+        "scoring": {},
+        "host": host,
+        "size": "full",
+        "preset": "paper",
+        "model": configure("paper", **changes).model_dump(mode="json"),
+        "protocol": "host",
+        "answer": "generate",
+        "seed": 0,
+        "changes": changes,
+        "weights": [["w", "1"]],
+        "note": "",
+        "videos": 30,
+        "of_videos": 30,
+        "queries": 244,
+        "failed": 0,
+        "without_mask": 0,
+        "summary": summary,
+        "intervals": {"J&F": [0.7, 0.8]},
+        **fields,
+    }
     return Done(name, results, cost)
 
 
 def cells(found, name, method, source):
     table = next(table for table in found if table.name == name)
-    return [[str(c) for c in row.cells] for row in table.rows if row.method == method and row.source.startswith(source)]
+    return [
+        [str(c) for c in row.cells]
+        for row in table.rows
+        if row.method == method and row.source.startswith(source)
+    ]
 
 
 def test_without_runs_the_paper_stands_alone():
     found = tables([])
     assert [table.name for table in found] == [
-        "Table 1", "Table 2", "Figure 5", "Table 3", "Table 4", "Table 5", "Table 15",
-    ]  # fmt: skip
+        "Table 1",
+        "Table 2",
+        "Figure 5",
+        "Table 3",
+        "Table 4",
+        "Table 5",
+        "Table 15",
+    ]
     assert all(row.source == "paper" for table in found for row in table.rows)
-    assert cells(found, "Table 1", "VideoGLaMM + SPARROW", "paper") == [["", "", "47.5", "", "", "57.4"]]
-    assert cells(found, "Table 2", "UniPixel", "paper") == [["68.6", "72.3", "70.5", "70.7", "77.8", "74.2"]]
+    assert cells(found, "Table 1", "VideoGLaMM + SPARROW", "paper") == [
+        ["", "", "47.5", "", "", "57.4"]
+    ]
+    assert cells(found, "Table 2", "UniPixel", "paper") == [
+        ["68.6", "72.3", "70.5", "70.7", "77.8", "74.2"]
+    ]
     assert cells(found, "Table 3", "GLUS", "paper") == [["45.86", "0.245", "", "", ""]]
     assert cells(found, "Table 15", "GLUS", "paper") == [["7.288", "6.37", "2680"]]
     assert cells(found, "Table 4", "No TSF", "paper") == [["69.5", "72.5"]]
@@ -58,12 +92,17 @@ def test_runs_stand_in_their_cells_and_runs_of_one_model_share_a_row():
     found = tables(runs)
     ours = ["50.0", "60.0", "55.0 [70.0, 80.0]", "70.0", "80.0", "75.0 [70.0, 80.0]"]
     assert cells(found, "Table 1", "GLUS + SPARROW", "val, val_u: protocol host") == [ours]
-    assert cells(found, "Table 1", "GLUS + SPARROW", "other: protocol paper") == [["", "", "", *ours[3:]]]
+    assert cells(found, "Table 1", "GLUS + SPARROW", "other: protocol paper") == [
+        ["", "", "", *ours[3:]]
+    ]
     assert cells(found, "Table 1", "GLUS", "val") == []
 
 
 def test_a_host_alone_is_not_sparrow():
-    plain = done(changes={"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"}, cost=Cost(5, 2.5))
+    plain = done(
+        changes={"box.enabled": False, "decode.prompts": "seg", "tsf.path": "none"},
+        cost=Cost(5, 2.5),
+    )
     found = tables([plain])
     assert len(cells(found, "Table 2", "VideoGLaMM", "r")) == 1
     assert cells(found, "Table 2", "VideoGLaMM + SPARROW", "r") == []
@@ -73,34 +112,44 @@ def test_a_host_alone_is_not_sparrow():
 
 def test_ablations_have_their_places():
     runs = [
-        done("default"), done("no-tsf", changes={"tsf.path": "none"}),
+        done("default"),
+        done("no-tsf", changes={"tsf.path": "none"}),
         done("seg", changes={"tsf.path": "none", "decode.prompts": "seg"}),
         done("seg-with-tsf", changes={"decode.prompts": "seg"}),
         done("unipixel", host="unipixel", changes={"tsf.path": "none"}),
-    ]  # fmt: skip
+    ]
     found = tables(runs)
     assert len(cells(found, "Table 4", "TSF in training (default)", "default")) == 1
     table = next(table for table in found if table.name == "Table 5")
     ours = [(row.method, row.source.split(":")[0]) for row in table.rows if row.source != "paper"]
     assert ours == [
-        ("(A) filter.supervision_token = box", "no-tsf"), ("(B) filter.where = head", "no-tsf"),
-        ("(C) decode.prompts = seg", "seg"), ("(C) decode.prompts = box+seg", "no-tsf"),
-    ]  # fmt: skip
+        ("(A) filter.supervision_token = box", "no-tsf"),
+        ("(B) filter.where = head", "no-tsf"),
+        ("(C) decode.prompts = seg", "seg"),
+        ("(C) decode.prompts = box+seg", "no-tsf"),
+    ]
 
 
 def test_other_formats_say_the_same():
     run = done(size="tiny", note="tiny: the numbers mean nothing", videos=3)
     found, notes = tables([run]), legend([run])
-    assert notes == ["r: ref-davis17 val; videoglamm, preset paper; protocol host, tiny; tiny: the numbers mean nothing; "
-                     "3 of 30 videos: not the benchmark's number"]  # fmt: skip
+    assert notes == [
+        "r: ref-davis17 val; videoglamm, preset paper; protocol host, tiny; tiny: the numbers mean nothing; "
+        "3 of 30 videos: not the benchmark's number"
+    ]
     text = markdown(found, notes)
-    assert "| VideoGLaMM + SPARROW | r: protocol host, tiny |  |  |  | 70.0 | 80.0 | 75.0 [70.0, 80.0] |" in text
+    assert (
+        "| VideoGLaMM + SPARROW | r: protocol host, tiny |  |  |  | 70.0 | 80.0 | 75.0 [70.0, 80.0] |"
+        in text
+    )
     assert text.endswith(f"- {notes[0]}")
     mine = [one for one in csv.DictReader(io.StringIO(as_csv(found))) if one["source"] != "paper"]
     assert [(one["table"], one["column"], float(one["value"])) for one in mine] == [
-        ("Table 2", "DAVIS17 J", 70.0), ("Table 2", "DAVIS17 F", 80.0), ("Table 2", "DAVIS17 J&F", 75.0),
+        ("Table 2", "DAVIS17 J", 70.0),
+        ("Table 2", "DAVIS17 F", 80.0),
+        ("Table 2", "DAVIS17 J&F", 75.0),
         ("Table 4", "[BOX] on", 75.0),
-    ]  # fmt: skip
+    ]
     assert [one for one in records(found) if one["source"] != "paper"][2]["low"] == 70.0
 
 

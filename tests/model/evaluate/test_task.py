@@ -26,15 +26,21 @@ def brightness(video):
 
 def test_picked_frames(root):
     names = tuple(f"{t}.jpg" for t in range(4))
-    assert brightness(Video("v", ("a", "b", "c"), None, root, Media("video", "v.mp4"), (1, 2, 7))) == [1, 2, 7]
-    assert brightness(Video("v", ("a", "b"), (32, 48), root, Media("frames", "images", names=names), (0, 3))) == [0, 3]
+    assert brightness(
+        Video("v", ("a", "b", "c"), None, root, Media("video", "v.mp4"), (1, 2, 7))
+    ) == [1, 2, 7]
+    assert brightness(
+        Video("v", ("a", "b"), (32, 48), root, Media("frames", "images", names=names), (0, 3))
+    ) == [0, 3]
     assert len(Video("v", ("a", "b"), None, root, Media("frames", "images", names=names))) == 2
 
 
 def test_sizes(root):
     media = Media("video", "v.mp4")
     assert Video("v", ("a",), (16, 24), root, media, resized=True).read().shape == (1, 16, 24, 3)
-    with pytest.raises(ValueError, match=r"video v: v.mp4 has frames of 32x48, the annotation says 16x24"):
+    with pytest.raises(
+        ValueError, match=r"video v: v.mp4 has frames of 32x48, the annotation says 16x24"
+    ):
         Video("v", ("a",), (16, 24), root, media).read()
 
 
@@ -56,7 +62,9 @@ def test_names_that_are_no_names(root, name):
 
 
 def test_unknown_benchmarks_splits_and_options(tmp_path):
-    with pytest.raises(ValueError, match="choose one of mevis, ref-ytvos, ref-davis17, vidstg, videogcg"):
+    with pytest.raises(
+        ValueError, match="choose one of mevis, ref-ytvos, ref-davis17, vidstg, videogcg"
+    ):
         open_benchmark("revos", tmp_path)
     with pytest.raises(ValueError, match="mevis has no split 'test': choose one of val_u, val"):
         open_benchmark("mevis", tmp_path, "test")
@@ -64,5 +72,7 @@ def test_unknown_benchmarks_splits_and_options(tmp_path):
         open_benchmark("mevis", tmp_path, scorer="official")
     with pytest.raises(ValueError, match="is not a folder"):
         open_benchmark("mevis", tmp_path / "none")
-    with pytest.raises(ValueError, match=r"(?s)valid_u/meta_expressions.json is not under.*Found:\n  nothing"):
+    with pytest.raises(
+        ValueError, match=r"(?s)valid_u/meta_expressions.json is not under.*Found:\n  nothing"
+    ):
         open_benchmark("mevis", tmp_path)

@@ -34,8 +34,9 @@ def test_every_picture_is_four_tokens_whatever_the_size_of_the_video(tiny):
     for frames, height, width in ((1, 48, 80), (3, 80, 48), (9, 57, 57)):
         inputs = tiny.prepare(clip_of(frames, height, width))
         assert {name: tuple(x.shape) for name, x in inputs.items()} == {
-            "context": (4, 3, 56, 56), "query": (1, 3, 56, 56),
-        }  # fmt: skip
+            "context": (4, 3, 56, 56),
+            "query": (1, 3, 56, 56),
+        }
         tokens = tiny.visual_tokens(inputs)
         assert [tuple(block.shape) for block in tokens] == [(4, 64)] * 5
 
@@ -57,7 +58,9 @@ def test_chosen_frames_are_asked_about(tiny):
 def test_pooling_takes_neighbours_in_a_row_before_projection(tiny):
     patches = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
     tokens = tiny.project_spatial(patches)
-    expected = torch.stack([tiny.image_projector(patches[:, i : i + 4].mean(1)) for i in range(0, 16, 4)], 1)
+    expected = torch.stack(
+        [tiny.image_projector(patches[:, i : i + 4].mean(1)) for i in range(0, 16, 4)], 1
+    )
     torch.testing.assert_close(tokens, expected)
     mean = patches.mean(1, keepdim=True)
     torch.testing.assert_close(tiny.project_spatial(mean), tiny.image_projector(mean))
@@ -74,10 +77,15 @@ def test_what_was_looked_at_once_is_as_good_as_pixels(tiny):
 
 
 def test_a_dialogue_is_vicunas_with_context_and_tsf_in_the_first_turn(tiny):
-    ids, begins = tiny.dialogue([("Where?", "It is [SEG]."), ("And now?", "[SEG]."), ("Now?", None)], tsf=2)
+    ids, begins = tiny.dialogue(
+        [("Where?", "It is [SEG]."), ("And now?", "[SEG]."), ("Now?", None)], tsf=2
+    )
     assert spoken(tiny, ids) == (
         "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed,"
-        " and polite answers to the human's questions. USER: " + "<im_start><im_end>" * 4 + "\nPlease finished the "
+        " and polite answers to the human's questions. USER: "
+        + "<im_start><im_end>"
+        * 4
+        + "\nPlease finished the "
         "following tasks on the context frames above.\n<im_start><im_end>\nWhere?\n ASSISTANT: It is [SEG].</s>"
         "USER: <im_start><im_end>\nAnd now? ASSISTANT: [SEG].</s>USER: <im_start><im_end>\nNow? ASSISTANT:"
     )
@@ -108,16 +116,20 @@ def test_wrong_inputs_are_named(tiny):
         tiny.prepare(np.zeros((4, 48, 80), np.uint8))
     good = tiny.prepare(clip_of(4))
     for bad in (
-        {"context": good["context"]}, good | {"context": good["context"][:3]}, good | {"query": good["query"][..., 1:]},
+        {"context": good["context"]},
+        good | {"context": good["context"][:3]},
+        good | {"query": good["query"][..., 1:]},
         good | {"query": good["query"][:0]},
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match="glus looks at 4 context"):
             tiny.visual_tokens(bad)
 
 
 @torch.no_grad()
 def test_generated_states_equal_the_ones_of_the_whole_sequence(tiny, monkeypatch):
-    monkeypatch.setattr(type(tiny.tokenizer), "eos_token_id", -1, raising=False)  # it would stop by chance
+    monkeypatch.setattr(
+        type(tiny.tokenizer), "eos_token_id", -1, raising=False
+    )  # it would stop by chance
     inputs = tiny.prepare(clip_of(6))
     ids, _ = tiny.conversation("Where?")
     said = tiny.generate(tiny.pack([ids], [inputs]), 8)
@@ -162,7 +174,9 @@ def test_states_are_a_window_of_turns_and_a_box_where_it_is_asked_for(tiny, aske
         torch.testing.assert_close(query, pictures[window], rtol=0, atol=1e-6)
         assert text.count("Can you segment the the dog in this frame?") == len(window)
         assert text.count("context frames above") == 1
-        assert [a.split("</s>")[0] for a in text.split("ASSISTANT: ")[1:]] == [states[i].text for i in window]
+        assert [a.split("</s>")[0] for a in text.split("ASSISTANT: ")[1:]] == [
+            states[i].text for i in window
+        ]
 
 
 @torch.no_grad()
@@ -187,9 +201,13 @@ def test_the_dialogue_begins_at_the_first_prompted_frame(tiny, asked):
     states = list(tiny.states(frames, "Where?", [3, 5], answer="[SEG] [BOX]"))
     assert [(s.frame, s.box_nd is not None) for s in states] == [(3, True), (4, False), (5, True)]
     assert [text.count("Where?") for text, _ in asked] == [1, 2, 3]
-    packed = tiny.pack([tiny.conversation("Where?", "[SEG] [BOX]")[0]], [tiny.prepare(frames, query=[3])])
+    packed = tiny.pack(
+        [tiny.conversation("Where?", "[SEG] [BOX]")[0]], [tiny.prepare(frames, query=[3])]
+    )
     at_seg = select(tiny.lm(packed)[1][0], packed.ids_bl[0], tiny.seg_id)
-    torch.testing.assert_close(states[0].seg_nd, at_seg, rtol=0, atol=1e-5)  # context is the whole video's
+    torch.testing.assert_close(
+        states[0].seg_nd, at_seg, rtol=0, atol=1e-5
+    )  # context is the whole video's
 
 
 @torch.no_grad()
@@ -198,7 +216,9 @@ def test_tsf_tokens_stay_with_the_window(tiny, asked):
     frames = clip_of(6)
     states = list(tiny.states(frames, "Where?", [0], answer="[SEG]", tsf_nd=tsf))
     without = list(tiny.states(frames, "Where?", [0], answer="[SEG]"))
-    assert all((a.seg_nd - b.seg_nd).abs().max() > 1e-6 for a, b in zip(states, without, strict=True))
+    assert all(
+        (a.seg_nd - b.seg_nd).abs().max() > 1e-6 for a, b in zip(states, without, strict=True)
+    )
     assert all(text.count("Where?\n ASSISTANT") == 1 for text, _ in asked[:6])
 
 
@@ -226,10 +246,17 @@ def test_the_model_decides_whether_and_in_which_order_it_grounds(tiny, asked, mo
     states = list(tiny.states(clip_of(4), "Where?", [0, 3]))
     prefix = "Sure, the segmentation result is "
     assert [s.text for s in states] == [
-        f"{prefix}[BOX] [SEG].", prefix + tiny.tokenizer.decode([other]), f"{prefix}[SEG].",
+        f"{prefix}[BOX] [SEG].",
         prefix + tiny.tokenizer.decode([other]),
-    ]  # fmt: skip
-    assert [(len(s.seg_nd), s.box_nd is not None) for s in states] == [(1, True), (0, False), (1, False), (0, False)]
+        f"{prefix}[SEG].",
+        prefix + tiny.tokenizer.decode([other]),
+    ]
+    assert [(len(s.seg_nd), s.box_nd is not None) for s in states] == [
+        (1, True),
+        (0, False),
+        (1, False),
+        (0, False),
+    ]
     assert not any(s.forced for s in states)
     before = asked[-1][0].split(" ASSISTANT: ")[1:-1]  # what was not said is put right
     assert [turn.split("</s>")[0] for turn in before] == [
@@ -251,7 +278,9 @@ def test_without_box_in_the_vocabulary_a_prompted_frame_is_like_any_other(asked,
 def scene(tiny):
     """Nine frames of features, and two objects' states on each."""
     with torch.no_grad():
-        return tiny.sam_features(clip_of(9)), torch.randn(9, 2, 64, generator=torch.Generator().manual_seed(3))
+        return tiny.sam_features(clip_of(9)), torch.randn(
+            9, 2, 64, generator=torch.Generator().manual_seed(3)
+        )
 
 
 def follow(host, scene, frames, prompts):
@@ -268,7 +297,9 @@ BOX = torch.tensor([[0.1, 0.2, 0.5, 0.9]])
 
 def test_objects_are_followed_alike_alone_and_together(tiny, scene, monkeypatch):
     """The second one comes at frame 2 with a box, of which the first one has none."""
-    monkeypatch.setattr(tiny, "config", tiny.config.model_copy(update={"memory_stride": 1}))  # no grid to start on
+    monkeypatch.setattr(
+        tiny, "config", tiny.config.model_copy(update={"memory_stride": 1})
+    )  # no grid to start on
     states = scene[1]
     own = {
         "a": {t: (["a"], tiny.prompt(states[t, :1], None)) for t in range(7)},
@@ -298,10 +329,14 @@ def test_a_frame_without_a_prompt_is_decoded_from_memory_alone(tiny, scene):
         bank = MemoryBank(tiny.sam, 3)
         for t in (0, 1):
             embedding[t] = bank.condition(t, features(t), [0])
-            step = tiny.sam.decode(features(t), prompts[t][1], multimask=False, embedding=embedding[t])
+            step = tiny.sam.decode(
+                features(t), prompts[t][1], multimask=False, embedding=embedding[t]
+            )
             bank.add(t, [0], embedding[t], step.logits_n1hw)
         nothing = Prompt(None, torch.full((1, 4), torch.nan))
-        step = tiny.sam.decode(features(2), nothing, multimask=False, embedding=bank.condition(2, features(2), [0]))
+        step = tiny.sam.decode(
+            features(2), nothing, multimask=False, embedding=bank.condition(2, features(2), [0])
+        )
     torch.testing.assert_close(found[2, 0], step.logits_n1hw[0], rtol=0, atol=1e-5)
 
 
@@ -350,7 +385,9 @@ def test_from_a_clip_and_a_forced_answer_to_masks(tiny):
     frames = clip_of(6)
     answer = tiny.answer.format(seg="[BOX] [SEG]")
     states = list(tiny.states(frames, tiny.question("the dog"), [0, 3], answer=answer))
-    prompts = {s.frame: ([0], tiny.prompt(s.seg_nd, None if s.box_nd is None else BOX)) for s in states}
+    prompts = {
+        s.frame: ([0], tiny.prompt(s.seg_nd, None if s.box_nd is None else BOX)) for s in states
+    }
     assert [tiny.sam.sparse(p).shape[1] for _, p in prompts.values()] == [4, 1, 1, 4, 1, 1]
     maps = tiny.sam_features(frames)
     steps = list(tiny.propagate(lambda t: maps.rows([t]), 6, prompts))
@@ -365,7 +402,10 @@ def test_from_a_clip_and_a_forced_answer_to_masks(tiny):
 def test_one_step_of_training_reaches_what_it_should(tiny):
     """Three frames of two samples, each a dialogue; [BOX] in the first turn of one of them."""
     frames = clip_of(8)
-    inputs = [tiny.prepare(frames, query=[2, 3, 4]), tiny.prepare(clip_of(5, 60, 40), query=[0, 1, 2])]
+    inputs = [
+        tiny.prepare(frames, query=[2, 3, 4]),
+        tiny.prepare(clip_of(5, 60, 40), query=[0, 1, 2]),
+    ]
     plain = [("Where?", "It is [SEG].")] * 3
     rows = [tiny.dialogue([("What?", "[SEG] [BOX]."), *plain[1:]], tsf=2), tiny.dialogue(plain)]
     features = tiny.crop_features([clip_of(1, 9, 30)[0], clip_of(1, 30, 9)[0]])
@@ -373,7 +413,10 @@ def test_one_step_of_training_reaches_what_it_should(tiny):
     assert not features.requires_grad
     tsf = tiny.project_spatial(features).mean(1)
     packed = tiny.pack(
-        [ids for ids, _ in rows], inputs, tsf=[tsf, None], answer_begins=[begins[0] for _, begins in rows]
+        [ids for ids, _ in rows],
+        inputs,
+        tsf=[tsf, None],
+        answer_begins=[begins[0] for _, begins in rows],
     )
     logits, hidden, _ = tiny.lm(packed)
     states = []
@@ -384,10 +427,14 @@ def test_one_step_of_training_reaches_what_it_should(tiny):
         states.append(tiny.prompt_state(0, ids, hidden[row, : length - 1], begin, "", forced=True))
         assert torch.equal(states[row].seg_nd, select(hidden[row], ids, tiny.seg_id))
     assert [(len(s.seg_nd), s.box_nd is not None) for s in states] == [(3, True), (3, False)]
-    assert torch.equal(states[0].box_nd, select(hidden[0], packed.ids_bl[0], tiny.token_id(BOX_TOKEN)))
+    assert torch.equal(
+        states[0].box_nd, select(hidden[0], packed.ids_bl[0], tiny.token_id(BOX_TOKEN))
+    )
 
     maps = tiny.sam_features(frames[2:5])
-    prompts = {t: ([0], tiny.prompt(states[0].seg_nd[t : t + 1], None, training=True)) for t in range(3)}
+    prompts = {
+        t: ([0], tiny.prompt(states[0].seg_nd[t : t + 1], None, training=True)) for t in range(3)
+    }
     tiny.train()
     try:
         masks = list(tiny.propagate(lambda t: maps.rows([t]), 3, prompts))
@@ -397,8 +444,16 @@ def test_one_step_of_training_reaches_what_it_should(tiny):
     labels = packed.labels_bl.where(packed.labels_bl == tiny.seg_id, IGNORE)
     loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
     (loss + sum(step.logits_n1hw.mean() for _, _, step in masks)).backward()
-    moved = {name for name, p in tiny.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    for part in ("llm.model.layers.0.self_attn.q_proj", "image_projector", "seg_head.0", "seg_head.2", "llm.lm_head"):
+    moved = {
+        name for name, p in tiny.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    for part in (
+        "llm.model.layers.0.self_attn.q_proj",
+        "image_projector",
+        "seg_head.0",
+        "seg_head.2",
+        "llm.lm_head",
+    ):
         assert f"{part}.weight" in moved
     assert not [name for name in moved if name.startswith(("image_encoder", "sam"))]
     tiny.zero_grad()
@@ -407,7 +462,10 @@ def test_one_step_of_training_reaches_what_it_should(tiny):
 @torch.no_grad()
 def test_a_batch_gives_each_sample_what_it_gets_alone(tiny):
     inputs = [tiny.prepare(clip_of(8), query=[0, 1]), tiny.prepare(clip_of(1, 60, 40))]
-    ids = [tiny.dialogue([("What is it?", "[SEG]")] * 2)[0], tiny.conversation("Where?", "Here: [SEG]")[0]]
+    ids = [
+        tiny.dialogue([("What is it?", "[SEG]")] * 2)[0],
+        tiny.conversation("Where?", "Here: [SEG]")[0],
+    ]
     _, together, _ = tiny.lm(tiny.pack(ids, inputs))
     for row in range(2):
         _, alone, _ = tiny.lm(tiny.pack([ids[row]], [inputs[row]]))
@@ -420,9 +478,14 @@ def test_a_batch_gives_each_sample_what_it_gets_alone(tiny):
 @pytest.mark.parametrize(("vocab", "total"), [(32003, 7_288_079), (32004, 7_288_087)])
 def test_the_full_host_has_the_official_size(vocab, total):
     host = build("glus", "full", "meta", vocab=vocab)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in host.named_children()}
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in host.named_children()
+    }
     assert {name: round(count / 1e3) for name, count in counts.items() if name != "llm"} == {
-        "image_encoder": 303_180, "image_projector": 4_198, "seg_head": 17_830, "sam": 224_430,
-    }  # fmt: skip
+        "image_encoder": 303_180,
+        "image_projector": 4_198,
+        "seg_head": 17_830,
+        "sam": 224_430,
+    }
     assert counts["llm"] == 6_738_415_616 + 2 * 4096 * (vocab - 32000)
     assert round(sum(counts.values()) / 1e3) == total

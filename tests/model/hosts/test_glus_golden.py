@@ -27,13 +27,28 @@ OURS = {
 }
 """Beginnings of official names -> ours; the first that fits."""
 CONFIG = GLUSConfig(
-    vocab=128, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, clip_dim=32, clip_layers=3, clip_heads=4,
-    clip_mlp=64, sam="2.0-tiny", sam_size=256, memory_stride=1, tokenizer="bytes",
-)  # fmt: skip
+    vocab=128,
+    llm_dim=64,
+    llm_layers=2,
+    llm_heads=4,
+    llm_mlp=128,
+    clip_dim=32,
+    clip_layers=3,
+    clip_heads=4,
+    clip_mlp=64,
+    sam="2.0-tiny",
+    sam_size=256,
+    memory_stride=1,
+    tokenizer="bytes",
+)
 
 
 def our_name(official: str) -> str:
-    return next(ours + official.removeprefix(theirs) for theirs, ours in OURS.items() if official.startswith(theirs))
+    return next(
+        ours + official.removeprefix(theirs)
+        for theirs, ours in OURS.items()
+        if official.startswith(theirs)
+    )
 
 
 class Golden:
@@ -43,7 +58,9 @@ class Golden:
         folder = shared / "golden/hosts/glus"
         self.values = np.load(folder / "glus.npz")
         self.meta = json.loads((folder / "glus.json").read_text())
-        self.keys = {k["name"]: tuple(k["shape"]) for k in json.loads((folder / "keys.json").read_text())}
+        self.keys = {
+            k["name"]: tuple(k["shape"]) for k in json.loads((folder / "keys.json").read_text())
+        }
         sys.path.insert(0, str(shared / "golden"))
         try:
             self.inputs = importlib.import_module("golden_inputs")
@@ -53,7 +70,9 @@ class Golden:
         wanted = {n: tuple(t.shape) for n, t in self.host.state_dict().items()}
         official = {n: shape for n, shape in self.keys.items() if not n.endswith("inv_freq")}
         assert wanted == {our_name(n): shape for n, shape in official.items()}
-        self.host.load_state_dict({our_name(n): torch.as_tensor(seeded(n, s)) for n, s in official.items()})
+        self.host.load_state_dict(
+            {our_name(n): torch.as_tensor(seeded(n, s)) for n, s in official.items()}
+        )
         clip = self.square("clip", 224, 84, 70, 28, 56, 10, 6)
         with torch.no_grad():
             self.patches = self.host.look(clip)
@@ -67,7 +86,10 @@ class Golden:
 
     def ask(self, step):
         """The dialogue of one step, [SEG] said at its end as the reference does -> packed, states, states at [SEG]."""
-        inputs = {"context": self.patches[self.meta["context_frames"]], "query": self.patches[step["window"]]}
+        inputs = {
+            "context": self.patches[self.meta["context_frames"]],
+            "query": self.patches[step["window"]],
+        }
         packed = self.host.pack([[*step["input_ids"], self.meta["tokens"]["seg"]]], [inputs])
         _, hidden, _ = self.host.lm(packed)
         return packed, hidden[0], select(hidden[0], packed.ids_bl[0], self.meta["tokens"]["seg"])
@@ -75,7 +97,9 @@ class Golden:
     def check(self, ours, name, tolerance):
         theirs = self.values[name]
         assert tuple(ours.shape) == theirs.shape
-        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +153,9 @@ def test_masks_and_memories_equal_the_reference(golden, stride, monkeypatch):
         remembered.append((embedding, self.memories[position][0]))
 
     monkeypatch.setattr(MemoryBank, "add", spy)
-    prompts = {t: ([0], host.prompt(at_seg[-1:], None)) for t, (_, _, at_seg) in enumerate(golden.steps)}
+    prompts = {
+        t: ([0], host.prompt(at_seg[-1:], None)) for t, (_, _, at_seg) in enumerate(golden.steps)
+    }
     assert prompts[0][1].pads == 0
     steps = list(host.propagate(lambda t: golden.maps.rows([t]), 8, prompts))
     assert [(t, objects) for t, objects, _ in steps] == [(t, [0]) for t in range(8)]
@@ -143,6 +169,8 @@ def test_masks_and_memories_equal_the_reference(golden, stride, monkeypatch):
         assert float(step.iou_n) == pytest.approx(meta["iou"][0], abs=1e-4)
         assert float(step.object_score_n) == pytest.approx(meta["object_score"], abs=1e-4)
         mask = to_frame(step.logits_n1hw, *golden.meta["mask_size"])[0].numpy()
-        packed = np.unpackbits(golden.values[f"{name}/mask_packed"])[: mask.size].reshape(mask.shape)
+        packed = np.unpackbits(golden.values[f"{name}/mask_packed"])[: mask.size].reshape(
+            mask.shape
+        )
         assert (mask != packed).mean() <= PIXELS
         assert mask.mean() == pytest.approx(meta["foreground"], abs=PIXELS)

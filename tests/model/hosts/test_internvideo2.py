@@ -15,14 +15,24 @@ from trackers.seeded import normal, seed_module, seeded
 TOLERANCE = 1e-4
 """The golden vectors' own (README_hosts.md, section 2)."""
 TINY = InternVideo2Config(
-    width=64, depth=4, heads=4, mlp=279, image_size=56, pooled=96, teacher=80, teacher_final=48, teacher_layers=3
+    width=64,
+    depth=4,
+    heads=4,
+    mlp=279,
+    image_size=56,
+    pooled=96,
+    teacher=80,
+    teacher_final=48,
+    teacher_layers=3,
 )
 
 
 @pytest.fixture(scope="module")
 def golden(shared):
     folder = shared / "golden/internvideo2"
-    return np.load(folder / "internvideo2.npz"), json.loads((folder / "internvideo2.json").read_text())
+    return np.load(folder / "internvideo2.npz"), json.loads(
+        (folder / "internvideo2.json").read_text()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +64,12 @@ def test_names_and_shapes_are_the_official_ones(golden, tower):
 
 
 def test_position_tables_start_as_the_official_ones(golden):
-    np.testing.assert_allclose(wave_table(64, 4, 4), golden[0]["sincos_pos_embed"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(wave_table(64, 1, 4), golden[0]["sincos_img_pos_embed"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        wave_table(64, 4, 4), golden[0]["sincos_pos_embed"], rtol=0, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        wave_table(64, 1, 4), golden[0]["sincos_img_pos_embed"], rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("case", ["gaussian", "video", "image"])
@@ -104,10 +118,16 @@ def test_the_full_tower_has_the_official_size(shared):
     with torch.device("meta"):
         tower = InternVideo2()
     assert sum(p.numel() for p in tower.parameters()) == 1_049_117_056
-    keys = json.loads((shared / "golden/keys/sparrow_finetune_export_with_video_tower.json").read_text())["tensors"]
+    keys = json.loads(
+        (shared / "golden/keys/sparrow_finetune_export_with_video_tower.json").read_text()
+    )["tensors"]
     prefix = "model.vision_tower.vision_encoder."
     entries = keys.items() if isinstance(keys, dict) else ((k["name"], k["shape"]) for k in keys)
-    expected = {name.removeprefix(prefix): tuple(shape) for name, shape in entries if name.startswith(prefix)}
+    expected = {
+        name.removeprefix(prefix): tuple(shape)
+        for name, shape in entries
+        if name.startswith(prefix)
+    }
     assert {name: tuple(t.shape) for name, t in tower.state_dict().items()} == expected
 
 

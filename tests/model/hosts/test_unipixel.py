@@ -23,10 +23,23 @@ from trackers.seeded import seeded
 MERGED, HIDDEN, LOGITS, VIDEO, PIXELS = 2e-5, 1e-4, 5e-4, 1e-3, 1e-3
 """The golden vectors' own tolerances (README_hosts.md, section 5)."""
 CONFIG = UniPixelConfig(
-    vocab=128, llm_dim=64, llm_layers=3, llm_heads=4, llm_kv_heads=2, llm_mlp=128, rope_section=(2, 3, 3),
-    max_len=4096, vit_dim=32, vit_layers=4, vit_heads=4, vit_mlp=64, vit_window=56, vit_full=(1, 3),
-    sam="2.1-tiny", sam_size=256,
-)  # fmt: skip
+    vocab=128,
+    llm_dim=64,
+    llm_layers=3,
+    llm_heads=4,
+    llm_kv_heads=2,
+    llm_mlp=128,
+    rope_section=(2, 3, 3),
+    max_len=4096,
+    vit_dim=32,
+    vit_layers=4,
+    vit_heads=4,
+    vit_mlp=64,
+    vit_window=56,
+    vit_full=(1, 3),
+    sam="2.1-tiny",
+    sam_size=256,
+)
 
 
 def our_name(official: str) -> str:
@@ -36,7 +49,11 @@ def our_name(official: str) -> str:
             official = ours + official.removeprefix(theirs)
             break
     fuser = official.startswith("sam.memory_encoder.fuser.layers.") and official.count(".") == 5
-    return official.removesuffix("weight") + "gamma" if fuser and official.endswith(".weight") else official
+    return (
+        official.removesuffix("weight") + "gamma"
+        if fuser and official.endswith(".weight")
+        else official
+    )
 
 
 class Golden:
@@ -53,30 +70,45 @@ class Golden:
         finally:
             sys.path.pop(0)
         self.host = UniPixel(CONFIG).eval()
-        state = {our_name(n): seeded(k.get("alias_of") or n, tuple(k["shape"])) for n, k in self.keys.items()}
-        assert {n: tuple(t.shape) for n, t in self.host.state_dict().items()} == {n: v.shape for n, v in state.items()}
+        state = {
+            our_name(n): seeded(k.get("alias_of") or n, tuple(k["shape"]))
+            for n, k in self.keys.items()
+        }
+        assert {n: tuple(t.shape) for n, t in self.host.state_dict().items()} == {
+            n: v.shape for n, v in state.items()
+        }
         self.host.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
         words = {f"<|{word}|>": self.meta["tokens"][word] for word in ("seg", "ref", "mem")}
         self.host.tokenizer = SimpleNamespace(
             convert_tokens_to_ids=words.get, unk_token_id=None, pad_token_id=None, eos_token_id=2
         )
-        patches = torch.from_numpy(self.inputs.gaussian("hosts/unipixel/pixel_values", (240, 1176), "s0:"))
+        patches = torch.from_numpy(
+            self.inputs.gaussian("hosts/unipixel/pixel_values", (240, 1176), "s0:")
+        )
         self.pixels = {"patches": patches, "grid": torch.tensor([self.meta["video_grid_thw"]])}
 
     def pack(self, case):
         video = self.meta["tokens"]["video_token_id"]
         ids = self.meta["cases"][case]["input_ids"]
-        ids = [IMAGE if one == video else one for i, one in enumerate(ids) if one != video or ids[i - 1] != video]
+        ids = [
+            IMAGE if one == video else one
+            for i, one in enumerate(ids)
+            if one != video or ids[i - 1] != video
+        ]
         return self.host.pack([ids], [self.pixels])
 
     def check(self, ours, name, tolerance):
         theirs = self.values[name]
         assert tuple(ours.shape) == theirs.shape
-        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name
+        )
 
     def check_language(self, packed, case):
         self.check(packed.embeds_bld[0], f"{case}/merged", MERGED)
-        np.testing.assert_array_equal(packed.positions[:, 0].numpy(), self.values[f"{case}/position_ids"])
+        np.testing.assert_array_equal(
+            packed.positions[:, 0].numpy(), self.values[f"{case}/position_ids"]
+        )
         logits, hidden, _ = self.host.lm(packed)
         self.check(hidden[0], f"{case}/hidden_pre_norm", HIDDEN)
         self.check(self.host.final_norm(hidden)[0], f"{case}/hidden_post_norm", HIDDEN)
@@ -92,7 +124,10 @@ class Golden:
     def pointed(self):
         said = self.meta["references"]
         places = [[x / 256 for xy in points[0] for x in xy] for points in said["point_coords"]]
-        return [Pointed(frame, tuple(xy)) for (frame,), xy in zip(said["point_frames"], places, strict=True)]
+        return [
+            Pointed(frame, tuple(xy))
+            for (frame,), xy in zip(said["point_frames"], places, strict=True)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -146,30 +181,45 @@ def test_language_and_masks_equal_the_reference(golden):
     golden.check(prompt.vectors_nk256, "two_objects/seg_vectors", HIDDEN)
     golden.check(golden.host.sam.sparse(prompt)[:1], "two_objects/sparse_first_call", HIDDEN)
 
-    square = golden.inputs.moving_square("hosts/unipixel/sam", 6, 256, 256, 96, 80, 48, 64, 14, 8, salt="s0:")
+    square = golden.inputs.moving_square(
+        "hosts/unipixel/sam", 6, 256, 256, 96, 80, 48, 64, 14, 8, salt="s0:"
+    )
     assert zlib.crc32(square.tobytes()) == golden.meta["sam_crc32"]
-    maps = golden.host.sam.features(torch.from_numpy(np.stack([golden.inputs.normalised(frame) for frame in square])))
+    maps = golden.host.sam.features(
+        torch.from_numpy(np.stack([golden.inputs.normalised(frame) for frame in square]))
+    )
     steps = list(golden.host.propagate(lambda t: maps.rows([t]), 6, {0: ([0, 1], prompt)}))
     assert [(t, names) for t, names, _ in steps] == [(t, [0, 1]) for t in range(6)]
     low = torch.stack([out.logits_n1hw[:, 0] for _, _, out in steps], 1)
     golden.check(low[:, 0], "two_objects/low_res_logits_frame0", LOGITS)
     golden.check(low[:, :, ::2, ::2], "two_objects/low_res_logits_every2", VIDEO)
-    golden.check(torch.stack([out.object_score_n for _, _, out in steps], 1), "two_objects/object_scores", HIDDEN)
+    golden.check(
+        torch.stack([out.object_score_n for _, _, out in steps], 1),
+        "two_objects/object_scores",
+        HIDDEN,
+    )
     np.testing.assert_allclose(
-        torch.stack([out.ious_nm for _, _, out in steps], 1), golden.meta["cases"]["two_objects"]["predicted_iou"],
-        rtol=0, atol=HIDDEN,
-    )  # fmt: skip
+        torch.stack([out.ious_nm for _, _, out in steps], 1),
+        golden.meta["cases"]["two_objects"]["predicted_iou"],
+        rtol=0,
+        atol=HIDDEN,
+    )
     sized = interpolate(low, (120, 160), mode="bilinear")
     golden.check(sized[:, :, ::2, ::2], "two_objects/mask_logits_every2", VIDEO)
     masks = torch.stack([to_frame(one[:, None], 120, 160) for one in low])
-    theirs = np.unpackbits(golden.values["two_objects/masks_packed"])[: masks.numel()].reshape(masks.shape)
+    theirs = np.unpackbits(golden.values["two_objects/masks_packed"])[: masks.numel()].reshape(
+        masks.shape
+    )
     assert (masks.numpy() != theirs).mean() <= PIXELS
 
 
 @torch.no_grad()
 def test_points_boxes_and_regions_equal_the_reference(golden):
     packed = golden.host.refer(
-        golden.pack("references"), golden.pixels, pointed=golden.pointed(), regions_otyx=golden.regions()
+        golden.pack("references"),
+        golden.pixels,
+        pointed=golden.pointed(),
+        regions_otyx=golden.regions(),
     )
     at = packed.ids_bl[0]
     golden.check(packed.embeds_bld[0, at == 111], "references/ref_embeddings", MERGED)
@@ -183,10 +233,14 @@ def test_regions_in_raster_order_are_the_cells_under_the_mask(golden):
     rows = torch.from_numpy(golden.values["vision/pre_merger_mlp_window_order"])
     right = rows[window_order(golden.pixels["grid"], 2).argsort()].reshape(3, 4, 5, -1)
     regions = golden.regions()
-    means = [right[t][regions[o, t]].mean(0) for o in range(2) for t in range(3) if regions[o, t].any()]
+    means = [
+        right[t][regions[o, t]].mean(0) for o in range(2) for t in range(3) if regions[o, t].any()
+    ]
     mended = copy.copy(golden.host)
     mended.config = CONFIG.model_copy(update={"region_order": "raster"})
-    patches = golden.host.visual(golden.pixels["patches"], grid_thw=golden.pixels["grid"]).last_hidden_state
+    patches = golden.host.visual(
+        golden.pixels["patches"], grid_thw=golden.pixels["grid"]
+    ).last_hidden_state
     ours = region_tokens(mended, patches, golden.pixels["grid"], regions)
     assert ours.allclose(golden.host.msk_proj(torch.stack(means)), atol=HIDDEN)
     released = region_tokens(golden.host, patches, golden.pixels["grid"], regions)
@@ -196,9 +250,14 @@ def test_regions_in_raster_order_are_the_cells_under_the_mask(golden):
 @torch.no_grad()
 def test_the_frame_rate_is_not_looked_at(golden):
     """The reference always says one second per frame pair, and collapses time for anything less."""
-    ours, theirs = golden.pack("half_rate").positions[:, 0].numpy(), golden.values["half_rate/position_ids"]
+    ours, theirs = (
+        golden.pack("half_rate").positions[:, 0].numpy(),
+        golden.values["half_rate/position_ids"],
+    )
     np.testing.assert_array_equal(ours[1:], theirs[1:])
-    np.testing.assert_array_equal(ours[0, 5:65].reshape(3, 20), 5 + np.repeat([[0], [2], [4]], 20, 1))
+    np.testing.assert_array_equal(
+        ours[0, 5:65].reshape(3, 20), 5 + np.repeat([[0], [2], [4]], 20, 1)
+    )
     assert set(theirs[0, 5:65]) == {5}
 
 
@@ -211,15 +270,26 @@ def full() -> Any:
 
 
 def test_full_size_has_the_official_parameters(full):
-    sizes = {name: sum(p.numel() for p in full.get_submodule(name).parameters()) for name, _ in full.named_children()}
+    sizes = {
+        name: sum(p.numel() for p in full.get_submodule(name).parameters())
+        for name, _ in full.named_children()
+    }
     sizes["visual"] = sum(p.numel() for p in full.visual.parameters())
     sizes["language"] = sizes.pop("llm") - sizes["visual"]
-    sizes["references"] = sum(sizes.pop(name) for name in list(sizes) if name.startswith(("ref_", "tem_")))
+    sizes["references"] = sum(
+        sizes.pop(name) for name in list(sizes) if name.startswith(("ref_", "tem_"))
+    )
     assert sizes == {
-        "language": 3_085_938_688, "visual": 668_684_288, "sam": 80_850_178, "msk_proj": 36_707_328,
-        "seg_head": 5_247_488, "references": 4_336_204,
-    }  # fmt: skip
-    assert sum(p.numel() for p in full.parameters()) == 3_881_764_174  # 3,881,764,814 with three position codes
+        "language": 3_085_938_688,
+        "visual": 668_684_288,
+        "sam": 80_850_178,
+        "msk_proj": 36_707_328,
+        "seg_head": 5_247_488,
+        "references": 4_336_204,
+    }
+    assert (
+        sum(p.numel() for p in full.parameters()) == 3_881_764_174
+    )  # 3,881,764,814 with three position codes
     assert full.llm.lm_head.weight is full.token_embeddings().weight
 
 
@@ -265,7 +335,9 @@ def test_frames_are_sized_as_the_reference_sizes_them(eyes, frames, height, widt
 def test_frames_are_even_with_both_ends(total):
     chosen = sample_frames(total, 16)
     step = (total - 1) / 15
-    expected = np.arange(0, total, step)[:16].round() if total > 16 else np.arange(total)  # the reference's line
+    expected = (
+        np.arange(0, total, step)[:16].round() if total > 16 else np.arange(total)
+    )  # the reference's line
     np.testing.assert_array_equal(chosen, expected)
 
 
@@ -297,13 +369,19 @@ def test_crops_of_any_size_become_patches_and_merge_into_tokens(host, clip):
     patches = host.crop_features(crops)
     assert patches.shape == (2, 16, 32)
     assert host.crop_features([]).shape == (0, 16, 32)
-    assert host.crop_features(crops[1:]).allclose(patches[1:], atol=1e-5)  # a crop does not see its neighbours
+    assert host.crop_features(crops[1:]).allclose(
+        patches[1:], atol=1e-5
+    )  # a crop does not see its neighbours
     tokens = host.project_spatial(patches)
     assert tokens.shape == (2, 4, 64)
     assert host.project_spatial(patches.mean(1, keepdim=True)).shape == (2, 1, 64)
     stretched = patchify(np.array([[[[7, 8, 9]]]], np.uint8).repeat(56, 1).repeat(56, 2))
     flat = host.crop_features([np.array([[[7, 8, 9]]], np.uint8)])
-    assert host.project_spatial(flat)[0].mean(0).allclose(host.visual_tokens(stretched)[0].mean(0), atol=1e-5)
+    assert (
+        host.project_spatial(flat)[0]
+        .mean(0)
+        .allclose(host.visual_tokens(stretched)[0].mean(0), atol=1e-5)
+    )
 
 
 # --- words and positions ---
@@ -322,7 +400,9 @@ def test_conversation_is_chatml_with_the_slots_in_place(host):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
     )
     assert host.tokenizer.decode(ids[places[0] + 1 : places[1]]) == "<|vision_end|>Where is it?\n"
-    assert host.tokenizer.decode(ids[places[-1] + 1 : begin]) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        host.tokenizer.decode(ids[places[-1] + 1 : begin]) == "<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert host.tokenizer.decode(ids[begin:]) == "Here: <|seg|>.<|im_end|>"
     assert host.conversation("Where is it?", tsf=4) == (ids[:begin], begin)
     assert ids.count(host.seg_id) == 1
@@ -331,7 +411,9 @@ def test_conversation_is_chatml_with_the_slots_in_place(host):
 def test_positions_equal_transformers_where_rows_outnumber_time(host):
     grid = torch.tensor([[2, 8, 12]])
     ids = torch.tensor([1, 2, *[IMAGE] * 48, 3, TSF, TSF, 4])
-    theirs, _ = host.llm.model.get_rope_index(ids[None], (ids == IMAGE)[None].int() * 2, video_grid_thw=grid)
+    theirs, _ = host.llm.model.get_rope_index(
+        ids[None], (ids == IMAGE)[None].int() * 2, video_grid_thw=grid
+    )
     assert mrope(ids, grid).equal(theirs[:, 0])
 
 
@@ -349,9 +431,14 @@ def test_text_goes_on_after_the_video_in_time_too():
 
 def test_counts_labels_and_slots_of_a_packed_batch(host, clip):
     inputs = [host.prepare(clip), host.prepare(clip[:3])]
-    said = [host.conversation("What moves?", "<|seg|>", tsf=2), host.conversation("And what not?", "No, <|seg|>.")]
+    said = [
+        host.conversation("What moves?", "<|seg|>", tsf=2),
+        host.conversation("And what not?", "No, <|seg|>."),
+    ]
     tsf = torch.randn(2, 64)
-    packed = host.pack([s[0] for s in said], inputs, tsf=[tsf, None], answer_begins=[s[1] for s in said])
+    packed = host.pack(
+        [s[0] for s in said], inputs, tsf=[tsf, None], answer_begins=[s[1] for s in said]
+    )
     assert [tuple(one["grid"][0].tolist()) for one in inputs] == [(3, 6, 8), (2, 6, 8)]
     assert (packed.ids_bl == IMAGE).sum(1).tolist() == [36, 24]
     assert packed.embeds_bld[0][packed.ids_bl[0] == TSF].equal(tsf)
@@ -430,12 +517,16 @@ def test_a_forced_answer_prompts_and_follows_every_frame(host, clip):
     answer = f"{BOX_TOKEN} <|seg|>"
     host.add_tokens([BOX_TOKEN])
     assert host.llm.lm_head.weight is host.token_embeddings().weight  # still tied
-    states = list(host.states(clip, host.question("dog"), [0, 3], answer=answer, tsf_nd=torch.randn(4, 64)))
+    states = list(
+        host.states(clip, host.question("dog"), [0, 3], answer=answer, tsf_nd=torch.randn(4, 64))
+    )
     assert [(s.frame, s.forced) for s in states] == [(0, True), (3, True)]
     assert all(s.seg_nd.shape == s.box_nd.shape == (1, 64) for s in states)
     prompts = {s.frame: ([7], host.prompt(s.seg_nd, None)) for s in states}
     seen = {}
-    for t, names, out in host.propagate(lambda t: host.sam_features(clip[t : t + 1]), len(clip), prompts):
+    for t, names, out in host.propagate(
+        lambda t: host.sam_features(clip[t : t + 1]), len(clip), prompts
+    ):
         seen[t] = (names, to_frame(out.logits_n1hw, 72, 100).shape)
     assert seen == {t: ([7], (1, 72, 100)) for t in range(6)}
 
@@ -450,7 +541,9 @@ def test_pointing_needs_as_many_tokens_as_references(host, clip):
         host.refer(packed, inputs, regions_otyx=regions)
     regions[0, 1, 2, 3] = True
     with pytest.raises(ValueError, match=r"1 <\|ref\|>, but 2"):
-        host.refer(packed, inputs, pointed=[Pointed(0, (0.5, 0.5)), Pointed(1, (0.1, 0.1, 0.2, 0.3))])
+        host.refer(
+            packed, inputs, pointed=[Pointed(0, (0.5, 0.5)), Pointed(1, (0.1, 0.1, 0.2, 0.3))]
+        )
     with pytest.raises(ValueError, match="frames"):
         host.refer(packed, inputs, pointed=[Pointed(6, (0.5, 0.5))])
     with pytest.raises(ValueError, match="neither a point"):

@@ -18,7 +18,15 @@ from model.losses import mask_losses
 from model.sam import to_frame
 from trackers.seeded import seeded
 
-MERGED, HIDDEN, LOGITS, VIDEO_F32, VIDEO_BF16, PIXELS, LOSS = 2e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-3, 1e-4
+MERGED, HIDDEN, LOGITS, VIDEO_F32, VIDEO_BF16, PIXELS, LOSS = (
+    2e-5,
+    1e-4,
+    5e-4,
+    1e-3,
+    5e-3,
+    1e-3,
+    1e-4,
+)
 """The golden vectors' own tolerances (README_hosts.md, section 5)."""
 OURS = {
     "model.vision_tower.": "",
@@ -33,12 +41,30 @@ OURS = {
 }
 """Beginnings of official names -> ours; each is tried once, in this order."""
 CONFIG = VideoGLaMMConfig(
-    vocab=64, llm_dim=64, llm_layers=2, llm_heads=4, llm_mlp=128, clip_dim=32, clip_layers=3, clip_heads=4, clip_mlp=64,
+    vocab=64,
+    llm_dim=64,
+    llm_layers=2,
+    llm_heads=4,
+    llm_mlp=128,
+    clip_dim=32,
+    clip_layers=3,
+    clip_heads=4,
+    clip_mlp=64,
     video=InternVideo2Config(
-        width=64, depth=4, heads=4, mlp=279, pooled=96, teacher=80, teacher_final=48, teacher_layers=1
+        width=64,
+        depth=4,
+        heads=4,
+        mlp=279,
+        pooled=96,
+        teacher=80,
+        teacher_final=48,
+        teacher_layers=1,
     ),
-    video_text=32, sam="2.0-tiny", sam_size=256, tokenizer="bytes",
-)  # fmt: skip
+    video_text=32,
+    sam="2.0-tiny",
+    sam_size=256,
+    tokenizer="bytes",
+)
 
 
 def our_name(official: str) -> str:
@@ -48,7 +74,11 @@ def our_name(official: str) -> str:
             if ours:
                 break
     fuser = official.startswith("sam.memory_encoder.fuser.layers.") and official.count(".") == 5
-    return official.removesuffix("weight") + "gamma" if fuser and official.endswith(".weight") else official
+    return (
+        official.removesuffix("weight") + "gamma"
+        if fuser and official.endswith(".weight")
+        else official
+    )
 
 
 def collapse(ids: list[int]) -> list[int]:
@@ -70,11 +100,19 @@ class Golden:
         finally:
             sys.path.pop(0)
         self.host = VideoGLaMM(CONFIG).eval()
-        state = {our_name(name): seeded(self.source(name), tuple(key["shape"])) for name, key in self.keys.items()}
+        state = {
+            our_name(name): seeded(self.source(name), tuple(key["shape"]))
+            for name, key in self.keys.items()
+        }
         wanted = self.host.state_dict()
-        assert {name: tuple(t.shape) for name, t in wanted.items()} == {n: v.shape for n, v in state.items()}
+        assert {name: tuple(t.shape) for name, t in wanted.items()} == {
+            n: v.shape for n, v in state.items()
+        }
         self.host.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-        self.pixels = {"image": self.square("context", 16, 336), "video": self.square("video", 16, 224)}
+        self.pixels = {
+            "image": self.square("context", 16, 336),
+            "video": self.square("video", 16, 224),
+        }
         ids = collapse(self.meta["input_ids"])
         with torch.no_grad():
             self.packed = self.host.pack([ids], [self.pixels], answer_begins=[ids.index(9) + 1])
@@ -87,16 +125,27 @@ class Golden:
 
     def square(self, name: str, frames: int, side: int) -> torch.Tensor:
         clip = self.inputs.moving_square(
-            f"hosts/videoglamm/{name}", frames, side, side, 3 * side // 8, 5 * side // 16, side // 8, side // 4,
-            max(1, side // 48), max(1, side // 64), salt="s0:",
-        )  # fmt: skip
+            f"hosts/videoglamm/{name}",
+            frames,
+            side,
+            side,
+            3 * side // 8,
+            5 * side // 16,
+            side // 8,
+            side // 4,
+            max(1, side // 48),
+            max(1, side // 64),
+            salt="s0:",
+        )
         assert zlib.crc32(clip.tobytes()) == self.meta["crc32"][name]
         return torch.from_numpy(np.stack([self.inputs.normalised(frame) for frame in clip]))
 
     def check(self, ours, name, tolerance):
         theirs = self.values[name]
         assert tuple(ours.shape) == theirs.shape
-        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            ours.detach().numpy(), theirs, rtol=0, atol=tolerance, err_msg=name
+        )
 
     def check_masks(self, masks_tnhw, name):
         theirs = np.unpackbits(self.values[name])[: masks_tnhw.numel()].reshape(masks_tnhw.shape)
@@ -129,12 +178,16 @@ def test_towers_equal_the_reference(golden):
 def test_the_prompt_equals_the_reference(golden):
     merged = golden.packed.embeds_bld[0]
     assert len(merged) == golden.meta["length"] == 3328 + 18
-    assert (golden.packed.ids_bl == IMAGE).sum() == golden.meta["visual_tokens"] == 16 * 144 + 16 * 64
+    assert (
+        (golden.packed.ids_bl == IMAGE).sum() == golden.meta["visual_tokens"] == 16 * 144 + 16 * 64
+    )
     assert golden.packed.positions[0].tolist() == list(range(3346))
     golden.check(merged[::13], "merged/every13", MERGED)
     text = golden.packed.ids_bl[0] != IMAGE
     around = golden.values["merged/first_and_last"]
-    np.testing.assert_allclose(torch.cat([merged[:6], merged[-16:]]).detach(), around, rtol=0, atol=MERGED)
+    np.testing.assert_allclose(
+        torch.cat([merged[:6], merged[-16:]]).detach(), around, rtol=0, atol=MERGED
+    )
     assert text.sum() == 18
     golden.check(merged.norm(dim=1), "merged/l2_norm", MERGED)
 
@@ -161,12 +214,17 @@ def test_masks_frame_by_frame_equal_the_reference(golden):
     golden.check(low[0], "frame_decode/low_res_logits_frame0", LOGITS)
     golden.check(out.iou_n.reshape(6, 2, 1), "frame_decode/iou", HIDDEN)
     golden.check(out.object_score_n.reshape(6, 2, 1), "frame_decode/object_score", HIDDEN)
-    golden.check_masks(to_frame(out.logits_n1hw, 120, 160).unflatten(0, (6, 2)), "frame_decode/masks_packed")
+    golden.check_masks(
+        to_frame(out.logits_n1hw, 120, 160).unflatten(0, (6, 2)), "frame_decode/masks_packed"
+    )
 
 
 @pytest.mark.parametrize(
     ("memory", "name", "tolerance"),
-    [(torch.bfloat16, "mask_logits_every2", VIDEO_BF16), (None, "mask_logits_f32memory_every2", VIDEO_F32)],
+    [
+        (torch.bfloat16, "mask_logits_every2", VIDEO_BF16),
+        (None, "mask_logits_f32memory_every2", VIDEO_F32),
+    ],
 )
 @torch.no_grad()
 def test_masks_through_memory_equal_the_reference(golden, memory, name, tolerance, monkeypatch):
@@ -177,15 +235,27 @@ def test_masks_through_memory_equal_the_reference(golden, memory, name, toleranc
     steps = list(host.propagate(lambda t: golden.maps.rows([t]), 6, {0: ([0, 1], prompt)}))
     assert [(t, objects) for t, objects, _ in steps] == [(t, [0, 1]) for t in range(6)]
     golden.check(steps[0][2].logits_n1hw[:1], "propagate/low_res_first_call", LOGITS)
-    ious, scores = meta["predicted_iou"], meta["object_scores"]  # two calls for the prompts, then one per frame
+    ious, scores = (
+        meta["predicted_iou"],
+        meta["object_scores"],
+    )  # two calls for the prompts, then one per frame
     np.testing.assert_allclose(steps[0][2].ious_nm, ious[:2], rtol=0, atol=HIDDEN)
-    np.testing.assert_allclose([steps[t][2].ious_nm[0].tolist() for t in range(1, 6)], ious[2:], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        [steps[t][2].ious_nm[0].tolist() for t in range(1, 6)], ious[2:], rtol=0, atol=tolerance
+    )
     theirs = [[scores[0][0], scores[1][0]], *scores[2:]]
-    np.testing.assert_allclose([s.object_score_n.tolist() for _, _, s in steps], theirs, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        [s.object_score_n.tolist() for _, _, s in steps], theirs, rtol=0, atol=tolerance
+    )
     logits = torch.stack([step.logits_n1hw for _, _, step in steps])[:, :, 0]
-    golden.check(interpolate(logits, (120, 160), mode="bilinear")[..., ::2, ::2], f"propagate/{name}", tolerance)
+    golden.check(
+        interpolate(logits, (120, 160), mode="bilinear")[..., ::2, ::2],
+        f"propagate/{name}",
+        tolerance,
+    )
     golden.check_masks(
-        torch.stack([to_frame(step.logits_n1hw, 120, 160) for _, _, step in steps]), "propagate/masks_packed"
+        torch.stack([to_frame(step.logits_n1hw, 120, 160) for _, _, step in steps]),
+        "propagate/masks_packed",
     )
 
 
@@ -215,12 +285,18 @@ def test_the_training_losses_equal_the_reference(golden):
         targets[t, 0, 40:80, 30 + 5 * t : 80 + 5 * t] = 1
     host.sam.sam_mask_decoder.train()  # so there is no dynamic fallback
     prompt = host.prompt(golden.at_seg.repeat(6, 1), None, training=True)
-    out = host.sam.decode(golden.maps.rows(torch.arange(6).repeat_interleave(2)), prompt, multimask=False)
+    out = host.sam.decode(
+        golden.maps.rows(torch.arange(6).repeat_interleave(2)), prompt, multimask=False
+    )
     host.sam.sam_mask_decoder.eval()
     masks = interpolate(out.logits_n1hw, (120, 160), mode="bilinear")[:, 0]
     padded = 6 * 4  # the reference divides by its ignored rows too
     bce, dice = mask_losses(masks, targets.flatten(0, 1), num_masks=padded)
-    for ours, theirs in ((ce, "ce_loss"), (2 * bce, "mask_bce_loss"), (0.5 * dice, "mask_dice_loss")):
+    for ours, theirs in (
+        (ce, "ce_loss"),
+        (2 * bce, "mask_bce_loss"),
+        (0.5 * dice, "mask_dice_loss"),
+    ):
         assert float(ours) == pytest.approx(expected[theirs], rel=LOSS), theirs
 
 
@@ -267,7 +343,9 @@ def test_clip_sees_the_middle_as_its_own_processor_cuts_it():
 
     from model.hosts.clip import centre_crops
 
-    processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+    )
     for height, width in ((90, 161), (200, 131), (40, 63), (56, 56)):
         frames = clip_of(2, height, width)
         theirs = processor(list(frames), return_tensors="pt")["pixel_values"]
@@ -283,7 +361,9 @@ def test_the_video_tower_sees_the_margins_and_clip_does_not(tiny):
     before, after = tiny.prepare(frames), tiny.prepare(other)
     assert torch.equal(before["image"], after["image"])
     assert not torch.equal(before["video"], after["video"])
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     black = (after["video"] * std + mean)[:, :, :, :11]
     assert black.abs().max() < 1e-6
 
@@ -301,7 +381,11 @@ def test_video_tokens_keep_frames_in_order(tiny):
 
 
 def changed(host, block, inputs):
-    return torch.nonzero((host.visual_tokens(inputs)[0] - block).abs().amax(1) > 1e-6).flatten().tolist()
+    return (
+        torch.nonzero((host.visual_tokens(inputs)[0] - block).abs().amax(1) > 1e-6)
+        .flatten()
+        .tolist()
+    )
 
 
 def test_phi3_turns_with_tsf_after_the_question(tiny):
@@ -310,7 +394,10 @@ def test_phi3_turns_with_tsf_after_the_question(tiny):
     system = "<|system|>\nYou are a helpful AI assistant.<|end|>\n<|user|>\n"
     where = ids.index(IMAGE)
     assert tiny.tokenizer.decode(ids[:where]) == system
-    assert tiny.tokenizer.decode([i for i in ids[where + 1 : begin] if i >= 0]) == "\nWhere?\n<|end|>\n<|assistant|>\n"
+    assert (
+        tiny.tokenizer.decode([i for i in ids[where + 1 : begin] if i >= 0])
+        == "\nWhere?\n<|end|>\n<|assistant|>\n"
+    )
     assert ids.count(IMAGE) == 1
     slots = [i for i, token in enumerate(ids) if token == TSF]
     assert slots == list(range(slots[0], slots[0] + 4))
@@ -335,7 +422,11 @@ def test_wrong_frames_are_named(tiny, shape):
 
 def test_wrong_inputs_are_named(tiny):
     good = tiny.prepare(clip_of(16))
-    for bad in ({"image": good["image"]}, {"video": good["video"]}, good | {"video": good["video"][:8]}):
+    for bad in (
+        {"image": good["image"]},
+        {"video": good["video"]},
+        good | {"video": good["video"][:8]},
+    ):
         with pytest.raises(ValueError, match="videoglamm looks at"):
             tiny.visual_tokens(bad)
 
@@ -373,7 +464,10 @@ def test_the_window_hides_what_is_far(tiny):
     packed.embeds_bld.copy_(moved)
     _, after, _ = host.lm(packed)
     reached = torch.nonzero((after - before)[0].abs().amax(1)).flatten()
-    assert (reached.min(), reached.max()) == (20, 20 + 2 * 7)  # two layers, the token itself counted
+    assert (reached.min(), reached.max()) == (
+        20,
+        20 + 2 * 7,
+    )  # two layers, the token itself counted
 
 
 def test_a_turn_ends_with_its_marker(tiny, monkeypatch):
@@ -392,12 +486,20 @@ def test_a_turn_ends_with_its_marker(tiny, monkeypatch):
 
 def test_one_step_of_training_reaches_what_it_should(tiny):
     inputs = [tiny.prepare(clip_of(16)), tiny.prepare(clip_of(1, 60, 40))]
-    rows = [tiny.conversation("What is it?", "It is [SEG]."), tiny.conversation("Where?", "[SEG]", tsf=2)]
+    rows = [
+        tiny.conversation("What is it?", "It is [SEG]."),
+        tiny.conversation("Where?", "[SEG]", tsf=2),
+    ]
     features = tiny.crop_features([clip_of(1, 9, 30)[0], clip_of(1, 30, 9)[0]])
     assert features.shape == (2, 16, 32)
     assert not features.requires_grad
     tsf = tiny.project_spatial(features).mean(1)
-    packed = tiny.pack([ids for ids, _ in rows], inputs, tsf=[None, tsf], answer_begins=[begin for _, begin in rows])
+    packed = tiny.pack(
+        [ids for ids, _ in rows],
+        inputs,
+        tsf=[None, tsf],
+        answer_begins=[begin for _, begin in rows],
+    )
     assert packed.labels_bl is not None
     assert (packed.labels_bl[packed.ids_bl < 0] == IGNORE).all()
     for row, (ids, begin) in enumerate(rows):
@@ -408,20 +510,36 @@ def test_one_step_of_training_reaches_what_it_should(tiny):
     seg = torch.cat([select(states[b], packed.ids_bl[b], tiny.seg_id) for b in range(2)])
     maps = tiny.sam_features(clip_of(2))
     masks = tiny.sam.decode(maps, tiny.prompt(seg, None, training=True), multimask=False)
-    loss = cross_entropy(logits[:, :-1].flatten(0, 1), packed.labels_bl[:, 1:].flatten(), ignore_index=IGNORE)
+    loss = cross_entropy(
+        logits[:, :-1].flatten(0, 1), packed.labels_bl[:, 1:].flatten(), ignore_index=IGNORE
+    )
     tiny.zero_grad()
     (loss + masks.logits_n1hw.mean()).backward()
-    moved = {name for name, p in tiny.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    for part in ("llm.model.layers.0.self_attn.qkv_proj", "image_projector.0", "video_projector.2", "seg_head.0"):
+    moved = {
+        name for name, p in tiny.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    for part in (
+        "llm.model.layers.0.self_attn.qkv_proj",
+        "image_projector.0",
+        "video_projector.2",
+        "seg_head.0",
+    ):
         assert f"{part}.weight" in moved
-    assert not [name for name in moved if name.startswith(("image_encoder", "video_encoder", "sam", "vision_proj"))]
+    assert not [
+        name
+        for name in moved
+        if name.startswith(("image_encoder", "video_encoder", "sam", "vision_proj"))
+    ]
     tiny.zero_grad()
 
 
 @torch.no_grad()
 def test_a_batch_gives_each_sample_what_it_gets_alone(tiny):
     inputs = [tiny.prepare(clip_of(16)), tiny.prepare(clip_of(1, 60, 40))]
-    ids = [tiny.conversation("What is it?", "[SEG]")[0], tiny.conversation("Where?", "Here: [SEG]")[0]]
+    ids = [
+        tiny.conversation("What is it?", "[SEG]")[0],
+        tiny.conversation("Where?", "Here: [SEG]")[0],
+    ]
     _, together, _ = tiny.lm(tiny.pack(ids, inputs))
     for row in range(2):
         _, alone, _ = tiny.lm(tiny.pack([ids[row]], [inputs[row]]))
@@ -435,8 +553,12 @@ def test_from_a_clip_and_a_forced_answer_to_masks(tiny):
     host.add_tokens([BOX_TOKEN])
     frames = clip_of(6)
     question = host.template.format(phrase="the dog")
-    states = list(host.states(frames, question, [0, 3], answer=host.answer.format(seg="[BOX] [SEG]")))
-    assert [(s.frame, len(s.seg_nd), s.box_nd is not None and len(s.box_nd), s.forced) for s in states] == [
+    states = list(
+        host.states(frames, question, [0, 3], answer=host.answer.format(seg="[BOX] [SEG]"))
+    )
+    assert [
+        (s.frame, len(s.seg_nd), s.box_nd is not None and len(s.box_nd), s.forced) for s in states
+    ] == [
         (0, 1, 1, True),
         (3, 1, 1, True),
     ]
@@ -453,10 +575,14 @@ def test_from_a_clip_and_a_forced_answer_to_masks(tiny):
 # --- the full host ---
 
 
-@pytest.mark.parametrize(("vocab", "total"), [(32012, 5_434_793_138), (32016, 5_434_817_714), (32064, 5_435_112_626)])
+@pytest.mark.parametrize(
+    ("vocab", "total"), [(32012, 5_434_793_138), (32016, 5_434_817_714), (32064, 5_435_112_626)]
+)
 def test_the_full_host_has_the_official_size(vocab, total):
     host = build("videoglamm", "full", "meta", vocab=vocab)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in host.named_children()}
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in host.named_children()
+    }
     assert counts == {
         "llm": 3_820_760_064 + (vocab - 32012) * 2 * 3072,
         "image_encoder": 303_507_456,

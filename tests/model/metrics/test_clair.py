@@ -18,7 +18,11 @@ class Judge(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, self.headers.get("Authorization"), body))
         status, text = self.server.queue.pop(0)
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
-        reply = json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}) if status == 200 else text
+        reply = (
+            json.dumps({"choices": [{"message": {"content": text}}], "usage": usage})
+            if status == 200
+            else text
+        )
         self.send_response(status)
         self.end_headers()
         self.wfile.write(reply.encode())
@@ -43,9 +47,13 @@ def server():
 def config(server, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "abc")
     return ClairConfig(
-        base_url=f"http://127.0.0.1:{server.server_port}/v1", key_variable="JUDGE_KEY", backoff_s=0.001, retries=2,
-        dollars_per_million_in=1.0, dollars_per_million_out=5.0,
-    )  # fmt: skip
+        base_url=f"http://127.0.0.1:{server.server_port}/v1",
+        key_variable="JUDGE_KEY",
+        backoff_s=0.001,
+        retries=2,
+        dollars_per_million_in=1.0,
+        dollars_per_million_out=5.0,
+    )
 
 
 def test_asks_scores_and_counts_the_cost(server, config):
@@ -81,7 +89,10 @@ def test_a_busy_endpoint_is_asked_again(server, config):
 
 def test_an_endpoint_that_stays_away_is_an_error_not_a_score(server, config):
     server.queue = [(500, "broken")] * 3
-    with Clair(config) as clair, pytest.raises(RuntimeError, match=r"3 attempts; last: HTTP 500: broken"):
+    with (
+        Clair(config) as clair,
+        pytest.raises(RuntimeError, match=r"3 attempts; last: HTTP 500: broken"),
+    ):
         clair("a", "b")
     gone = config.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
     with Clair(gone) as clair, pytest.raises(RuntimeError, match="ConnectError"):
@@ -90,7 +101,10 @@ def test_an_endpoint_that_stays_away_is_an_error_not_a_score(server, config):
 
 def test_a_refusal_is_not_repeated(server, config):
     server.queue = [(401, "bad key")]
-    with Clair(config) as clair, pytest.raises(RuntimeError, match=r"HTTP 401: bad key .*JUDGE_KEY"):
+    with (
+        Clair(config) as clair,
+        pytest.raises(RuntimeError, match=r"HTTP 401: bad key .*JUDGE_KEY"),
+    ):
         clair("a", "b")
     assert len(server.seen) == 1
 

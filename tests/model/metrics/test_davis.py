@@ -11,7 +11,9 @@ from model.metrics import davis
 @pytest.fixture(scope="module")
 def golden(shared):
     folder = shared / "golden/metrics"
-    return json.loads((folder / "davis_sequences.json").read_text()), np.load(folder / "davis_sequences.npz")
+    return json.loads((folder / "davis_sequences.json").read_text()), np.load(
+        folder / "davis_sequences.npz"
+    )
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,9 @@ def test_official_numbers(golden, protocol, gt_key, pred_key):
     expected, arrays = golden
     names = list(expected[protocol]["per_sequence"])
     got = davis(
-        {n: arrays[f"{n}/{pred_key}"] for n in names}, {n: arrays[f"{n}/{gt_key}"] for n in names}, protocol=protocol
+        {n: arrays[f"{n}/{pred_key}"] for n in names},
+        {n: arrays[f"{n}/{gt_key}"] for n in names},
+        protocol=protocol,
     )
     assert got["global"] == pytest.approx(expected[protocol]["global"], abs=1e-9)
     assert got["per_object"].keys() == expected[protocol]["per_object"].keys()
@@ -63,14 +67,18 @@ def test_exchanged_identities_cost_everything_or_nothing(two_squares):
     assert davis(swapped, two_squares, "unsupervised")["global"]["J&F-Mean"] == 1
     halfway = two_squares.copy()
     halfway[3:] = swapped[3:]
-    assert davis(halfway, two_squares, "semi-supervised")["global"]["J-Mean"] == pytest.approx(2 / 4)
+    assert davis(halfway, two_squares, "semi-supervised")["global"]["J-Mean"] == pytest.approx(
+        2 / 4
+    )
     assert davis(halfway, two_squares, "unsupervised")["global"]["J-Mean"] == pytest.approx(3 / 6)
 
 
 def test_rows_of_the_unsupervised_protocol(two_squares):
     """Official rows follow the predictions, corrected rows the objects."""
     pred = np.array([0, 2, 1], np.uint8)[two_squares]
-    pred[:, 35:50, :] = np.where(np.arange(80) < 50, pred[:, 35:50, :], 0)  # spoils what belongs to object 2
+    pred[:, 35:50, :] = np.where(
+        np.arange(80) < 50, pred[:, 35:50, :], 0
+    )  # spoils what belongs to object 2
     official = davis(pred, two_squares, "unsupervised")["per_object"]
     corrected = davis(pred, two_squares, "unsupervised", rules="corrected")["per_object"]
     assert official["2"]["J_mean"] == corrected["1"]["J_mean"] == 1
@@ -104,10 +112,25 @@ def test_an_object_that_enters_later_counts_only_when_corrected(two_squares):
         (np.zeros((5, 4, 4)), np.ones((5, 4, 4)), {}, "integers"),
         (np.zeros((2, 4, 4), int), np.ones((2, 4, 4), int), {}, "at least 3"),
         (np.full((5, 4, 4), 2), np.ones((5, 4, 4), int), {}, "allows up to 1"),
-        (np.full((5, 4, 4), 21), np.ones((5, 4, 4), int), {"protocol": "unsupervised"}, "allows up to 20"),
+        (
+            np.full((5, 4, 4), 21),
+            np.ones((5, 4, 4), int),
+            {"protocol": "unsupervised"},
+            "allows up to 20",
+        ),
         (np.zeros((5, 4, 4), int), np.zeros((5, 4, 4), int), {}, "no object"),
-        (np.zeros((5, 4, 4), int), np.ones((5, 4, 4), int), {"protocol": "semi"}, "semi-supervised"),
-        ({"a": np.zeros((5, 4, 4), int)}, {"b": np.ones((5, 4, 4), int)}, {}, "videos that gt lacks: a"),
+        (
+            np.zeros((5, 4, 4), int),
+            np.ones((5, 4, 4), int),
+            {"protocol": "semi"},
+            "semi-supervised",
+        ),
+        (
+            {"a": np.zeros((5, 4, 4), int)},
+            {"b": np.ones((5, 4, 4), int)},
+            {},
+            "videos that gt lacks: a",
+        ),
     ],
 )
 def test_what_is_refused(pred, gt, arguments, message):

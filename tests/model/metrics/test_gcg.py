@@ -17,7 +17,11 @@ def golden(shared):
 
     def masks(name, part):
         shape = tuple(arrays[f"{name}/{part}_shape"])
-        return np.unpackbits(arrays[f"{name}/{part}"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+        return (
+            np.unpackbits(arrays[f"{name}/{part}"], count=int(np.prod(shape)))
+            .reshape(shape)
+            .astype(bool)
+        )
 
     return data, masks
 
@@ -28,12 +32,16 @@ def test_released_numbers(golden, protocol):
     for case in data["cases"]:
         name = case["name"]
         pred, gt, similarity = masks(name, "pred"), masks(name, "gt"), case["similarity_gt_by_pred"]
-        assert gcg_miou(pred, gt, protocol) == pytest.approx(case[f"miou_{protocol}"], abs=GCG_TOLERANCE), name
+        assert gcg_miou(pred, gt, protocol) == pytest.approx(
+            case[f"miou_{protocol}"], abs=GCG_TOLERANCE
+        ), name
         matches = gcg_matches(pred, gt, similarity, protocol)
         assert matches == [tuple(pair) for pair in case[f"matches_gt_pred_{protocol}"]], name
         assert gcg_recall(pred, gt, similarity, protocol) == len(matches) / max(len(gt), 1)
         if "iou_gt_by_pred_sparrow" in case:
-            np.testing.assert_allclose(track_iou(pred, gt), case["iou_gt_by_pred_sparrow"], atol=GCG_TOLERANCE)
+            np.testing.assert_allclose(
+                track_iou(pred, gt), case["iou_gt_by_pred_sparrow"], atol=GCG_TOLERANCE
+            )
 
 
 def test_the_whole_script(golden):
@@ -46,9 +54,15 @@ def test_the_whole_script(golden):
         for name in data["whole_tool"]["videos_in_order"]:
             absent = name == "absent_result"
             pred = None if absent else masks(name, "pred")
-            parts.append(gcg_score(pred, masks("good" if absent else name, "gt"), similarities.get(name), protocol))
+            parts.append(
+                gcg_score(
+                    pred, masks("good" if absent else name, "gt"), similarities.get(name), protocol
+                )
+            )
         scores[protocol] = gcg(parts)
-    assert scores["sparrow"]["mIoU"] == pytest.approx(data["whole_tool"]["expected_mean_miou"], abs=GCG_TOLERANCE)
+    assert scores["sparrow"]["mIoU"] == pytest.approx(
+        data["whole_tool"]["expected_mean_miou"], abs=GCG_TOLERANCE
+    )
     assert round(scores["sparrow"]["Recall"], 3) == data["whole_tool"]["expected_recall_3_decimals"]
     # Twelve more phrases are found, two behind the pair that ended the search; the absent result's three are asked for.
     assert scores["corrected"]["Recall"] == pytest.approx((3 + 3 + 2 + 2 + 0 + 0 + 12) / (26 + 3))

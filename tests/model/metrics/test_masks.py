@@ -19,10 +19,19 @@ def pairs(shared):
 
     def mask(case, part):
         size = case["height"], case["width"]
-        return np.unpackbits(arrays[f"{case['name']}/{part}"], count=size[0] * size[1]).reshape(1, *size).astype(bool)
+        return (
+            np.unpackbits(arrays[f"{case['name']}/{part}"], count=size[0] * size[1])
+            .reshape(1, *size)
+            .astype(bool)
+        )
 
     return [
-        (case, mask(case, "pred"), mask(case, "gt"), mask(case, "void") if case["has_void"] else None)
+        (
+            case,
+            mask(case, "pred"),
+            mask(case, "gt"),
+            mask(case, "void") if case["has_void"] else None,
+        )
         for case in json.loads((folder / "pairs.json").read_text())
     ]
 
@@ -33,11 +42,16 @@ def test_official_numbers(pairs):
         name = case["name"]
         assert region_similarity(pred, gt, void) == pytest.approx([case["J"]], abs=1e-9), name
         for key, bound_th in (("F", 0.008), ("F_bound_0.02", 0.02), ("F_bound_3px", 3)):
-            assert boundary_accuracy(pred, gt, void, bound_th) == pytest.approx([case[key]], abs=1e-9), (name, key)
+            assert boundary_accuracy(pred, gt, void, bound_th) == pytest.approx(
+                [case[key]], abs=1e-9
+            ), (name, key)
         radius = tolerance(gt.shape[1:])
         assert radius == case["tolerance_px_at_0.008"], name
         for part, mask in (("gt", gt), ("pred", pred)):
-            assert outline(mask, radius, void).length_t == case[f"{part}_boundary_pixels"], (name, part)
+            assert outline(mask, radius, void).length_t == case[f"{part}_boundary_pixels"], (
+                name,
+                part,
+            )
 
 
 def plain_j(a, b):
@@ -50,7 +64,9 @@ def plain_f(a, b, radius):
     contours = []
     for mask in (a, b):
         padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-        contours.append((mask != padded[1:, :-1]) | (mask != padded[:-1, 1:]) | (mask != padded[1:, 1:]))
+        contours.append(
+            (mask != padded[1:, :-1]) | (mask != padded[:-1, 1:]) | (mask != padded[1:, 1:])
+        )
     reach = [cv2.dilate(c.astype(np.uint8), disk(radius).astype(np.uint8)) for c in contours]
     if not contours[0].any() or not contours[1].any():
         return float(contours[0].any() == contours[1].any())
@@ -78,7 +94,9 @@ def test_equal_to_the_plain_definition_everywhere(height, width, bound_th):
     radius = tolerance((height, width), bound_th)
     expected = [plain_f(a, b, radius) for a, b in zip(pred, gt, strict=True)]
     np.testing.assert_allclose(boundary_accuracy(pred, gt, bound_th=bound_th), expected, atol=1e-12)
-    np.testing.assert_allclose(region_similarity(pred, gt), [plain_j(a, b) for a, b in zip(pred, gt, strict=True)])
+    np.testing.assert_allclose(
+        region_similarity(pred, gt), [plain_j(a, b) for a, b in zip(pred, gt, strict=True)]
+    )
 
 
 def test_faster_than_whole_frames():
@@ -103,8 +121,12 @@ def _seconds(call):
 
 def test_integers_are_masks_too():
     gt = ellipses(3, 40, 60, 4)
-    np.testing.assert_array_equal(region_similarity(gt.astype(np.uint8), gt.astype(float)), [1, 1, 1])
-    np.testing.assert_array_equal(boundary_accuracy(gt.astype(np.uint8), np.asfortranarray(gt)), [1, 1, 1])
+    np.testing.assert_array_equal(
+        region_similarity(gt.astype(np.uint8), gt.astype(float)), [1, 1, 1]
+    )
+    np.testing.assert_array_equal(
+        boundary_accuracy(gt.astype(np.uint8), np.asfortranarray(gt)), [1, 1, 1]
+    )
 
 
 MASKS = np.zeros((3, 8, 9), bool)

@@ -11,12 +11,17 @@ from schemas.geometry import rle_encode
 
 def test_official_numbers(shared):
     folder = shared / "golden/metrics"
-    data, arrays = json.loads((folder / "mevis.json").read_text()), np.load(folder / "mevis_predictions.npz")
+    data, arrays = (
+        json.loads((folder / "mevis.json").read_text()),
+        np.load(folder / "mevis_predictions.npz"),
+    )
     pred, gt = {}, {}
     for video, entry in data["meta_expressions"]["videos"].items():
         for number, expression in entry["expressions"].items():
             key, shape = f"{video}_{number}", tuple(arrays[f"{video}/{number}/shape"])
-            gt[key] = merge_objects([data["mask_dict"][str(a)] for a in expression["anno_id"]], shape[1:])
+            gt[key] = merge_objects(
+                [data["mask_dict"][str(a)] for a in expression["anno_id"]], shape[1:]
+            )
             if video not in data["videos_missing_from_prediction"]:
                 bits = np.unpackbits(arrays[f"{video}/{number}"], count=int(np.prod(shape)))
                 pred[key] = bits.reshape(shape).astype(bool)

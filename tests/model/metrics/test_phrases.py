@@ -9,7 +9,20 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from model.metrics import gcg_recall
 from model.metrics.phrases import PhraseEncoder
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "red", "car", "that", "jumps"]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "dog",
+    "cat",
+    "red",
+    "car",
+    "that",
+    "jumps",
+]
 PHRASES = ["a dog", "a red car that jumps", "", "cat", "something unknown"]
 
 
@@ -18,8 +31,15 @@ def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("bert")
     (at / "vocab.txt").write_text("\n".join(VOCABULARY))
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=32, initializer_range=0.5)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+    )
     BertModel(config).save_pretrained(at)
     BertTokenizer(str(at / "vocab.txt")).save_pretrained(at)
     return at
@@ -27,7 +47,10 @@ def folder(tmp_path_factory):
 
 def released(folder, text):
     """As the released script embeds a phrase."""
-    tokenizer, model = BertTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).eval()
+    tokenizer, model = (
+        BertTokenizer.from_pretrained(folder),
+        BertModel.from_pretrained(folder).eval(),
+    )
     with torch.no_grad():
         outputs = model(**tokenizer(text, return_tensors="pt", padding=True, truncation=True))
     return torch.mean(outputs.last_hidden_state[0], dim=0).numpy()
@@ -60,5 +83,7 @@ def test_half_a_model_or_none_is_refused(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights are missing, .*layer\.1\.output\.dense\.weight"):
+    with pytest.raises(
+        ValueError, match=r"1 weights are missing, .*layer\.1\.output\.dense\.weight"
+    ):
         PhraseEncoder(tmp_path)

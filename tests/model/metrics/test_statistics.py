@@ -12,17 +12,23 @@ def test_official_numbers(shared):
     folder = shared / "golden/metrics"
     arrays = np.load(folder / "statistics.npz")
     for case in json.loads((folder / "statistics.json").read_text()):
-        expected = [np.nan if case[key] is None else case[key] for key in ("mean", "recall", "decay")]
+        expected = [
+            np.nan if case[key] is None else case[key] for key in ("mean", "recall", "decay")
+        ]
         got = frame_statistics(arrays[case["name"]])
         assert list(got) == pytest.approx(expected, abs=1e-9, nan_ok=True), case["name"]
         if len(arrays[case["name"]]) < 256:
-            assert list(frame_statistics(arrays[case["name"]], "corrected")) == pytest.approx(list(got), nan_ok=True)
+            assert list(frame_statistics(arrays[case["name"]], "corrected")) == pytest.approx(
+                list(got), nan_ok=True
+            )
 
 
 def test_decay_of_a_long_video():
     values = np.repeat([0.9, 0.5, 0.5, 0.3], 100)
     assert np.isnan(frame_statistics(values[:300]).decay)
-    assert frame_statistics(values).decay == pytest.approx(0.17, abs=0.01)  # official: of the wrong quarters
+    assert frame_statistics(values).decay == pytest.approx(
+        0.17, abs=0.01
+    )  # official: of the wrong quarters
     assert frame_statistics(values, "corrected").decay == pytest.approx(0.6, abs=0.01)
 
 
@@ -34,14 +40,20 @@ def test_a_series_is_one_dimensional(values):
 
 def test_interval_covers_and_repeats():
     rng = np.random.default_rng(0)
-    covered = sum(low <= 0.5 <= high for _, low, high in (bootstrap(rng.random(60), resamples=400) for _ in range(200)))
+    covered = sum(
+        low <= 0.5 <= high
+        for _, low, high in (bootstrap(rng.random(60), resamples=400) for _ in range(200))
+    )
     assert 0.88 < covered / 200 < 0.99
     assert bootstrap([1, 2, 4], seed=3) == bootstrap([1, 2, 4], seed=3)
     assert bootstrap([0.25] * 5) == (0.25, 0.25, 0.25)
 
 
 def test_expressions_of_one_video_are_not_independent():
-    values, videos = np.repeat(np.random.default_rng(1).random(20), 10), np.repeat(np.arange(20), 10)
+    values, videos = (
+        np.repeat(np.random.default_rng(1).random(20), 10),
+        np.repeat(np.arange(20), 10),
+    )
     alone, grouped = bootstrap(values), bootstrap(values, groups=videos)
     assert alone.mean == pytest.approx(grouped.mean)
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)

@@ -8,14 +8,21 @@ import pytest
 
 from model.metrics import cider, clean_caption, cosine_similarity, meteor
 
-CAPTIONS = ["a dog jumps over a fence", "two children play football on the grass", "a red car drives away"]
+CAPTIONS = [
+    "a dog jumps over a fence",
+    "two children play football on the grass",
+    "a red car drives away",
+]
 OTHERS = ["a woman reads a book", "nobody is there", "rain falls on the roof of a house"]
 
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
     [
-        ("<p> A dog </p> [SEG] jumps over <p> a fence </p> [BOX] [SEG].", "A dog jumps over a fence."),
+        (
+            "<p> A dog </p> [SEG] jumps over <p> a fence </p> [BOX] [SEG].",
+            "A dog jumps over a fence.",
+        ),
         ("A [SEG:0] cat [BOX:12],\n asleep", "A cat, asleep"),
         ("no tokens", "no tokens"),
     ],
@@ -47,7 +54,8 @@ def test_a_missing_package_is_named(measure, monkeypatch):
 
 
 needs_java = pytest.mark.skipif(
-    shutil.which("java") is None, reason="needs Java, which make setup does not install: these two have not run here"
+    shutil.which("java") is None,
+    reason="needs Java, which make setup does not install: these two have not run here",
 )
 
 
@@ -59,5 +67,7 @@ def test_meteor_of_two_equal_captions_and_a_foreign_one():
 
 @needs_java
 def test_cider_of_equal_and_of_foreign_captions():
-    assert cider(CAPTIONS, CAPTIONS) == pytest.approx(10)  # by definition, for captions of four words or more
+    assert cider(CAPTIONS, CAPTIONS) == pytest.approx(
+        10
+    )  # by definition, for captions of four words or more
     assert cider([*CAPTIONS[:2], OTHERS[0]], CAPTIONS) == pytest.approx(20 / 3, abs=0.1)

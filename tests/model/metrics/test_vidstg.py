@@ -12,18 +12,28 @@ TOLERANCE = 1e-6
 
 def test_released_numbers(shared):
     folder = shared / "golden/metrics"
-    data, arrays = json.loads((folder / "vidstg.json").read_text()), np.load(folder / "vidstg_masks.npz")
+    data, arrays = (
+        json.loads((folder / "vidstg.json").read_text()),
+        np.load(folder / "vidstg_masks.npz"),
+    )
     shape = data["frames"], data["height"], data["width"]
     by_type = {}
     for case in data["cases"]:
         name, expected = case["name"], case["expected"]
         masks = np.unpackbits(arrays[name], count=int(np.prod(shape))).reshape(shape)
-        np.testing.assert_allclose(mask_boxes(masks), expected["pred_boxes_xyxy"], atol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(
+            mask_boxes(masks), expected["pred_boxes_xyxy"], atol=TOLERANCE, err_msg=name
+        )
         span, pred_span = case["gt_first_last_frame"], case.get("pred_first_last_frame")
         score = vidstg_score(masks, case["gt_boxes_xyxy"], span, pred_span=pred_span)
-        np.testing.assert_allclose(score.iou_t, expected["iou_per_scored_frame"], atol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(
+            score.iou_t, expected["iou_per_scored_frame"], atol=TOLERANCE, err_msg=name
+        )
         assert score.gt_viou == pytest.approx(expected["gt_viou"], abs=TOLERANCE), name
-        assert (score.gt_viou_03, score.gt_viou_05) == (expected["gt_viou@0.3"], expected["gt_viou@0.5"]), name
+        assert (score.gt_viou_03, score.gt_viou_05) == (
+            expected["gt_viou@0.3"],
+            expected["gt_viou@0.5"],
+        ), name
         assert (score.tiou, score.viou) == (
             pytest.approx(expected.get("tiou"), abs=TOLERANCE),
             pytest.approx(expected.get("viou"), abs=TOLERANCE),

@@ -70,10 +70,15 @@ def test_without_augmentation_the_whole_image_is_squashed():
 def test_parts_have_the_sizes_of_the_recipe():
     """A 1000 x 1000 image becomes 400, 500 or 600; parts of 448 to 896 of it, all where there is less."""
     image, _ = flat(1000, 1000, (0, 0, 1, 1))
-    everywhere = np.stack(np.meshgrid(np.arange(0, 1000, 10), np.arange(0, 1000, 10)), -1).reshape(-1, 2)
+    everywhere = np.stack(np.meshgrid(np.arange(0, 1000, 10), np.arange(0, 1000, 10)), -1).reshape(
+        -1, 2
+    )
     boxes = np.concatenate([everywhere, everywhere + 10], 1).astype(np.float32)
     config = TransformConfig(min_box=0)
-    shares = [len(transform(image, boxes, config, np.random.default_rng(s))[1]) / 10_000 for s in range(40)]
+    shares = [
+        len(transform(image, boxes, config, np.random.default_rng(s))[1]) / 10_000
+        for s in range(40)
+    ]
     assert max(shares) == 1  # short side 400
     assert min(shares) > (448 / 600) ** 2 - 0.01
     assert len({round(share, 2) for share in shares}) > 10
@@ -87,7 +92,9 @@ def test_small_boxes_go_and_a_part_without_any_is_not_taken():
     tight = SMALL.model_copy(update={"crop": (10, 12), "flip": 0.0})
     for seed in range(10):
         assert len(transform(image, boxes, tight, np.random.default_rng(seed))[1]) >= 1
-    assert len(transform(image, np.zeros((0, 4), np.float32), SMALL, np.random.default_rng(0))[1]) == 0
+    assert (
+        len(transform(image, np.zeros((0, 4), np.float32), SMALL, np.random.default_rng(0))[1]) == 0
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"short": ()}, {"crop": (9, 8)}, {"side": 0}, {"flip": 2}])
@@ -108,7 +115,10 @@ def epoch(batches: Batches) -> list:
 
 
 def sums(batches: list) -> list[tuple]:
-    return [(b.keys, b.pictures_bss3.double().sum().item(), [t.sum().item() for t in b.targets]) for b in batches]
+    return [
+        (b.keys, b.pictures_bss3.double().sum().item(), [t.sum().item() for t in b.targets])
+        for b in batches
+    ]
 
 
 def test_a_batch_is_of_one_corpus_and_says_which_head_it_trains():
@@ -137,7 +147,9 @@ def test_epochs_differ_and_repeat_exactly():
 def test_ranks_and_workers_share_one_order():
     corpora = [Made("a", 17), Made("b", 9)]
     alone = sums(epoch(Batches(corpora, config(batch=4))))
-    ranks = [sums(epoch(Batches(corpora, config(batch=2, workers=r), rank=r, world=2))) for r in (0, 1)]
+    ranks = [
+        sums(epoch(Batches(corpora, config(batch=2, workers=r), rank=r, world=2))) for r in (0, 1)
+    ]
     together = [(x[0] + y[0], x[1] + y[1], x[2] + y[2]) for x, y in zip(*ranks, strict=True)]
     assert together == alone
     assert len(alone) == 4 + 2  # what is left of 17 and 9 waits for another epoch
@@ -195,8 +207,12 @@ def test_unusable_images_are_replaced_counted_and_in_the_end_too_many():
     found = epoch(batches)
     assert all(len(batch) == 2 for batch in found)
     assert sum(batch.keys.count("made/4") for batch in found) == 2
-    assert [line for batch in found for line in batch.bad] == ["media_unreadable: made/3: truncated"]
-    with pytest.raises(ValueError, match=r"2 unusable images in epoch 0 .*'media_unreadable': 2.*bad_share"):
+    assert [line for batch in found for line in batch.bad] == [
+        "media_unreadable: made/3: truncated"
+    ]
+    with pytest.raises(
+        ValueError, match=r"2 unusable images in epoch 0 .*'media_unreadable': 2.*bad_share"
+    ):
         epoch(Batches([Made(broken={3, 7})], config(bad_share=0.1)))
     with pytest.raises(ValueError, match="in a row"):
         epoch(Batches([Made(n=30, broken=set(range(25)))], config(bad_share=1)))
@@ -206,11 +222,17 @@ def test_validation_sees_every_usable_image_once_and_whole():
     found = list(once([Made("a", 5, broken={4}), Made("b", 2, broken={0, 1})], config()))
     assert [key for batch in found for key in batch.keys] == ["a/0", "a/1", "a/2", "a/3"]
     assert not any(batch.augmented for batch in found)
-    torch.testing.assert_close(found[0].targets[1], torch.from_numpy(picture(1)[1] / np.float32([160, 96, 160, 96])))
+    torch.testing.assert_close(
+        found[0].targets[1], torch.from_numpy(picture(1)[1] / np.float32([160, 96, 160, 96]))
+    )
 
 
 def test_corpora_that_make_no_batch_are_refused():
-    for corpora, message in (([], "no corpus"), ([Made(n=1)], "made 1"), ([Made(), Made()], "one name")):
+    for corpora, message in (
+        ([], "no corpus"),
+        ([Made(n=1)], "made 1"),
+        ([Made(), Made()], "one name"),
+    ):
         with pytest.raises(ValueError, match=message):
             Batches(corpora, config())
     with pytest.raises(ValueError, match="rank 2"):

@@ -43,11 +43,15 @@ class Fixed(torch.nn.Module):
 
     def __init__(self, boxes, logits):
         super().__init__()
-        self.boxes, self.logits = torch.nn.Parameter(torch.tensor(boxes)), torch.nn.Parameter(torch.tensor(logits))
+        self.boxes, self.logits = (
+            torch.nn.Parameter(torch.tensor(boxes)),
+            torch.nn.Parameter(torch.tensor(logits)),
+        )
 
     def forward(self, maps):
         return ProposerOutput(
-            boxes_all_layers_cxcywh=self.boxes[None, None], logits_all_layers={"objectness": self.logits[None, None]}
+            boxes_all_layers_cxcywh=self.boxes[None, None],
+            logits_all_layers={"objectness": self.logits[None, None]},
         )
 
 
@@ -58,7 +62,14 @@ def test_losses_by_hand(sam):
     fixed = Fixed([[0.6, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]], [0.0, 0.0])
     task = ProposerTask(sam, fixed)
     one = batch()
-    one = Batch(one.pictures_bss3[:1], [torch.tensor([[0.3, 0.3, 0.7, 0.7]])], "coco", one.keys[:1], False, [])
+    one = Batch(
+        one.pictures_bss3[:1],
+        [torch.tensor([[0.3, 0.3, 0.7, 0.7]])],
+        "coco",
+        one.keys[:1],
+        False,
+        [],
+    )
     found = task.losses(one)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {"ce": 0.25 * 0.693147, "bbox": 0.1, "giou": 0.4}, rel=1e-5
@@ -92,21 +103,30 @@ def test_parts_of_a_batch_add_up_to_the_whole(sam):
 @pytest.mark.parametrize("kind", ["deformable", "detr", "fcos", "mlp"])
 def test_every_parameter_gets_a_gradient_and_the_encoder_none(sam, kind):
     """Two heads: the one that has no part in the batch too, or ranks would wait for it."""
-    task, before = ProposerTask(sam, proposer(kind=kind).train()), [p.clone() for p in sam.parameters()]
+    task, before = (
+        ProposerTask(sam, proposer(kind=kind).train()),
+        [p.clone() for p in sam.parameters()],
+    )
     sum(task.losses(batch()).values()).backward()
     missing = [name for name, p in task.module.named_parameters() if p.grad is None]
     assert missing == []
     other = [p.grad for name, p in task.module.named_parameters() if "sa1b" in name]
     assert other
     assert not any(grad.any() for grad in other)
-    assert all(p.grad is None and torch.equal(p, q) for p, q in zip(sam.parameters(), before, strict=True))
+    assert all(
+        p.grad is None and torch.equal(p, q) for p, q in zip(sam.parameters(), before, strict=True)
+    )
 
 
 def test_the_head_of_the_source_is_the_one_that_learns(sam):
     for head, silent in (("coco", "sa1b"), ("sa1b", "coco")):
         task = ProposerTask(sam, proposer())
         sum(task.losses(batch(head=head)).values()).backward()
-        grads = {name: p.grad.abs().sum() for name, p in task.module.named_parameters() if "class_embed_" in name}
+        grads = {
+            name: p.grad.abs().sum()
+            for name, p in task.module.named_parameters()
+            if "class_embed_" in name
+        }
         assert all(value == 0 for name, value in grads.items() if silent in name)
         assert all(value > 0 for name, value in grads.items() if head in name)
     single = ProposerTask(sam, proposer(heads=("objectness",)))
@@ -119,7 +139,9 @@ def test_places_of_attention_learn_slower(sam):
     names = {id(p): name for name, p in task.module.named_parameters()}
     assert (rest["scale"], slow["scale"]) == (1.0, 0.1)
     assert all("sampling_offsets" in names[id(p)] for p in slow["params"])
-    assert sorted(names[id(p)] for group in (rest, slow) for p in group["params"]) == sorted(names.values())
+    assert sorted(names[id(p)] for group in (rest, slow) for p in group["params"]) == sorted(
+        names.values()
+    )
 
 
 def test_a_proposer_without_parameters_is_refused(sam):
@@ -135,7 +157,10 @@ def test_cached_features_are_the_encoders(sam, tmp_path):
     identity = cache_identity(sam, SIDE, net.config)
     plain, one = ProposerTask(sam, net), batch()
     wanted = plain.features(one)
-    for cache in (FeatureCache(tmp_path, identity), FeatureCache(tmp_path, identity)):  # the second reads what is there
+    for cache in (
+        FeatureCache(tmp_path, identity),
+        FeatureCache(tmp_path, identity),
+    ):  # the second reads what is there
         found = ProposerTask(sam, net, cache=cache).features(one)
         assert [tuple(m.shape) for m in found] == [(8, 256, 16, 16), (8, 256, 8, 8)]
         for ours, theirs in zip(found, wanted, strict=True):
@@ -160,7 +185,9 @@ def test_a_cache_of_other_features_or_of_augmented_pictures_is_refused(sam, tmp_
         FeatureCache(tmp_path, cache_identity(sam, 256, net.config))
     torch.manual_seed(5)
     with pytest.raises(ValueError, match="encoder"):
-        FeatureCache(tmp_path, cache_identity(build_sam("tiny", postprocess=False), SIDE, net.config))
+        FeatureCache(
+            tmp_path, cache_identity(build_sam("tiny", postprocess=False), SIDE, net.config)
+        )
     augmented = PLAIN.model_copy(update={"transform": TransformConfig(side=SIDE)})
     with pytest.raises(ValueError, match="augmented"):
         ProposerTask(sam, net, cache=cache).features(batch(augmented))
@@ -176,9 +203,10 @@ def test_validation_is_oracle_recall_of_the_best(sam):
     def forward(maps):
         n = len(maps[-1])
         return ProposerOutput(
-            boxes_cxcywh=fixed.boxes.expand(n, -1, -1), objectness=fixed.logits.expand(n, -1),
+            boxes_cxcywh=fixed.boxes.expand(n, -1, -1),
+            objectness=fixed.logits.expand(n, -1),
             decoder_last_hidden=torch.zeros(n, 2, 4),
-        )  # fmt: skip
+        )
 
     fixed.forward = forward
     one = batch()
@@ -192,12 +220,18 @@ def test_validation_is_oracle_recall_of_the_best(sam):
 
 def test_it_learns_its_training_shapes(sam, tmp_path):
     """From files in COCO's format to recall. About 10 s on one thread."""
-    coco_like(tmp_path, "annotations/instances_train2017.json", [(f"{k}.jpg", f"train2017/{k}.jpg") for k in range(16)])
+    coco_like(
+        tmp_path,
+        "annotations/instances_train2017.json",
+        [(f"{k}.jpg", f"train2017/{k}.jpg") for k in range(16)],
+    )
     data = [read_coco(DataRoot(tmp_path))]
     net = proposer(heads=("objectness",), dropout=0.0)
     cache = FeatureCache(tmp_path / "cache", cache_identity(sam, SIDE, net.config))
     task = ProposerTask(sam, net, validation=lambda: once(data, PLAIN), top=32, cache=cache)
-    groups = [{"params": group["params"], "lr": 1e-3 * group["scale"]} for group in task.parameters()]
+    groups = [
+        {"params": group["params"], "lr": 1e-3 * group["scale"]} for group in task.parameters()
+    ]
     optimiser, batches = torch.optim.AdamW(groups, weight_decay=1e-4), Batches(data, PLAIN)
     before, losses = task.validate(), []
     for _ in range(EPOCHS):

@@ -9,7 +9,14 @@ from PIL import Image
 
 from model.proposer.data.corpora import Corpus
 from model.proposer.data.json_rows import json_rows
-from model.proposer.data.readers import READERS, read, read_coco, read_objects365, read_openimages, read_v3det
+from model.proposer.data.readers import (
+    READERS,
+    read,
+    read_coco,
+    read_objects365,
+    read_openimages,
+    read_v3det,
+)
 from pipeline.sources.base import DataRoot
 from schemas.records import Quarantined, Reason
 from tests.model.proposer.made import coco_like, fault, openimages
@@ -56,9 +63,19 @@ def test_coco_boxes_become_corners_and_faults_are_counted(tmp_path):
     corpus = read_coco(DataRoot(tmp_path))
     same(corpus, wanted)
     assert corpus.dropped == {
-        "crowd": 1, "degenerate": 2, "duplicate": 1, "duplicate_image": 1, "malformed": 3, "malformed_image": 2,
-        "media_missing": 1, "no_boxes": 1, "of_dropped_image": 2, "outside": 1, "unknown_image": 1, "unsafe_path": 1,
-    }  # fmt: skip
+        "crowd": 1,
+        "degenerate": 2,
+        "duplicate": 1,
+        "duplicate_image": 1,
+        "malformed": 3,
+        "malformed_image": 2,
+        "media_missing": 1,
+        "no_boxes": 1,
+        "of_dropped_image": 2,
+        "outside": 1,
+        "unknown_image": 1,
+        "unsafe_path": 1,
+    }
     assert corpus.mended == {"clipped": 2}
     assert corpus.example(0).path == tmp_path / "train2017/a.jpg"
     assert corpus.example(0).size == (96, 160)
@@ -69,9 +86,14 @@ def test_objects365_patch_folders_and_images_that_were_never_shipped(tmp_path):
     images = [
         ("images/v1/patch8/objects365_v1_00420917.jpg", "train/patch8/objects365_v1_00420917.jpg"),
         ("images/v2/patch16/objects365_v2_00908726.jpg", ""),
-        ("images/v2/patch16/objects365_v2_00908727.jpg", "train/patch16/objects365_v2_00908727.jpg"),
+        (
+            "images/v2/patch16/objects365_v2_00908727.jpg",
+            "train/patch16/objects365_v2_00908727.jpg",
+        ),
     ]
-    first, _, last = coco_like(tmp_path, "zhiyuan_objv2_train.json", images, [fault(100, [-3, 2, 20, 20], isfake=1)])
+    first, _, last = coco_like(
+        tmp_path, "zhiyuan_objv2_train.json", images, [fault(100, [-3, 2, 20, 20], isfake=1)]
+    )
     corpus = read_objects365(DataRoot(tmp_path))
     same(corpus, [np.concatenate([first, [[0, 2, 17, 22]]]).astype(np.float32), last])
     assert corpus.dropped == {"known_bad": 1, "of_dropped_image": 2}
@@ -106,7 +128,11 @@ def test_images_of_another_size_are_mended_or_refused(tmp_path):
     image, upright = corpus.load(2)
     assert image.size == (160, 96)
     np.testing.assert_allclose(ordered(upright), ordered(boxes[2]))
-    for index, reason in ((1, Reason.FRAME_MISMATCH), (3, Reason.MEDIA_UNREADABLE), (4, Reason.MEDIA_MISSING)):
+    for index, reason in (
+        (1, Reason.FRAME_MISMATCH),
+        (3, Reason.MEDIA_UNREADABLE),
+        (4, Reason.MEDIA_MISSING),
+    ):
         with pytest.raises(Quarantined) as error:
             corpus.load(index)
         assert error.value.reason == reason
@@ -130,9 +156,14 @@ def test_openimages_columns_groups_and_pixels_from_the_file(tmp_path):
     same(corpus, [np.concatenate([wanted[0], drawing]), wanted[1]])
     assert corpus.example(1).size == (80, 160)
     assert corpus.dropped == {
-        "degenerate": 1, "duplicate": 1, "group_of": 1, "malformed": 2, "media_missing": 1, "of_dropped_image": 2,
+        "degenerate": 1,
+        "duplicate": 1,
+        "group_of": 1,
+        "malformed": 2,
+        "media_missing": 1,
+        "of_dropped_image": 2,
         "unsafe_path": 1,
-    }  # fmt: skip
+    }
 
 
 def test_a_link_out_of_the_root_is_not_followed(tmp_path):
@@ -181,14 +212,21 @@ def test_a_table_of_other_annotations_or_half_a_table_is_not_opened(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_json_rows_are_those_of_json_whatever_the_chunk(tmp_path, chunk):
-    whole = {"a": [1, 23, 4.5], "skip": [[{"x": "]}"}]], "rows": [{"k": 'é"\\'}, [], None, -1e-3], "empty": []}
+    whole = {
+        "a": [1, 23, 4.5],
+        "skip": [[{"x": "]}"}]],
+        "rows": [{"k": 'é"\\'}, [], None, -1e-3],
+        "empty": [],
+    }
     path = tmp_path / "x.json"
     path.write_text(json.dumps(whole, indent=1))
     found = list(json_rows(path, ("a", "rows", "empty"), chunk))
     assert found == [*(("a", v) for v in whole["a"]), *(("rows", v) for v in whole["rows"])]
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"rows": [1, 2', '{"rows": 3}', '{"rows": [1 2]}', '{"rows": [{]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"rows": [1, 2', '{"rows": 3}', '{"rows": [1 2]}', '{"rows": [{]}']
+)
 def test_what_is_not_rows_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json: not a JSON object of rows"):

@@ -37,7 +37,10 @@ def test_only_frames_that_show_most_targets_are_taken(out):
 
 def test_no_clip_is_in_training_and_in_validation(out):
     index = Index.open(str(out))
-    clips = {split: {ShardBoxes(index, split).key(i).split("/")[1] for i in range(16)} for split in ("train", "val")}
+    clips = {
+        split: {ShardBoxes(index, split).key(i).split("/")[1] for i in range(16)}
+        for split in ("train", "val")
+    }
     assert len(clips["val"]) == 1
     assert not clips["train"] & clips["val"]
     keys = [ShardBoxes(index).key(i) for i in range(48)]
@@ -49,7 +52,9 @@ def test_an_object_is_one_target_and_groups_are_none(out):
     index = Index.open(str(out))
     objects = index.referents["object_ids"].to_pylist()
     place = index.referents.column_names.index("object_ids")
-    same = index.referents.set_column(place, "object_ids", index.referents["object_ids"].take([0] * len(objects)))
+    same = index.referents.set_column(
+        place, "object_ids", index.referents["object_ids"].take([0] * len(objects))
+    )
     one = Index(index.out, index.shards, same, index._members, index._starts)
     assert len(ShardBoxes(one).load(0)[1]) == 1  # two expressions, one object
     grouped = [["0", "1"]] * len(objects)

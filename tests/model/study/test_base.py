@@ -16,9 +16,23 @@ from model.train.task import Batch
 
 CPU = torch.device("cpu")
 SMALL = StudyConfig(
-    bases=1, seeds=1, clips=8, tested=3, batch=2, shown=2, frames=4, segmenting=2, pointing=2, following=2, seeing=2,
-    listening=2, proposing=2, stage1=2, stage2=2, stage_clips=8,
-)  # fmt: skip
+    bases=1,
+    seeds=1,
+    clips=8,
+    tested=3,
+    batch=2,
+    shown=2,
+    frames=4,
+    segmenting=2,
+    pointing=2,
+    following=2,
+    seeing=2,
+    listening=2,
+    proposing=2,
+    stage1=2,
+    stage2=2,
+    stage_clips=8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +43,11 @@ def sam() -> Sam2:
 def moved(module: torch.nn.Module, losses: dict, weights: dict) -> set[str]:
     """First names of the parameters that a loss reaches."""
     torch.stack([weights[name] * value for name, value in losses.items()]).sum().backward()
-    return {n.split(".")[0] for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    return {
+        n.split(".")[0]
+        for n, p in module.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
 
 
 @pytest.mark.parametrize("name", ["segmenting", "pointing", "following"])
@@ -58,11 +76,15 @@ def test_listening_trains_the_language_model_and_leaves_eyes_and_mask_model(host
     losses.pop("loss")
     assert torch.stack(list(losses.values())).isfinite().all()
     moved(sparrow, losses, task.weights)
-    trained = {n for n, p in sparrow.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    trained = {
+        n for n, p in sparrow.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert any(n.startswith("host.llm") for n in trained)
     assert any(n.startswith("host.seg_head") for n in trained)
     assert not any(n.startswith("host.sam") for n in trained)
-    assert not {id(p) for tower in eyes(sparrow.host) for p in tower.parameters() if p.grad is not None}
+    assert not {
+        id(p) for tower in eyes(sparrow.host) for p in tower.parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", ["videoglamm", "glus", "unipixel"])

@@ -14,13 +14,19 @@ def cell(config: StudyConfig, training: str, level: float) -> dict:
     scores = []
     for asked in asked_of(config, training):
         value = level + (0.1 if asked["decode.prompts"] == "box+seg" else 0)
-        clips = [{"kind": kind, "J": value, "F": value, "right": 1.0} for kind in ("appearance", "motion", "leaving")]
+        clips = [
+            {"kind": kind, "J": value, "F": value, "right": 1.0}
+            for kind in ("appearance", "motion", "leaving")
+        ]
         scores.append({"asked": asked, "clips": clips})
     return {"scores": scores}
 
 
 def base(level: float) -> dict:
-    clips = [{"kind": k, "J": level, "F": level, "right": 0.5} for k in ("appearance", "motion", "leaving")]
+    clips = [
+        {"kind": k, "J": level, "F": level, "right": 0.5}
+        for k in ("appearance", "motion", "leaving")
+    ]
     return {"scores": [{"asked": {}, "clips": clips}], "recall": {"0.5": 0.9, "0.75": 0.4}}
 
 
@@ -38,11 +44,19 @@ def test_a_difference_is_read_only_where_it_is_larger_than_its_noise():
 def test_the_report_has_every_row_and_reads_every_claim(tmp_path):
     config = StudyConfig(bases=2, seeds=1, noise="all")
     level = {"none": 0.4, "spatial": 0.5}
-    runs = {t: [cell(config, t, level.get(t, 0.45) + noise) for noise in (0, 0.01)] for t in trainings_of(config)}
+    runs = {
+        t: [cell(config, t, level.get(t, 0.45) + noise) for noise in (0, 0.01)]
+        for t in trainings_of(config)
+    }
     written = write_report(tmp_path, config, runs, [base(0.3), base(0.31)], 12.0)
     assert {path.name for path in written} == {
-        "report.md", "rows.csv", "table_4.png", "table_5c.png", "table_9.png", "table_10.png"
-    }  # fmt: skip
+        "report.md",
+        "rows.csv",
+        "table_4.png",
+        "table_5c.png",
+        "table_9.png",
+        "table_10.png",
+    }
     with (tmp_path / "rows.csv").open() as file:
         rows = {(r["table"], r["row"]): r for r in csv.DictReader(file)}
     assert len(rows) == len(ROWS)
@@ -56,10 +70,16 @@ def test_the_report_has_every_row_and_reads_every_claim(tmp_path):
 
 def test_rows_that_were_not_run_are_left_out():
     config = StudyConfig(tables=("Table 4",))
-    assert {line.row.name for line in lines(config, {"none": [cell(config, "none", 0.4)]})} == {"neither", "BOX only"}
+    assert {line.row.name for line in lines(config, {"none": [cell(config, "none", 0.4)]})} == {
+        "neither",
+        "BOX only",
+    }
 
 
 def test_hosts_without_a_temporal_projector_have_no_temporal_rows():
     assert "temporal" in trainings_of(StudyConfig())
     assert not {"temporal", "concat", "sum"} & set(trainings_of(StudyConfig(host="glus")))
-    assert [row.name for row in rows_of(StudyConfig(host="unipixel", tables=("Table 9",)))] == ["none", "spatial"]
+    assert [row.name for row in rows_of(StudyConfig(host="unipixel", tables=("Table 9",)))] == [
+        "none",
+        "spatial",
+    ]

@@ -23,6 +23,11 @@ def test_stage_2_has_the_same_losses_on_what_was_computed_before():
     sparrow.train()
     usual, quick = StageTask(sparrow, "stage2").losses(batch), task.losses(seen)
     for name in ("proposals", "reachable"):
-        assert float(quick[name].detach()) == pytest.approx(float(usual[name].detach()), rel=1e-5), name
+        assert float(quick[name].detach()) == pytest.approx(
+            float(usual[name].detach()), rel=1e-5
+        ), name
     quick["proposals"].backward()
-    assert {n.split(".")[0] for n, p in sparrow.named_parameters() if p.grad is not None} == {"filter", "box_adapter"}
+    assert {n.split(".")[0] for n, p in sparrow.named_parameters() if p.grad is not None} == {
+        "filter",
+        "box_adapter",
+    }

@@ -15,7 +15,12 @@ def test_a_clip_is_the_same_every_time_and_its_boxes_are_those_of_its_masks(inde
     for n, t in np.ndindex(*clip.masks_nthw.shape[:2]):
         rows, columns = np.nonzero(clip.masks_nthw[n, t])
         if len(rows):
-            assert clip.boxes_nt4[n, t].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert clip.boxes_nt4[n, t].tolist() == [
+                columns.min(),
+                rows.min(),
+                columns.max() + 1,
+                rows.max() + 1,
+            ]
         else:
             assert np.isnan(clip.boxes_nt4[n, t]).all()
 

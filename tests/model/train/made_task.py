@@ -22,8 +22,16 @@ SMALL = {"steps": 6, "warmup": 2, "save_every": 3, "keep": 10, "lr": 1e-3}
 class ListLoader:
     """Every world-th batch of a list, each epoch in an order of its own."""
 
-    def __init__(self, samples: list[Any], batch: int = 1, rank: int = 0, world: int = 1, seed: int = 0):
-        self.samples, self.batch, self.rank, self.world, self.seed = samples, batch, rank, world, seed
+    def __init__(
+        self, samples: list[Any], batch: int = 1, rank: int = 0, world: int = 1, seed: int = 0
+    ):
+        self.samples, self.batch, self.rank, self.world, self.seed = (
+            samples,
+            batch,
+            rank,
+            world,
+            seed,
+        )
         self.epoch = self.position = 0
 
     def __iter__(self):
@@ -56,7 +64,9 @@ def corpus(sparrow, count: int = 4) -> list[Any]:
     return found
 
 
-def train(run: Path, host: str, stage: str, world: World | None = None, count: int = 4, **changes: Any) -> Outcome:
+def train(
+    run: Path, host: str, stage: str, world: World | None = None, count: int = 4, **changes: Any
+) -> Outcome:
     """Build everything from seeds and train; a second call with the same folder goes on."""
     world = world or World()
     config = TrainConfig(**(SMALL | changes))
@@ -72,7 +82,11 @@ def main() -> None:
     """Two processes, forked after the imports: these take longer than the trainings."""
     torch.set_num_threads(1)
     child = os.fork()
-    os.environ |= {"RANK": "1" if child == 0 else "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": "1" if child == 0 else "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     run, host, stage, changes = sys.argv[1:5]
     world = World.join(torch.device("cpu"))
     for one in json.loads(changes):  # one training after the other

@@ -21,7 +21,9 @@ def run(what, data, out, start="", **train):
     said: list[str] = []
     options = {"steps": 3, "batch": 2, "lr": 1e-3} | train
     done = training.run(
-        training.Request(what=what, data=str(data), out=str(out), start=str(start), train=options, **COMMON),
+        training.Request(
+            what=what, data=str(data), out=str(out), start=str(start), train=options, **COMMON
+        ),
         said.append,
     )
     assert done
@@ -47,20 +49,29 @@ def test_the_whole_chain(tmp_path):
         assert terms <= set(rows[0])
         after = {"proposer": [], "stage1": ["proposer"], "stage2": ["proposer", "stage1"]}[what]
         assert describe(tmp_path / what / "export") == {"stage": what, "steps": 3, "after": after}
-        assert json.loads((tmp_path / what / "config.json").read_text())["settled"]["train"]["batch"] == 2
+        assert (
+            json.loads((tmp_path / what / "config.json").read_text())["settled"]["train"]["batch"]
+            == 2
+        )
     request = training.Request(what="stage2", data="", out="", **COMMON)
     first, last = (training.make_model(request, World()) for _ in range(2))
     load(last, tmp_path / "stage2" / "export-full")
     require_filled(last)
     one, other = first.state_dict(), last.state_dict()
     for part in ("proposer.", "host.seg_head.", "filter.", "host.image_projector."):
-        assert any(not torch.equal(one[name], other[name]) for name in one if name.startswith(part)), part
+        assert any(
+            not torch.equal(one[name], other[name]) for name in one if name.startswith(part)
+        ), part
     for part in ("host.sam.", "host.image_encoder."):
-        assert all(torch.equal(one[name], other[name]) for name in one if name.startswith(part)), part
+        assert all(torch.equal(one[name], other[name]) for name in one if name.startswith(part)), (
+            part
+        )
 
     with pytest.raises(ValueError, match="--from RUN_OF_STAGE_1/export"):
         run("stage2", data, tmp_path / "other")
-    with pytest.raises(ValueError, match="is the export of proposer: stage 2 starts from stage 1's"):
+    with pytest.raises(
+        ValueError, match="is the export of proposer: stage 2 starts from stage 1's"
+    ):
         run("stage2", data, tmp_path / "other", tmp_path / "proposer" / "export")
     with pytest.raises(CheckpointError, match="not an export"):
         run("stage1", data, tmp_path / "other", data)

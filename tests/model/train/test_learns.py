@@ -32,17 +32,30 @@ def test_the_filter_picks_what_was_named_and_both_prompts_beat_one(tmp_path):
 
     def train(task, feed, steps, lr):
         options = TrainConfig(
-            steps=steps, batch=4, lr=lr, warmup=min(10, steps - 1), save_every=steps, weight_decay=0.0
+            steps=steps,
+            batch=4,
+            lr=lr,
+            warmup=min(10, steps - 1),
+            save_every=steps,
+            weight_decay=0.0,
         )
         Trainer(task, feed, options, tmp_path / task.name).run()
 
     first = [
         replace(
-            clip, frames_thw3=clip.frames_thw3[:1], masks_nthw=clip.masks_nthw[:, :1], boxes_nt4=clip.boxes_nt4[:, :1]
+            clip,
+            frames_thw3=clip.frames_thw3[:1],
+            masks_nthw=clip.masks_nthw[:, :1],
+            boxes_nt4=clip.boxes_nt4[:, :1],
         )
         for clip in clips
     ]
-    train(SegmentTask("segmenting", host.sam, Pointers(), 1, CONFIG.side), InMemory(first, 4, 0), 100, 1e-3)
+    train(
+        SegmentTask("segmenting", host.sam, Pointers(), 1, CONFIG.side),
+        InMemory(first, 4, 0),
+        100,
+        1e-3,
+    )
     host.sam.requires_grad_(False)
     sparrow = Sparrow(host, configure("paper", **PROPOSER, **{"tsf.path": "none"}))
     assert sparrow.proposer is not None
@@ -51,13 +64,17 @@ def test_the_filter_picks_what_was_named_and_both_prompts_beat_one(tmp_path):
         (clip.key, to_sample(to_record(clip, i, CONFIG.frames, None, Corruption()), sparrow))
         for i, clip in enumerate(clips)
     ]
-    feed = InMemory(samples, 4, 0, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs]))
+    feed = InMemory(
+        samples, 4, 0, lambda pairs: Batch([s for _, s in pairs], [k for k, _ in pairs])
+    )
     train(StageTask(sparrow, "stage1"), feed, 6, 3e-3)
     train(StageTask(sparrow, "stage2"), feed, 60, 2e-3)
 
     sparrow.eval()
     boxes = [torch.from_numpy(clip.boxes_nt4[:, 0] / CONFIG.side) for clip in clips]
-    proposals = [sparrow.propose(host.sam_features(clip.frames_thw3[:1]), None).boxes_xyxy for clip in clips]
+    proposals = [
+        sparrow.propose(host.sam_features(clip.frames_thw3[:1]), None).boxes_xyxy for clip in clips
+    ]
     assert oracle_recall(proposals, boxes)[0.5] > 0.95
     for clip, wanted in zip(clips, boxes, strict=True):
         found = sparrow.ground(clip.frames_thw3, clip.phrase, answer="force").instances
@@ -69,7 +86,10 @@ def test_the_filter_picks_what_was_named_and_both_prompts_beat_one(tmp_path):
     trained, overlaps = sparrow.config, {}
     for prompts in ("seg", "box+seg"):
         sparrow.config = trained.with_(**{"decode.prompts": prompts})
-        masks = [sparrow.ground(clip.frames_thw3, clip.phrase, answer="force").union(clip.phrase) for clip in clips]
+        masks = [
+            sparrow.ground(clip.frames_thw3, clip.phrase, answer="force").union(clip.phrase)
+            for clip in clips
+        ]
         overlaps[prompts] = [
             0.0 if mask is None else float(region_similarity(mask[:1], clip.masks_nthw[0, :1])[0])
             for mask, clip in zip(masks, clips, strict=True)

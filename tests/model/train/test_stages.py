@@ -67,7 +67,13 @@ def test_stage_1_fits_one_sample(tmp_path):
     sparrow = tiny("videoglamm")
     config = TrainConfig(steps=30, warmup=0, schedule="constant", lr=1e-2, save_every=100)
     rows: list[dict] = []
-    Trainer(StageTask(sparrow, "stage1"), ListLoader(corpus(sparrow, 1)), config, tmp_path, show=rows.append).run()
+    Trainer(
+        StageTask(sparrow, "stage1"),
+        ListLoader(corpus(sparrow, 1)),
+        config,
+        tmp_path,
+        show=rows.append,
+    ).run()
     assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
     for name in ("ce", "bce", "dice"):
         assert rows[-1][name] < rows[0][name], name
@@ -77,18 +83,30 @@ def test_stage_2_learns_which_proposal_is_the_target(tmp_path, monkeypatch):
     """With proposals that can be right. A proposer that has learned nothing reaches no target, and that is seen."""
     sparrow = tiny("videoglamm")
     samples = corpus(sparrow, 1)
-    row, _ = Trainer(StageTask(sparrow, "stage2"), ListLoader(samples), CONFIG, tmp_path / "unused")._step(
-        [Batch(samples, ["x"])]
-    )
+    row, _ = Trainer(
+        StageTask(sparrow, "stage2"), ListLoader(samples), CONFIG, tmp_path / "unused"
+    )._step([Batch(samples, ["x"])])
     assert row["reachable"] == 0
-    boxes = torch.tensor([[0.05, 0.1, 0.35, 0.5], [0.6, 0.5, 0.95, 0.9], [0.4, 0.1, 0.6, 0.4], [0.1, 0.6, 0.4, 0.95]])
+    boxes = torch.tensor(
+        [[0.05, 0.1, 0.35, 0.5], [0.6, 0.5, 0.95, 0.9], [0.4, 0.1, 0.6, 0.4], [0.1, 0.6, 0.4, 0.95]]
+    )
     samples[0].boxes_n4 = boxes[1:2] + 0.01
     found = Proposals(boxes, torch.full((4,), 0.9), torch.zeros(4, 256), torch.arange(4))
-    monkeypatch.setattr(sparrow, "propose_each", lambda features, frames, texts: [found] * len(frames))
+    monkeypatch.setattr(
+        sparrow, "propose_each", lambda features, frames, texts: [found] * len(frames)
+    )
     logits: list[torch.Tensor] = []
-    sparrow.filter.register_forward_hook(lambda module, args, output: logits.append(output.logits.detach()))
+    sparrow.filter.register_forward_hook(
+        lambda module, args, output: logits.append(output.logits.detach())
+    )
     rows: list[dict] = []
-    Trainer(StageTask(sparrow, "stage2"), ListLoader(samples), CONFIG, tmp_path / "run", show=rows.append).run()
+    Trainer(
+        StageTask(sparrow, "stage2"),
+        ListLoader(samples),
+        CONFIG,
+        tmp_path / "run",
+        show=rows.append,
+    ).run()
     assert rows[-1]["reachable"] == 1
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert logits[-1].argmax(1).tolist() == [1]
@@ -116,7 +134,9 @@ def test_an_export_goes_on_the_same_weights_and_a_whole_one_needs_none(tmp_path)
     torch.testing.assert_close(answers(second), answers(sparrow), atol=0, rtol=0)
     Trainer(StageTask(second, "stage2"), ListLoader(samples), config, tmp_path / "two").run()
     save_export(second, tmp_path / "two" / "export", "stage2", 2)
-    assert {n for n, p in second.named_parameters() if p.requires_grad} == set(StageTask(second, "stage2").trained)
+    assert {n for n, p in second.named_parameters() if p.requires_grad} == set(
+        StageTask(second, "stage2").trained
+    )
     third = tiny("videoglamm")
     load_export(third, tmp_path / "two" / "export")
     trained = answers(second)
@@ -149,14 +169,18 @@ def test_validation_is_the_loss_of_all_held_out_samples_as_one_batch(tmp_path):
         whole = task.losses(Batch(samples, ["a", "b", "c"]))
     for name in task.weights:
         assert found[name] == pytest.approx(float(whole[name]), rel=1e-5), name
-    assert found["loss"] == pytest.approx(sum(w * found[n] for n, w in task.weights.items()), rel=1e-6)
+    assert found["loss"] == pytest.approx(
+        sum(w * found[n] for n, w in task.weights.items()), rel=1e-6
+    )
 
     runs = {}
     for every in (0, 1):
         other = tiny("glus")
         config = TrainConfig(steps=2, warmup=0, validate_every=every)
         loader = ListLoader(corpus(other, 3))
-        Trainer(StageTask(other, "stage1", lambda: parts), loader, config, tmp_path / str(every)).run()
+        Trainer(
+            StageTask(other, "stage1", lambda: parts), loader, config, tmp_path / str(every)
+        ).run()
         runs[every] = [row["loss"] for row in read(tmp_path / str(every) / "steps.csv")]
     assert runs[0] == runs[1]
     rows = read(tmp_path / "1" / "validation.csv")

@@ -32,7 +32,14 @@ def losses(run: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in FIGURES} for row in csv.DictReader(file)]
 
 
-def make(host="videoglamm", stage="stage1", count=4, run=Path("unused"), tell=lambda text: None, **changes):
+def make(
+    host="videoglamm",
+    stage="stage1",
+    count=4,
+    run=Path("unused"),
+    tell=lambda text: None,
+    **changes,
+):
     """A trainer that has not begun, without LoRA's dropout."""
     config = TrainConfig(**(SMALL | changes))
     sparrow = tiny(host, **{"lora.dropout": 0.0})
@@ -46,12 +53,16 @@ def test_accumulated_parts_are_one_batch(host, tmp_path):
     found = []
     for accumulation, batch in ((1, 4), (2, 2), (4, 1)):
         trainer = make(host, batch=batch, accumulation=accumulation, clip=0.5, weight_decay=0.0)
-        before = {n: p.detach().clone() for n, p in trainer.module.named_parameters() if p.requires_grad}
+        before = {
+            n: p.detach().clone() for n, p in trainer.module.named_parameters() if p.requires_grad
+        }
         trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=1.0)
         samples = trainer.loader.samples
         parts = [samples[i : i + batch] for i in range(0, 4, batch)]
         row, _ = trainer._step([Batch(part, ["x"] * batch) for part in parts])
-        moved = {n: p.detach() - before[n] for n, p in trainer.module.named_parameters() if n in before}
+        moved = {
+            n: p.detach() - before[n] for n, p in trainer.module.named_parameters() if n in before
+        }
         found.append((row, moved))
     assert len({len(s.ids) - s.answer_begins for s in samples}) > 1
     for row, moved in found[1:]:
@@ -68,7 +79,10 @@ def test_resuming_changes_no_digit(host, stage, tmp_path):
     train(tmp_path / "whole", host, stage, **short)
     (tmp_path / "parts").mkdir()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert [p.name for p in sorted((whole / "states").iterdir())] == ["step-00000002", "step-00000004"]
+    assert [p.name for p in sorted((whole / "states").iterdir())] == [
+        "step-00000002",
+        "step-00000004",
+    ]
     (parts / "states").mkdir()
     (whole / "states" / "step-00000002").rename(parts / "states" / "step-00000002")
     outcome = train(parts, host, stage, **short)
@@ -98,7 +112,9 @@ def test_sigterm_saves_and_ends_in_good_order(tmp_path):
 def test_a_bad_sample_is_skipped_named_and_then_an_error(tmp_path):
     said: list[str] = []
     trainer = make(run=tmp_path, nan_budget=1, tell=said.append, save_every=1)
-    trainer.loader.samples[2].inputs = {n: x * math.nan for n, x in trainer.loader.samples[2].inputs.items()}
+    trainer.loader.samples[2].inputs = {
+        n: x * math.nan for n, x in trainer.loader.samples[2].inputs.items()
+    }
     before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
     row, _ = trainer._step([Batch([trainer.loader.samples[2]], ["sample-2"])])
     assert row["skipped"] == 1
@@ -159,11 +175,23 @@ def together(tmp_path: Path, host: str, stage: str, *runs: dict) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.model.train.made_task", str(tmp_path), host, stage, json.dumps(runs)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.model.train.made_task",
+        str(tmp_path),
+        host,
+        stage,
+        json.dumps(runs),
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120,
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": port},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -171,17 +199,24 @@ def test_two_processes_are_one_training_and_resume_to_the_digit(tmp_path):
     """DDP and FSDP2 give the losses of one process with twice the batch; stopped and resumed, exactly their own."""
     common = {"steps": 2, "warmup": 1, "save_every": 1}
     runs = [{"run": how, "parallel": how, **common} for how in ("ddp", "fsdp")]
-    again = [one | {"run": f"{one['run']}-again", "state": f"{one['run']}/states/step-00000001"} for one in runs]
+    again = [
+        one | {"run": f"{one['run']}-again", "state": f"{one['run']}/states/step-00000001"}
+        for one in runs
+    ]
     together(tmp_path, "videoglamm", "stage1", *runs, *again)
     for name in ("ddp", "fsdp"):
         assert losses(tmp_path / f"{name}-again") == losses(tmp_path / name)[1:]
-    ddp, fsdp = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("ddp", "fsdp"))
+    ddp, fsdp = (
+        load_file(tmp_path / name / "export" / "model.safetensors") for name in ("ddp", "fsdp")
+    )
     assert ddp.keys() == fsdp.keys()
     for name, value in ddp.items():
         torch.testing.assert_close(fsdp[name], value, atol=1e-3, rtol=1e-3)
     train(tmp_path / "alone", "videoglamm", "stage1", batch=2, **common)
     # LoRA's dropout draws other numbers in other processes
-    for one, ddp, fsdp in zip(*(read(tmp_path / name / "steps.csv") for name in ("alone", "ddp", "fsdp")), strict=True):
+    for one, ddp, fsdp in zip(
+        *(read(tmp_path / name / "steps.csv") for name in ("alone", "ddp", "fsdp")), strict=True
+    ):
         for name in ("loss", "ce", "bce", "dice"):
             assert ddp[name] == pytest.approx(fsdp[name], rel=1e-4)
             assert ddp[name] == pytest.approx(one[name], rel=2e-3)

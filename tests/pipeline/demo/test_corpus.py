@@ -22,9 +22,16 @@ SMALL = CorpusConfig(
     a2d_size=(96, 160),
     lasot_size=(96, 160),
     frames={
-        "hcstvg": 24, "vid_sentence": 24, "a2d": 24, "lasot": 48, "mevis": 20, "got10k": 20, "refsav": 22, "broken": 6,
+        "hcstvg": 24,
+        "vid_sentence": 24,
+        "a2d": 24,
+        "lasot": 48,
+        "mevis": 20,
+        "got10k": 20,
+        "refsav": 22,
+        "broken": 6,
     },
-)  # fmt: skip
+)
 SOURCES = ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
 
 
@@ -35,7 +42,9 @@ def small(root: Path, **options) -> None:
 def digests(root: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +105,9 @@ def test_the_default_corpus_is_as_large_as_it_says() -> None:
     specs = corpus_plan(0, 1, CorpusConfig())
     assert {spec.source for spec in specs} == set(SOURCES)
     assert sum(spec.frames for spec in specs) < 2700
-    assert len({(spec.source, spec.key) for spec in corpus_plan(0, 3, CorpusConfig())}) == 3 * len(specs)
+    assert len({(spec.source, spec.key) for spec in corpus_plan(0, 3, CorpusConfig())}) == 3 * len(
+        specs
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
@@ -124,7 +135,9 @@ def test_an_interrupted_corpus_is_resumed_to_the_same_bytes(
     assert not (tmp_path / "corpus.json").exists()
     rendered: list[str] = []
     original: Callable = module.render_video
-    monkeypatch.setattr(module, "render_video", lambda root, spec: rendered.append(spec.key) or original(root, spec))
+    monkeypatch.setattr(
+        module, "render_video", lambda root, spec: rendered.append(spec.key) or original(root, spec)
+    )
     small(tmp_path)
     assert len(rendered) == len(corpus_plan(0, 1, SMALL)) - 9
     assert digests(tmp_path) == digests(corpus)
@@ -189,28 +202,40 @@ def test_vid_sentence(corpus: Path) -> None:
             index, sentence = line.split(",", 1)
             path, track_id = tracks[int(index)].split(",")
             assert ("/" in path) == (split == "train")
-            tube = json.loads((base / "Annotations" / "VID" / "tubeGt" / split / f"{path}.js").read_text())
+            tube = json.loads(
+                (base / "Annotations" / "VID" / "tubeGt" / split / f"{path}.js").read_text()
+            )
             [track] = [a["track"] for a in tube["annotations"] if a["id"] == track_id]
             entries = truth(corpus, "vid_sentence")[f"{split}/{path.split('/')[-1]}"]
             [entry] = [e for e in entries if e["expression"] == sentence.strip()]
-            assert [box["frame"] for box in track] == [t + 1 for t, b in enumerate(entry["boxes"]) if b]
+            assert [box["frame"] for box in track] == [
+                t + 1 for t, b in enumerate(entry["boxes"]) if b
+            ]
             for box in track:
                 x1, y1, x2, y2 = box["bbox"]
                 assert [x1, y1, x2 + 1, y2 + 1] == entry["boxes"][box["frame"] - 1]
-                assert (base / "Data" / "VID" / split / path / f"{box['frame'] - 1:06d}.JPEG").exists()
+                assert (
+                    base / "Data" / "VID" / split / path / f"{box['frame'] - 1:06d}.JPEG"
+                ).exists()
             gaps += len(track) < track[-1]["frame"] - track[0]["frame"] + 1
     assert gaps
     name = video(corpus, "vid_sentence", "truncated_image")
     [folder] = (base / "Data" / "VID" / "train").glob(f"*/{name}")
-    ends = [path.read_bytes().endswith(b"\xff\xd9") for path in sorted(folder.iterdir())]  # JPEG's end of image
+    ends = [
+        path.read_bytes().endswith(b"\xff\xd9") for path in sorted(folder.iterdir())
+    ]  # JPEG's end of image
     assert ends.count(False) == 1
 
 
 def test_a2d(corpus: Path) -> None:
     root = corpus / "a2d"
-    rows = list(csv.reader(io.StringIO((root / "text_annotations" / "a2d_annotation.txt").read_text())))
+    rows = list(
+        csv.reader(io.StringIO((root / "text_annotations" / "a2d_annotation.txt").read_text()))
+    )
     assert rows[0] == ["video_id", "instance_id", "query"]
-    copied, missed, cut = (video(corpus, "a2d", f) for f in ("copied_row", "missed_video", "truncated_video"))
+    copied, missed, cut = (
+        video(corpus, "a2d", f) for f in ("copied_row", "missed_video", "truncated_video")
+    )
     assert [row[0] for row in rows if row[1] == "1 (copy)"] == [copied]
     assert (root / "text_annotations" / "a2d_missed_videos.txt").read_text().split() == [missed]
     videoset = list(csv.reader(io.StringIO((root / "Release" / "videoset.csv").read_text())))
@@ -220,8 +245,12 @@ def test_a2d(corpus: Path) -> None:
     for name, instance, query in rows[1:]:
         if not instance.isdecimal():
             continue
-        [entry] = [e for e in truth(corpus, "a2d")[f"{split[name]}/{name}"] if e["expression"] == query]
-        files = sorted((root / "text_annotations" / "a2d_annotation_with_instances" / name).glob("*.h5"))
+        [entry] = [
+            e for e in truth(corpus, "a2d")[f"{split[name]}/{name}"] if e["expression"] == query
+        ]
+        files = sorted(
+            (root / "text_annotations" / "a2d_annotation_with_instances" / name).glob("*.h5")
+        )
         assert 3 <= len(files) <= 5
         for path in files:
             frame = int(path.stem) - 1
@@ -244,7 +273,9 @@ def test_a2d(corpus: Path) -> None:
     assert single
     with pytest.raises(av.error.FFmpegError):
         n_frames(root / "Release" / "clips320H" / f"{cut}.mp4")
-    assert {spec.height for spec in corpus_plan(0, 1, CorpusConfig()) if spec.source == "a2d"} == {320}
+    assert {spec.height for spec in corpus_plan(0, 1, CorpusConfig()) if spec.source == "a2d"} == {
+        320
+    }
 
 
 def test_lasot(corpus: Path) -> None:
@@ -255,11 +286,18 @@ def test_lasot(corpus: Path) -> None:
         split, name = key.split("/")
         assert (name in test.split()) == (split == "test")
         folder = root / name.split("-")[0] / name
-        lines = [list(map(int, line.split(","))) for line in (folder / "groundtruth.txt").read_text().splitlines()]
+        lines = [
+            list(map(int, line.split(",")))
+            for line in (folder / "groundtruth.txt").read_text().splitlines()
+        ]
         texts = [(folder / f"{flag}.txt").read_text() for flag in ("full_occlusion", "out_of_view")]
         assert not any("\n" in text for text in texts)
         hidden, outside = (list(map(int, text.split(","))) for text in texts)
-        assert (folder / "nlp.txt").read_text() == entry["expression"] == entry["expression"].lower().strip()
+        assert (
+            (folder / "nlp.txt").read_text()
+            == entry["expression"]
+            == entry["expression"].lower().strip()
+        )
         assert len(lines) == len(hidden) == len(outside) == len(entry["boxes"]) == 48
         for t, (x, y, w, h) in enumerate(lines):
             assert (folder / "img" / f"{t + 1:08d}.jpg").exists()
@@ -278,7 +316,9 @@ def test_mevis(corpus: Path) -> None:
         masks = json.loads((root / "mask_dict.json").read_text())
         for name, row in json.loads((root / "meta_expressions.json").read_text())["videos"].items():
             assert re.fullmatch("[0-9a-f]{12}", name)
-            assert all((root / "JPEGImages" / name / f"{frame}.jpg").exists() for frame in row["frames"])
+            assert all(
+                (root / "JPEGImages" / name / f"{frame}.jpg").exists() for frame in row["frames"]
+            )
             entries = truth(corpus, "mevis")[f"{split}/{name}"]
             for expression in row["expressions"].values():
                 [entry] = [e for e in entries if e["expression"] == expression["exp"]]
@@ -303,7 +343,10 @@ def test_got10k(corpus: Path) -> None:
         for name in (root / "list.txt").read_text().split():
             [entry] = truth(corpus, "got10k")[f"{split}/{name}"]
             folder = root / name
-            lines = [list(map(float, line.split(","))) for line in (folder / "groundtruth.txt").read_text().split()]
+            lines = [
+                list(map(float, line.split(",")))
+                for line in (folder / "groundtruth.txt").read_text().split()
+            ]
             labels = {
                 label: list(map(int, (folder / f"{label}.label").read_text().split()))
                 for label in ("absence", "cover", "cut_by_image")

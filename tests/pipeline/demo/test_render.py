@@ -12,7 +12,9 @@ from pipeline.demo.sprites import BACKGROUNDS, KINDS, TINTS, backgrounds_for, co
 HEIGHT, WIDTH, FRAMES = 120, 214, 40
 
 
-@pytest.fixture(scope="module", params=[(kind, seed) for kind in SCENE_KINDS for seed in range(3)], ids=str)
+@pytest.fixture(
+    scope="module", params=[(kind, seed) for kind in SCENE_KINDS for seed in range(3)], ids=str
+)
 def scene(request: pytest.FixtureRequest) -> Scene:
     kind, seed = request.param
     return render(seed, kind, FRAMES, HEIGHT, WIDTH)
@@ -34,7 +36,12 @@ def test_boxes_are_those_of_the_masks_and_masks_do_not_overlap(scene: Scene) -> 
             if rows.size == 0:
                 assert np.isnan(box).all()
             else:
-                assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert box.tolist() == [
+                    columns.min(),
+                    rows.min(),
+                    columns.max() + 1,
+                    rows.max() + 1,
+                ]
     assert np.sum([thing.masks for thing in scene.objects], axis=0).max() <= 1
 
 
@@ -65,7 +72,9 @@ def test_kinds_show_what_they_are_called(scene: Scene) -> None:
 
 def test_masks_fit_the_pixels() -> None:
     """The same scene without its object differs from it inside the mask and the shadow, and nowhere else."""
-    with_it = render(3, "easy", 6, HEIGHT, WIDTH, names=("flower", "coin"), tints=("", ""), background="grass")
+    with_it = render(
+        3, "easy", 6, HEIGHT, WIDTH, names=("flower", "coin"), tints=("", ""), background="grass"
+    )
     flower = with_it.objects[0]
     red = with_it.frames[..., 0].astype(int) - with_it.frames[..., 1]
     assert np.median(red[flower.masks]) > 20  # an orange flower
@@ -80,7 +89,9 @@ def said_is_true(text: str, thing: SceneObject, scene: Scene) -> bool:
     words, width = text.replace(".", ""), scene.size[1]
     if not any(word in words.split() for word in (thing.name, thing.plural)):
         return False
-    colours = {colour(name, tint) for name in KINDS for tint in TINTS.get(name, ("",))} & set(words.split())
+    colours = {colour(name, tint) for name in KINDS for tint in TINTS.get(name, ("",))} & set(
+        words.split()
+    )
     if colours and colours != {thing.colour}:
         return False
     area, seen = thing.masks.sum((1, 2)), np.flatnonzero(thing.visible)
@@ -97,7 +108,8 @@ def said_is_true(text: str, thing: SceneObject, scene: Scene) -> bool:
         "away": last < first / 1.3,
         "on the left": x[seen[0]] < 0.48 * width,
         "on the right": x[seen[0]] > 0.52 * width,
-        "behind the": bool((thing.covered[seen[0] : seen[-1]] > 0).any()) and area[seen].min() < 0.6 * area[seen].max(),
+        "behind the": bool((thing.covered[seen[0] : seen[-1]] > 0).any())
+        and area[seen].min() < 0.6 * area[seen].max(),
         "comes back": not thing.visible[seen[0] : seen[-1]].all() and bool(thing.visible[-1]),
         "leaves the picture": not thing.visible.all(),
     }
@@ -174,7 +186,12 @@ def test_pictures_come_from_installed_packages() -> None:
 def test_tints_change_the_colour_word() -> None:
     assert colour("woman") == "orange"
     assert colour("man") == "black"
-    assert [colour("flower", tint) for tint in TINTS["flower"]] == ["orange", "pink", "blue", "purple"]
+    assert [colour("flower", tint) for tint in TINTS["flower"]] == [
+        "orange",
+        "pink",
+        "blue",
+        "purple",
+    ]
     assert [colour("cup", tint) for tint in TINTS["cup"]] == ["red", "blue", "green"]
 
 

@@ -32,20 +32,30 @@ class Planted:
         counts = mask(10, 10, 30, 20)["counts"]
         entries = [
             {
-                "expression": text, "size": list(SIZE),
+                "expression": text,
+                "size": list(SIZE),
                 "boxes": [None if t in absent else BOX for t in range(LENGTH)],
                 "masks": [None if t in absent else counts for t in range(LENGTH)],
             }
             for text in texts
-        ]  # fmt: skip
+        ]
         path = self.corpus / "truth" / f"{source}.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**known, key: entries}))
 
     def shard(
-        self, name: str, source: str, boxes: list, *, caption: str = "the cat", rule: str = "tracked", start: int = 0,
-        kept: list[bool] | None = None, masks: dict[int, dict] | None = None, committed: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        source: str,
+        boxes: list,
+        *,
+        caption: str = "the cat",
+        rule: str = "tracked",
+        start: int = 0,
+        kept: list[bool] | None = None,
+        masks: dict[int, dict] | None = None,
+        committed: bool = True,
+    ) -> None:
         """One referent of video `v` of split train; boxes: one or None per frame; the first is the key frame."""
         ids = {"referent_id": f"{name}-r", "clip_id": f"{name}-c"}
         place = {"source": source, "split": "train", "video_id": "v"}
@@ -53,27 +63,49 @@ class Planted:
         tracks = []
         for t, box in enumerate(boxes):
             columns = dict(zip(("x1", "y1", "x2", "y2"), box or [None] * 4, strict=True))
-            origin = "none" if box is None else "annotation" if t == 0 and rule == "tracked" else rule
-            tracks.append({**ids, "frame": t, "source_frame": start + t, **columns, "origin": origin, "kept": kept[t]})
+            origin = (
+                "none" if box is None else "annotation" if t == 0 and rule == "tracked" else rule
+            )
+            tracks.append(
+                {
+                    **ids,
+                    "frame": t,
+                    "source_frame": start + t,
+                    **columns,
+                    "origin": origin,
+                    "kept": kept[t],
+                }
+            )
         found = [
-            {**ids, "frame": t, "source_frame": start + t, "origin": "grabcut", "height": SIZE[0], "width": SIZE[1],
-             "counts": rle["counts"]}
+            {
+                **ids,
+                "frame": t,
+                "source_frame": start + t,
+                "origin": "grabcut",
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "counts": rle["counts"],
+            }
             for t, rle in (masks or {}).items()
-        ]  # fmt: skip
+        ]
         referent = {**ids, **place, "raw_caption": caption, "key_frame": 0, "box_rule": rule}
         self.write("referents", name, [referent])
         self.write("clips", name, [{"clip_id": ids["clip_id"], **place}])
         self.write("tracks", name, tracks)
         self.write("masks", name, found)
         if committed:
-            self.write("shards", name, [{"path": f"{name}.tar", "source": source, "split": "train"}])
+            self.write(
+                "shards", name, [{"path": f"{name}.tar", "source": source, "split": "train"}]
+            )
 
     def write(self, table: str, name: str, rows: list[dict]) -> None:
         columns = tables.schema(table).names
         folder = self.out / "manifests" / table
         folder.mkdir(parents=True, exist_ok=True)
         tables.write(
-            folder / f"{name}.parquet", table, [{c: r.get(c) for c in columns} | {"shard": name} for r in rows]
+            folder / f"{name}.parquet",
+            table,
+            [{c: r.get(c) for c in columns} | {"shard": name} for r in rows],
         )
 
     def scores(self) -> dict[str, dict]:
@@ -91,8 +123,16 @@ def test_perfect_tracks(planted: Planted) -> None:
     planted.shard("hcstvg-train-000000", "hcstvg", [BOX] * LENGTH, masks=exact)
     row = planted.scores()["hcstvg"]
     assert row["synthetic"] is True
-    assert (row["iou"], row["success"], row["iou_tracked"], row["iou_kept"], row["mask_j"]) == (1, 1, 1, 1, 1)
-    assert row["n_frames"] == row["n_tracked"] == row["n_kept"] == LENGTH - 1  # the key frame is given
+    assert (row["iou"], row["success"], row["iou_tracked"], row["iou_kept"], row["mask_j"]) == (
+        1,
+        1,
+        1,
+        1,
+        1,
+    )
+    assert (
+        row["n_frames"] == row["n_tracked"] == row["n_kept"] == LENGTH - 1
+    )  # the key frame is given
     assert row["n_masks"] == LENGTH
     assert (row["mask_origin"], row["box_rule"]) == ("grabcut", "tracked")
     assert row["absent_with_box"] is None
@@ -102,7 +142,12 @@ def test_shifted_tracks(planted: Planted) -> None:
     """Shifted by half its width, a 20 x 10 box overlaps 100 of 300 pixels."""
     planted.truth("hcstvg", "train/v", ["the cat"])
     shifted = [BOX] + [[20.0, 10.0, 40.0, 20.0]] * (LENGTH - 1)
-    planted.shard("hcstvg-train-000000", "hcstvg", shifted, masks={t: mask(20, 10, 40, 20) for t in range(LENGTH)})
+    planted.shard(
+        "hcstvg-train-000000",
+        "hcstvg",
+        shifted,
+        masks={t: mask(20, 10, 40, 20) for t in range(LENGTH)},
+    )
     row = planted.scores()["hcstvg"]
     assert row["iou"] == pytest.approx(1 / 3, abs=1e-3)
     assert row["success"] == 0
@@ -170,7 +215,9 @@ def test_only_tracked_sources_make_the_overall_row(planted: Planted) -> None:
     rows = planted.scores()
     assert rows[OVERALL]["iou"] == 0
     assert rows[OVERALL]["n_frames"] == 9
-    assert rows["got10k"]["n_frames"] == LENGTH  # no key frame was given there: all boxes are the dataset's
+    assert (
+        rows["got10k"]["n_frames"] == LENGTH
+    )  # no key frame was given there: all boxes are the dataset's
     assert rows["got10k"]["box_rule"] == "annotation"
 
 

@@ -46,7 +46,9 @@ def test_the_key_frame_has_a_box_or_there_is_none_to_be_had(sides):
 
 def test_it_does_not_pretend_to_have_searched():
     annotation = annotate([20.0] * 5)
-    found = AnnotationDetector().detect(np.zeros((5, 40, 40, 3), np.uint8), "the red one", annotation)
+    found = AnnotationDetector().detect(
+        np.zeros((5, 40, 40, 3), np.uint8), "the red one", annotation
+    )
     assert (found.detector, found.text_used, found.score) == ("annotation", False, None)
     assert found.box.tolist() == annotation.boxes[found.frame].tolist()
     found.box[0] = -1
@@ -60,7 +62,9 @@ def test_it_finds_nothing_again():
 def test_several_key_frames_do_not_change_what_is_given():
     annotation = annotate([20.0] * 9)
     frames = np.zeros((9, 40, 40, 3), np.uint8)
-    one, three = (AnnotationDetector().detect(frames, "the red one", annotation, key_frames=n) for n in (1, 3))
+    one, three = (
+        AnnotationDetector().detect(frames, "the red one", annotation, key_frames=n) for n in (1, 3)
+    )
     assert one.frame == three.frame == key_frame(annotation)
 
 
@@ -77,7 +81,10 @@ def test_there_are_no_more_key_frames_than_visible_ones():
         key_frames(annotate([9.0]), 0)
 
 
-@given(st.lists(st.sampled_from([0.0, 3.0, 30.0]), min_size=1, max_size=40).filter(any), st.integers(1, 6))
+@given(
+    st.lists(st.sampled_from([0.0, 3.0, 30.0]), min_size=1, max_size=40).filter(any),
+    st.integers(1, 6),
+)
 def test_key_frames_are_visible_ascending_and_distinct(sides, n):
     annotation = annotate(sides)
     found = key_frames(annotation, n)

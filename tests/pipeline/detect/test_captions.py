@@ -94,7 +94,13 @@ EXPRESSIONS = {
     "paraglider lines": "lines",
     "a hand is petting the white cat sitting next to the grass": "hand",
 }
-OPEN = ("the left one", "someone is rolling", "white is rolling on the carpet", "on the right is a white bus", "it")
+OPEN = (
+    "the left one",
+    "someone is rolling",
+    "white is rolling on the carpet",
+    "on the right is a white bus",
+    "it",
+)
 """Where the rule finds no noun, it says so, and the detector scores every token."""
 
 
@@ -111,7 +117,8 @@ def test_an_unsure_rule_says_so(expression: str):
 
 
 @pytest.mark.parametrize(
-    ("expression", "wrong"), [("the axolotl juggles balls", "balls"), ("dog walker", "walker"), ("bus stop", "stop")]
+    ("expression", "wrong"),
+    [("the axolotl juggles balls", "balls"), ("dog walker", "walker"), ("bus stop", "stop")],
 )
 def test_known_limits(expression: str, wrong: str):
     """An unlisted verb after an unlisted noun is taken for a noun; no rule tells "dog walker" from "dog barker"."""
@@ -121,8 +128,14 @@ def test_known_limits(expression: str, wrong: str):
 
 
 def test_nearly_every_real_expression_has_a_head_noun(shared):
-    rows = (shared / "data/a2d_sentences/a2d_annotation_with_short_query.txt").read_text().splitlines()[1:]
-    videos = json.loads((shared / "data/ref_youtube_vos/meta_expressions_valid_incl_test.json").read_text())["videos"]
+    rows = (
+        (shared / "data/a2d_sentences/a2d_annotation_with_short_query.txt")
+        .read_text()
+        .splitlines()[1:]
+    )
+    videos = json.loads(
+        (shared / "data/ref_youtube_vos/meta_expressions_valid_incl_test.json").read_text()
+    )["videos"]
     texts = [row.split(",")[2] for row in rows] + [
         e["exp"] for video in videos.values() for e in video["expressions"].values()
     ]
@@ -132,7 +145,11 @@ def test_nearly_every_real_expression_has_a_head_noun(shared):
 
 def test_the_head_is_inside_the_noun_phrase_that_people_marked(shared):
     """A2D's fourth column is a third party's short query: the noun phrase and its attributes, without the action."""
-    rows = (shared / "data/a2d_sentences/a2d_annotation_with_short_query.txt").read_text().splitlines()[1:]
+    rows = (
+        (shared / "data/a2d_sentences/a2d_annotation_with_short_query.txt")
+        .read_text()
+        .splitlines()[1:]
+    )
     pairs = [(c[2].lower(), c[3].lower().split()) for row in rows if len(c := row.split(",")) == 4]
     found = [(text[slice(*h)], short) for text, short in pairs if (h := head_noun(text))]
     assert len(found) > 6000
@@ -140,5 +157,9 @@ def test_the_head_is_inside_the_noun_phrase_that_people_marked(shared):
 
 
 def test_a_bag_of_descriptions():
-    assert bag("white dog on the left") == ["white dog on the left", "dog", "dog, white dog on the left."]
+    assert bag("white dog on the left") == [
+        "white dog on the left",
+        "dog",
+        "dog, white dog on the left.",
+    ]
     assert bag("the left one") == ["the left one"]

@@ -15,7 +15,13 @@ from pydantic import ValidationError
 pytest.importorskip("groundingdino", reason="the `full` extra is not installed")
 
 from pipeline.detect.annotation import key_frames
-from pipeline.detect.grounding_dino import GroundingDINOConfig, GroundingDINODetector, Item, candidates, resized
+from pipeline.detect.grounding_dino import (
+    GroundingDINOConfig,
+    GroundingDINODetector,
+    Item,
+    candidates,
+    resized,
+)
 from pipeline.detect.groundingdino_model import make_model, normalised
 from schemas.geometry import from_xywh, iou
 from schemas.records import Annotation, Quarantined, Reason
@@ -50,8 +56,22 @@ def clip() -> tuple[NDArray[np.uint8], Annotation]:
 
 # --- into the network ---------------------------------------------------------------------------------------------
 
-SIZES = [(480, 854), (360, 640), (1080, 1920), (97, 331), (333, 100), (800, 800), (801, 1333), (800, 1333), (50, 1000),
-         (1000, 47), (599, 1000), (600, 1000), (720, 405), (256, 320)]  # fmt: skip
+SIZES = [
+    (480, 854),
+    (360, 640),
+    (1080, 1920),
+    (97, 331),
+    (333, 100),
+    (800, 800),
+    (801, 1333),
+    (800, 1333),
+    (50, 1000),
+    (1000, 47),
+    (599, 1000),
+    (600, 1000),
+    (720, 405),
+    (256, 320),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -82,18 +102,25 @@ def test_boxes_scores_and_names_equal_predict(detector: GroundingDINODetector, c
     out = model(image, [caption])
     text = out.texts[0]
     found = candidates(out.logits[0].sigmoid().numpy(), out.boxes_cxcywh[0].numpy(), text, H, W)
-    box_threshold, text_threshold = float(np.median(found.highest)), float(np.quantile(found.probabilities, 0.7))
+    box_threshold, text_threshold = (
+        float(np.median(found.highest)),
+        float(np.quantile(found.probabilities, 0.7)),
+    )
     kept = np.flatnonzero(found.highest > box_threshold)
 
     from groundingdino.util.inference import predict
 
-    boxes, scores, phrases = predict(model.net, image[0], caption, box_threshold, text_threshold, device="cpu")
+    boxes, scores, phrases = predict(
+        model.net, image[0], caption, box_threshold, text_threshold, device="cpu"
+    )
     assert len(boxes) == len(kept) == 10
     np.testing.assert_allclose(found.highest[kept], scores, atol=1e-5)
     cx, cy, w, h = (boxes.numpy() * np.array([W, H, W, H])).T
     theirs = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).clip(0, [W, H, W, H])
     np.testing.assert_allclose(found.boxes[kept], theirs, atol=1e-3)
-    names = [model.tokenizer.phrase(text, found.probabilities[q].tolist(), text_threshold) for q in kept]
+    names = [
+        model.tokenizer.phrase(text, found.probabilities[q].tolist(), text_threshold) for q in kept
+    ]
     assert names == phrases
     assert len(set(phrases)) > 1
 
@@ -102,9 +129,13 @@ Query = tuple[list[float], dict[str, float]]
 """A box xyxy and the probabilities of words; every other token gets 0.01."""
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[list[Query]], **changes) -> GroundingDINODetector:
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, answers: list[list[Query]], **changes
+) -> GroundingDINODetector:
     """A detector whose network gives these queries, one list per picture, in the order of the pictures."""
-    config = GroundingDINOConfig(weights="seeded:s0:", architecture="tiny", batch=8, dtype="float32", **changes)
+    config = GroundingDINOConfig(
+        weights="seeded:s0:", architecture="tiny", batch=8, dtype="float32", **changes
+    )
     detector = GroundingDINODetector(config)
     model = make_model(GroundingDINOConfig.tiny(), torch.device("cpu"))
 
@@ -131,7 +162,11 @@ MAN, CAR, OTHER = [10, 10, 40, 80], [80, 20, 150, 90], [50, 10, 75, 80]
 
 
 def test_the_head_noun_decides_not_the_context(monkeypatch, clip):
-    queries: list[Query] = [(CAR, {"car": 0.95, "man": 0.30}), (MAN, {"man": 0.60, "car": 0.1}), (OTHER, {"man": 0.45})]
+    queries: list[Query] = [
+        (CAR, {"car": 0.95, "man": 0.30}),
+        (MAN, {"man": 0.60, "car": 0.1}),
+        (OTHER, {"man": 0.45}),
+    ]
     detector = scripted(monkeypatch, [queries])
     found = detector.detect(*clip_and("the man next to a car", clip))
     np.testing.assert_allclose(found.box, MAN, atol=1e-4)
@@ -166,8 +201,14 @@ def test_the_best_of_several_key_frames(monkeypatch, clip):
     ("words", "origin"),
     [
         ({"man": 0.36}, "groundingdino"),
-        ({"man": 0.26, "red": 0.5}, "groundingdino"),  # the package keeps the box, and calls it "man red"
-        ({"man": 0.24, "red": 0.5}, "groundingdino-fallback"),  # it keeps the box, and calls it "red"
+        (
+            {"man": 0.26, "red": 0.5},
+            "groundingdino",
+        ),  # the package keeps the box, and calls it "man red"
+        (
+            {"man": 0.24, "red": 0.5},
+            "groundingdino-fallback",
+        ),  # it keeps the box, and calls it "red"
         ({"man": 0.30}, "groundingdino-fallback"),
         ({"man": 0.19, "red": 0.5}, None),
     ],
@@ -205,7 +246,8 @@ def test_boxes_end_at_the_frame_and_none_lies_outside(monkeypatch, clip):
 
 
 @pytest.mark.parametrize(
-    ("caption", "reason"), [("?!", Reason.ANNOTATION_INVALID), ("red " * 300 + "car", Reason.TOO_LARGE)]
+    ("caption", "reason"),
+    [("?!", Reason.ANNOTATION_INVALID), ("red " * 300 + "car", Reason.TOO_LARGE)],
 )
 def test_expressions_that_cannot_be_read(detector, clip, caption, reason):
     with pytest.raises(Quarantined) as caught:
@@ -239,13 +281,24 @@ def test_threads_share_batches_and_get_the_same_results(batch: int, clip):
     may show in the last digits."""
     frames, annotation = clip
     detector = GroundingDINODetector(GroundingDINOConfig.tiny().model_copy(update={"batch": batch}))
-    captions = ["a man", "the square on the left", "cat.", "a dog, running", "the red car of the man", "two birds"] * 2
+    captions = [
+        "a man",
+        "the square on the left",
+        "cat.",
+        "a dog, running",
+        "the red car of the man",
+        "two birds",
+    ] * 2
     serial = [detector.detect(frames, caption, annotation, 2) for caption in captions]
     with ThreadPoolExecutor(6) as pool:
-        parallel = list(pool.map(lambda caption: detector.detect(frames, caption, annotation, 2), captions))
+        parallel = list(
+            pool.map(lambda caption: detector.detect(frames, caption, annotation, 2), captions)
+        )
     for a, b in zip(serial, parallel, strict=True):
         assert a.frame == b.frame
-        assert (a.score, a.margin) == pytest.approx((b.score, b.margin), abs=0 if batch == 1 else 1e-5)
+        assert (a.score, a.margin) == pytest.approx(
+            (b.score, b.margin), abs=0 if batch == 1 else 1e-5
+        )
         np.testing.assert_allclose(a.box, b.box, rtol=0, atol=0 if batch == 1 else 1e-3)
 
 
@@ -271,9 +324,13 @@ def test_out_of_memory_halves_the_batch_and_goes_on(clip, monkeypatch):
 # --- configuration ------------------------------------------------------------------------------------------------
 
 
-def test_missing_files_are_one_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_files_are_one_error_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SPARROW_WEIGHTS", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"swint_ogc.pth is not there[\s\S]*bert-base-uncased is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"swint_ogc.pth is not there[\s\S]*bert-base-uncased is not there"
+    ):
         GroundingDINODetector()
     (tmp_path / "groundingdino_swint_ogc.pth").write_bytes(b"weights")
     with pytest.raises(CheckpointError, match=r"text encoder: .*bert-base-uncased is not there"):
@@ -299,4 +356,9 @@ def test_the_tiny_architecture_has_no_checkpoint():
 
 def test_the_paper_s_values_are_the_defaults():
     config = GroundingDINOConfig()
-    assert (config.box_threshold, config.text_threshold, config.short_side, config.long_side) == (0.35, 0.25, 800, 1333)
+    assert (config.box_threshold, config.text_threshold, config.short_side, config.long_side) == (
+        0.35,
+        0.25,
+        800,
+        1333,
+    )

@@ -11,7 +11,13 @@ import torch
 pytest.importorskip("groundingdino", reason="the `full` extra is not installed")
 
 from pipeline.detect.grounding_dino import GroundingDINOConfig
-from pipeline.detect.groundingdino_model import ARCHITECTURES, GroundingDINO, build, load, make_model
+from pipeline.detect.groundingdino_model import (
+    ARCHITECTURES,
+    GroundingDINO,
+    build,
+    load,
+    make_model,
+)
 from pipeline.detect.groundingdino_text import write_text_encoder
 from trackers.checkpoints import CheckpointError, read_state_dict
 
@@ -34,7 +40,9 @@ def test_building_leaves_the_package_as_it_was_and_asks_no_network(monkeypatch: 
 
     assert package.BertModelWarper.__module__ == "groundingdino.models.GroundingDINO.bertwarper"
     assert package.get_tokenlizer.__name__ == "groundingdino.util.get_tokenlizer"
-    assert package.build_backbone.__module__ == "groundingdino.models.GroundingDINO.backbone.backbone"
+    assert (
+        package.build_backbone.__module__ == "groundingdino.models.GroundingDINO.backbone.backbone"
+    )
 
 
 def test_the_deformable_attention_is_the_package_s_in_pure_pytorch(tiny: GroundingDINO):
@@ -54,17 +62,21 @@ def test_the_deformable_attention_is_the_package_s_in_pure_pytorch(tiny: Groundi
     padding[1, 90:] = True
     for last in (2, 4):
         inputs = {
-            "query": torch.randn(2, 7, 256), "value": torch.randn(2, count, 256), "key_padding_mask": padding,
-            "reference_points": torch.rand(2, 7, 4, last), "spatial_shapes": torch.tensor(levels),
+            "query": torch.randn(2, 7, 256),
+            "value": torch.randn(2, count, 256),
+            "key_padding_mask": padding,
+            "reference_points": torch.rand(2, 7, 4, last),
+            "spatial_shapes": torch.tensor(levels),
             "level_start_index": torch.tensor([0, 96, 120, 126]),
-        }  # fmt: skip
+        }
         expected = MultiScaleDeformableAttention.forward(attention, **inputs)  # type: ignore[arg-type]
         torch.testing.assert_close(attention(**inputs), expected, rtol=0, atol=2e-6)
     assert not any(name.endswith("._C") and "groundingdino" in name for name in sys.modules)
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("swint", "GroundingDINO_SwinT_OGC.py"), ("swinb", "GroundingDINO_SwinB_cfg.py")]
+    ("name", "file"),
+    [("swint", "GroundingDINO_SwinT_OGC.py"), ("swinb", "GroundingDINO_SwinB_cfg.py")],
 )
 def test_the_architectures_are_those_that_the_package_ships(name: str, file: str):
     import groundingdino
@@ -75,7 +87,9 @@ def test_the_architectures_are_those_that_the_package_ships(name: str, file: str
         assert key in training or theirs[key] == value, key
 
 
-@pytest.mark.parametrize(("architecture", "tensors", "millions"), [("swint", 938, 172.8), ("swinb", 1106, 232.9)])
+@pytest.mark.parametrize(
+    ("architecture", "tensors", "millions"), [("swint", 938, 172.8), ("swinb", 1106, 232.9)]
+)
 def test_full_size_tensors(architecture: str, tensors: int, millions: float, tmp_path: Path):
     write_text_encoder(tmp_path, tiny=False)
     net = build(ARCHITECTURES[architecture], tmp_path).net
@@ -90,10 +104,15 @@ def fresh(tmp_path: Path) -> GroundingDINO:
 
 
 def same(a: GroundingDINO, b: GroundingDINO) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.net.state_dict().values(), b.net.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.net.state_dict().values(), b.net.state_dict().values(), strict=True)
+    )
 
 
-def test_the_official_layout_loads_strictly(tiny: GroundingDINO, fresh: GroundingDINO, tmp_path: Path):
+def test_the_official_layout_loads_strictly(
+    tiny: GroundingDINO, fresh: GroundingDINO, tmp_path: Path
+):
     """{"model": ...}, names of DistributedDataParallel, BERT's position_ids as older releases saved them."""
     state = {f"module.{name}": tensor for name, tensor in tiny.net.state_dict().items()}
     state["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
@@ -102,7 +121,9 @@ def test_the_official_layout_loads_strictly(tiny: GroundingDINO, fresh: Groundin
     assert same(tiny, fresh)
 
 
-def test_safetensors_without_the_aliases_of_shared_tensors(tiny: GroundingDINO, fresh: GroundingDINO, tmp_path: Path):
+def test_safetensors_without_the_aliases_of_shared_tensors(
+    tiny: GroundingDINO, fresh: GroundingDINO, tmp_path: Path
+):
     from safetensors.torch import save_model
 
     save_model(tiny.net, str(tmp_path / "converted.safetensors"))

@@ -26,7 +26,14 @@ from pipeline.detect.groundingdino_repairs import Float32Linear
 from trackers.seeded import seed_module
 
 CPU = torch.device("cpu")
-CASES = ["period", "two_phrases", "inner_periods", "question", "unknown_words", "batch2_same_caption"]
+CASES = [
+    "period",
+    "two_phrases",
+    "inner_periods",
+    "question",
+    "unknown_words",
+    "batch2_same_caption",
+]
 TEXT, LOGITS, BOXES = 1e-4, 5e-4, 2e-5  # tolerances of the golden vectors
 
 
@@ -44,7 +51,9 @@ class Golden:
         assert zlib.crc32(image.tobytes()) == about["crc32"]
         return normalised(torch.from_numpy(image)[None])[0]
 
-    def check(self, case: str, logits: torch.Tensor, boxes: torch.Tensor, row: int | None = None) -> None:
+    def check(
+        self, case: str, logits: torch.Tensor, boxes: torch.Tensor, row: int | None = None
+    ) -> None:
         """logits, boxes: [B, Q, L...] of the case, or of its one row."""
         rows = slice(None) if row is None else slice(row, row + 1)
         wanted = self.arrays[f"{case}/pred_logits"][rows]
@@ -53,7 +62,9 @@ class Golden:
         assert not np.isfinite(logits.numpy()[..., wanted.shape[-1] :]).any()
         real = np.isfinite(wanted)
         np.testing.assert_allclose(found[real], wanted[real], atol=LOGITS, rtol=0)
-        np.testing.assert_allclose(boxes.numpy(), self.arrays[f"{case}/pred_boxes_cxcywh"][rows], atol=BOXES, rtol=0)
+        np.testing.assert_allclose(
+            boxes.numpy(), self.arrays[f"{case}/pred_boxes_cxcywh"][rows], atol=BOXES, rtol=0
+        )
 
 
 def texture(name: str, height: int, width: int, cell: int) -> NDArray[np.uint8]:
@@ -83,7 +94,9 @@ def golden(shared: Path) -> Golden:
 def model(golden: Golden) -> GroundingDINO:
     """Swin-T with 100 queries and the golden vectors' small text encoder."""
     model = build(ARCHITECTURES["swint"] | {"num_queries": 100}, golden.folder / "text_encoder")
-    assert set(model.net.state_dict()) == {k["name"] for k in json.loads((golden.folder / "keys.json").read_text())}
+    assert set(model.net.state_dict()) == {
+        k["name"] for k in json.loads((golden.folder / "keys.json").read_text())
+    }
     seed_module(model.net, "s0:", extra=True)
     return model
 
@@ -102,16 +115,26 @@ def test_golden_cases(case: str, model: GroundingDINO, golden: Golden):
     captions = golden.json["cases"][case]["captions"]
     image = golden.picture("groundingdino/imageA")
     hidden = []
-    hook = model.net.bert.register_forward_hook(lambda _, __, out: hidden.append(out["last_hidden_state"]))
+    hook = model.net.bert.register_forward_hook(
+        lambda _, __, out: hidden.append(out["last_hidden_state"])
+    )
     out = model(image.expand(len(captions), -1, -1, -1), captions)
     hook.remove()
     golden.check(case, out.logits, out.boxes_cxcywh)
     length = golden.json["cases"][case]["text_length"]
     ids, known, blocks, positions = model.tokenizer.batch(out.texts)
-    for name, tensor in (("input_ids", ids), ("text_token_mask", known), ("position_ids", positions)):
+    for name, tensor in (
+        ("input_ids", ids),
+        ("text_token_mask", known),
+        ("position_ids", positions),
+    ):
         assert (tensor[:, :length].numpy() == golden.arrays[f"{case}/{name}"]).all(), name
-    assert (blocks[:, :length, :length].numpy() == golden.arrays[f"{case}/text_self_attention_mask"]).all()
-    np.testing.assert_allclose(hidden[0][:, :length], golden.arrays[f"{case}/bert_hidden"], atol=TEXT, rtol=0)
+    assert (
+        blocks[:, :length, :length].numpy() == golden.arrays[f"{case}/text_self_attention_mask"]
+    ).all()
+    np.testing.assert_allclose(
+        hidden[0][:, :length], golden.arrays[f"{case}/bert_hidden"], atol=TEXT, rtol=0
+    )
 
 
 def test_rows_of_a_batch_equal_the_single_captions(model: GroundingDINO, golden: Golden):
@@ -127,7 +150,9 @@ def test_rows_of_a_batch_equal_the_single_captions(model: GroundingDINO, golden:
 
 
 @pytest.mark.parametrize("case", ["batch2_same_image", "batch2_second_without_period"])
-def test_with_the_reference_s_mask_order_its_batches_come_out(case: str, model: GroundingDINO, golden: Golden):
+def test_with_the_reference_s_mask_order_its_batches_come_out(
+    case: str, model: GroundingDINO, golden: Golden
+):
     """So that order is the only difference. The package's own forward, text encoder and fusion replaced."""
     image = golden.picture("groundingdino/imageA")
     logits, boxes = package_forward(model, [image, image], golden.json["cases"][case]["captions"])
@@ -137,7 +162,9 @@ def test_with_the_reference_s_mask_order_its_batches_come_out(case: str, model: 
 def test_two_sizes_in_the_package_s_own_forward(model: GroundingDINO, golden: Golden):
     """Padding is outside our forward; that the replaced parts respect its masks is seen here."""
     pictures = [golden.picture(f"groundingdino/image{x}") for x in "AB"]
-    logits, boxes = package_forward(model, pictures, golden.json["cases"]["batch2_two_sizes"]["captions"])
+    logits, boxes = package_forward(
+        model, pictures, golden.json["cases"]["batch2_two_sizes"]["captions"]
+    )
     golden.check("batch2_two_sizes", logits, boxes)
 
 
@@ -165,7 +192,11 @@ def head_major(model: GroundingDINO) -> Iterator[None]:
 
 def test_a_raw_caption_is_the_same_case(golden: Golden):
     about = golden.json["cases"]["no_period_raw"]
-    assert normalise(about["raw_captions"][0]) == about["captions"][0] == golden.json["cases"]["period"]["captions"][0]
+    assert (
+        normalise(about["raw_captions"][0])
+        == about["captions"][0]
+        == golden.json["cases"]["period"]["captions"][0]
+    )
     for name in ("pred_logits", "pred_boxes_cxcywh"):
         assert (golden.arrays[f"no_period_raw/{name}"] == golden.arrays[f"period/{name}"]).all()
 
@@ -184,10 +215,12 @@ def test_phrases(case: str, model: GroundingDINO, golden: Golden):
         kept = [q for q, p in enumerate(probabilities) if p.max() > box_threshold]
         assert kept == wanted["kept"]
         assert wanted["error"] is None
-        np.testing.assert_allclose([probabilities[q].max() for q in kept], wanted["score"], atol=1e-6)
-        assert [model.tokenizer.phrase(text, probabilities[q].tolist(), text_threshold) for q in kept] == wanted[
-            "phrases"
-        ]
+        np.testing.assert_allclose(
+            [probabilities[q].max() for q in kept], wanted["score"], atol=1e-6
+        )
+        assert [
+            model.tokenizer.phrase(text, probabilities[q].tolist(), text_threshold) for q in kept
+        ] == wanted["phrases"]
 
 
 # --- our own promises --------------------------------------------------------------------------------------------
@@ -251,5 +284,7 @@ def test_normalisation_equals_the_package_s():
     from groundingdino.datasets.transforms import Compose, Normalize, ToTensor
 
     image = texture("any", 45, 67, 8)
-    theirs, _ = Compose([ToTensor(), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])(image, None)
+    theirs, _ = Compose([ToTensor(), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])(
+        image, None
+    )
     assert torch.equal(normalised(torch.from_numpy(image)[None])[0], theirs)

@@ -29,14 +29,21 @@ from trackers.seeded import normal, seed_module
 
 CPU = torch.device("cpu")
 VISION = {
-    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56,
-    "patch_size": 14, "hidden_act": "quick_gelu",
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+}
 
 
 def crops(count=5, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (*rng.integers(5, 90, 2), 3), dtype=np.uint8) for _ in range(count)]
+    return [
+        rng.integers(0, 256, (*rng.integers(5, 90, 2), 3), dtype=np.uint8) for _ in range(count)
+    ]
 
 
 def tiny(**changes):
@@ -65,13 +72,20 @@ def weights(tmp_path, monkeypatch):
 def test_the_full_architecture_is_open_clips():
     from open_clip import get_model_config
 
-    official, ours = get_model_config("ViT-L-14-336-quickgelu"), ARCHITECTURES["ViT-L-14-336-quickgelu"]
+    official, ours = (
+        get_model_config("ViT-L-14-336-quickgelu"),
+        ARCHITECTURES["ViT-L-14-336-quickgelu"],
+    )
     assert official["quick_gelu"]
-    assert official["vision_cfg"] == {key: ours[key] for key in ("image_size", "layers", "width", "patch_size")}
+    assert official["vision_cfg"] == {
+        key: ours[key] for key in ("image_size", "layers", "width", "patch_size")
+    }
     with torch.device("meta"):
         full = build_tower("ViT-L-14-336-quickgelu")
     # 304.29 M with the projection to 768, which is left out
-    assert sum(p.numel() for p in full.parameters()) + 1024 * 768 == pytest.approx(304.29e6, abs=1e4)
+    assert sum(p.numel() for p in full.parameters()) + 1024 * 768 == pytest.approx(
+        304.29e6, abs=1e4
+    )
 
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
@@ -109,7 +123,9 @@ def test_tokens_average_to_the_feature(encoder):
 # --- crops ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (7, 3), (56, 56), (200, 90), (1080, 1920)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 500), (500, 1), (7, 3), (56, 56), (200, 90), (1080, 1920)]
+)
 def test_crops_of_any_size_are_resized_as_clip_does(shape):
     crop = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     found = prepare(crop, 56, CPU).numpy().transpose(1, 2, 0) * np.float32(STD) + np.float32(MEAN)
@@ -187,12 +203,16 @@ def hugging_face(kind):
         "num_attention_heads": 2,
         "vocab_size": 50,
     }
-    return seed_module(CLIPModel(HFConfig(vision_config=VISION, text_config=text, projection_dim=32)), "s0:").eval()
+    return seed_module(
+        CLIPModel(HFConfig(vision_config=VISION, text_config=text, projection_dim=32)), "s0:"
+    ).eval()
 
 
 def vision_names(state, prefix):
     """State dict names of transformers' picture tower as the published files have them, or without the prefix."""
-    return {f"{prefix}{name.removeprefix('vision_model.')}": tensor for name, tensor in state.items()}
+    return {
+        f"{prefix}{name.removeprefix('vision_model.')}": tensor for name, tensor in state.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -203,10 +223,16 @@ def test_transformers_files_give_transformers_hidden_states(weights, layout, nam
     if layout.startswith("CLIPVisionModel"):
         state = vision_names(state, "" if "bare" in layout else "vision_model.")
     else:
-        assert {"logit_scale", "visual_projection.weight", "vision_model.pre_layrnorm.weight"} <= state.keys()
+        assert {
+            "logit_scale",
+            "visual_projection.weight",
+            "vision_model.pre_layrnorm.weight",
+        } <= state.keys()
         state["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
         state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    save_file(state, weights / name) if name.endswith("safetensors") else torch.save(state, weights / name)
+    save_file(state, weights / name) if name.endswith("safetensors") else torch.save(
+        state, weights / name
+    )
 
     images = torch.from_numpy(normal("images", (2, 3, 56, 56)))
     vision = model if layout.startswith("CLIPVisionModel") else model.vision_model
@@ -215,7 +241,9 @@ def test_transformers_files_give_transformers_hidden_states(weights, layout, nam
         tower = make_tower(tiny(weights=name), CPU)
         assert len(expected) == 4
         for layer in (-1, -2, -3):
-            torch.testing.assert_close(hidden_tokens(tower, images, layer), expected[layer][:, 1:], atol=2e-5, rtol=0)
+            torch.testing.assert_close(
+                hidden_tokens(tower, images, layer), expected[layer][:, 1:], atol=2e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize("layout", ["whole model", "custom text", "tower alone"])
@@ -223,13 +251,21 @@ def test_open_clip_files_load(weights, tower, layout):
     state = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     state["proj"] = torch.zeros(64, 32)
     if layout != "tower alone":
-        state = {f"visual.{name}": tensor for name, tensor in state.items()} | {"logit_scale": torch.tensor(4.6)}
+        state = {f"visual.{name}": tensor for name, tensor in state.items()} | {
+            "logit_scale": torch.tensor(4.6)
+        }
         text = {
-            "positional_embedding": torch.zeros(77, 32), "text_projection": torch.zeros(32, 32),
-            "token_embedding.weight": torch.zeros(50, 32), "ln_final.weight": torch.zeros(32),
+            "positional_embedding": torch.zeros(77, 32),
+            "text_projection": torch.zeros(32, 32),
+            "token_embedding.weight": torch.zeros(50, 32),
+            "ln_final.weight": torch.zeros(32),
             "transformer.resblocks.0.attn.in_proj_weight": torch.zeros(96, 32),
-        }  # fmt: skip
-        state |= {f"text.{name}": tensor for name, tensor in text.items()} if layout == "custom text" else text
+        }
+        state |= (
+            {f"text.{name}": tensor for name, tensor in text.items()}
+            if layout == "custom text"
+            else text
+        )
     save_file(state, weights / "clip.safetensors")
     loaded = make_tower(tiny(weights="clip.safetensors"), CPU).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in tower.state_dict().items())
@@ -262,12 +298,18 @@ def re_matches_tower(name):
 def test_other_files_are_refused(weights, tower, damage):
     state = {f"visual.{name}": tensor.clone() for name, tensor in tower.state_dict().items()}
     if damage == "unknown":
-        state["audio.conv1.weight"], expected = torch.zeros(1), r"1 unknown[\s\S]*audio\.conv1\.weight"
+        state["audio.conv1.weight"], expected = (
+            torch.zeros(1),
+            r"1 unknown[\s\S]*audio\.conv1\.weight",
+        )
     elif damage == "missing":
         del state["visual.ln_pre.bias"]
         expected = r"1 missing[\s\S]*ln_pre\.bias"
     elif damage == "another size":
-        state["visual.positional_embedding"], expected = torch.zeros(5, 64), r"1 mis-shaped[\s\S]*positional_embedding"
+        state["visual.positional_embedding"], expected = (
+            torch.zeros(5, 64),
+            r"1 mis-shaped[\s\S]*positional_embedding",
+        )
     else:
         state = vision_names(hugging_face("CLIPVisionModel").state_dict(), "vision_model.")
         del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
@@ -279,7 +321,9 @@ def test_other_files_are_refused(weights, tower, damage):
 
 def test_name_version_and_missing_weights(weights):
     assert (CLIPEncoder(tiny()).name, CLIPEncoder(tiny()).version) == ("clip-tiny", "1+seeded")
-    with pytest.raises(CheckpointError, match=r"CLIP: .*clip-vit-large-patch14-336\.safetensors is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"CLIP: .*clip-vit-large-patch14-336\.safetensors is not there"
+    ):
         CLIPEncoder()
     (weights / "clip-vit-large-patch14-336.safetensors").write_bytes(b"anything")
     encoder = CLIPEncoder()

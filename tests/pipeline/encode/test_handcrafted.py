@@ -14,7 +14,9 @@ def plain(colour, size=(40, 30)):
 
 def test_any_size_gives_the_same_length():
     encoder = HandcraftedEncoder()
-    crops = [rng.integers(0, 255, (h, w, 3), np.uint8) for h, w in ((1, 1), (1, 90), (500, 3), (32, 32))]
+    crops = [
+        rng.integers(0, 255, (h, w, 3), np.uint8) for h, w in ((1, 1), (1, 90), (500, 3), (32, 32))
+    ]
     features = encoder.encode(crops)
     assert features.shape == (4, encoder.dim)
     assert features.dtype == np.float32
@@ -48,7 +50,9 @@ def test_alike_is_near():
     assert np.linalg.norm(red - red_again) < np.linalg.norm(red - blue)
     edge = np.zeros((40, 40, 3), np.uint8)
     edge[:, 20:] = 255
-    upright, upright_again, lying = HandcraftedEncoder().encode([edge, edge[5:35, 3:37], edge.transpose(1, 0, 2)])
+    upright, upright_again, lying = HandcraftedEncoder().encode(
+        [edge, edge[5:35, 3:37], edge.transpose(1, 0, 2)]
+    )
     assert np.linalg.norm(upright - upright_again) < np.linalg.norm(upright - lying)
 
 
@@ -61,7 +65,9 @@ def test_a_crop_does_not_depend_on_its_neighbours():
 def test_a_strided_crop_is_read_right():
     frame = rng.integers(0, 255, (60, 60, 3), np.uint8)
     encoder = HandcraftedEncoder()
-    assert np.array_equal(encoder.encode([frame[3:40, ::-1]]), encoder.encode([frame[3:40, ::-1].copy()]))
+    assert np.array_equal(
+        encoder.encode([frame[3:40, ::-1]]), encoder.encode([frame[3:40, ::-1].copy()])
+    )
 
 
 def test_the_length_follows_the_config():

@@ -16,13 +16,17 @@ def disc(height=120, width=160, x=80, y=60, radius=25):
     """A noisy red disc on noisy green, its mask and its box."""
     mask = np.zeros((height, width), np.uint8)
     cv2.circle(mask, (x, y), radius, 1, -1)
-    frame = np.where(mask[..., None], (200, 40, 40), (40, 140, 60)) + rng.integers(-25, 25, (height, width, 3))
+    frame = np.where(mask[..., None], (200, 40, 40), (40, 140, 60)) + rng.integers(
+        -25, 25, (height, width, 3)
+    )
     rle = rle_encode(mask.astype(bool))
     return np.clip(frame, 0, 255).astype(np.uint8), rle, rle_box(rle)
 
 
 def segment(frame, box, **config):
-    [result] = GrabCutSegmenter(GrabCutConfig(**config)).segment(frame[None], np.asarray(box, np.float32)[None])
+    [result] = GrabCutSegmenter(GrabCutConfig(**config)).segment(
+        frame[None], np.asarray(box, np.float32)[None]
+    )
     return result
 
 
@@ -44,7 +48,9 @@ def test_it_finds_it_in_large_frames_too(scale):
 def test_a_box_that_is_a_little_too_small_is_enlarged_first():
     frame, truth, box = disc()
     tight = box + np.array([2, 2, -2, -2], np.float32)
-    assert rle_iou(segment(frame, tight).mask, truth) > rle_iou(segment(frame, tight, grow=1.0).mask, truth)
+    assert rle_iou(segment(frame, tight).mask, truth) > rle_iou(
+        segment(frame, tight, grow=1.0).mask, truth
+    )
 
 
 def test_nothing_is_outside_the_enlarged_box():
@@ -93,7 +99,13 @@ def test_a_mask_does_not_depend_on_what_ran_before():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), *[st.floats(-20, 80)] * 2, *[st.floats(0.01, 90)] * 2, st.booleans())
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    *[st.floats(-20, 80)] * 2,
+    *[st.floats(0.01, 90)] * 2,
+    st.booleans(),
+)
 def test_any_box_gives_a_whole_mask_or_none(height, width, x, y, w, h, flat):
     noise = np.random.default_rng(height).integers(0, 255, (height, width, 3), np.uint8)
     result = segment(noise // 255 if flat else noise, [x, y, x + w, y + h])

@@ -37,10 +37,15 @@ def segmenter():
 @pytest.mark.parametrize(
     ("masks", "expected"),
     [
-        ("none", []), ("all", [2, 3, 4, 6, 7, 9]), ("every:1", [2, 3, 4, 6, 7, 9]), ("every:4", [2, 7]),
-        ("keyframes:1", [2]), ("keyframes:3", [2, 4, 9]), ("keyframes:8", [2, 3, 4, 6, 7, 9]),
+        ("none", []),
+        ("all", [2, 3, 4, 6, 7, 9]),
+        ("every:1", [2, 3, 4, 6, 7, 9]),
+        ("every:4", [2, 7]),
+        ("keyframes:1", [2]),
+        ("keyframes:3", [2, 4, 9]),
+        ("keyframes:8", [2, 3, 4, 6, 7, 9]),
     ],
-)  # fmt: skip
+)
 def test_masks_are_made_for_the_frames_asked_for(masks, expected):
     boxes = absent(10)
     boxes[[2, 3, 4, 6, 7, 9]] = (0, 0, 5, 5)
@@ -48,10 +53,21 @@ def test_masks_are_made_for_the_frames_asked_for(masks, expected):
 
 
 def test_key_frames_are_evenly_spaced():
-    assert choose(np.tile(np.float32([0, 0, 5, 5]), (300, 1)), "keyframes:8") == [0, 43, 85, 128, 171, 214, 256, 299]
+    assert choose(np.tile(np.float32([0, 0, 5, 5]), (300, 1)), "keyframes:8") == [
+        0,
+        43,
+        85,
+        128,
+        171,
+        214,
+        256,
+        299,
+    ]
 
 
-@pytest.mark.parametrize("masks", ["", "some", "keyframes", "keyframes:0", "every:-1", "every:2.5", "all:3"])
+@pytest.mark.parametrize(
+    "masks", ["", "some", "keyframes", "keyframes:0", "every:-1", "every:2.5", "all:3"]
+)
 def test_other_words_for_frames_are_refused(masks):
     with pytest.raises(ValidationError, match="masks"):
         SAM2Config(masks=masks)
@@ -112,7 +128,10 @@ def test_masks_say_how_good_they_are(segmenter):
 
 def test_a_box_outside_the_frame_is_no_box(segmenter):
     pictures, _ = clip(frames=2)
-    assert segmenter.segment(pictures, np.float32([[300, 300, 400, 400], [np.nan] * 4])) == [None, None]
+    assert segmenter.segment(pictures, np.float32([[300, 300, 400, 400], [np.nan] * 4])) == [
+        None,
+        None,
+    ]
 
 
 # --- many at once --------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ def make_root(tmp_path: Path) -> Callable[..., DataRoot]:
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
-                path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+                path.write_text(
+                    content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+                )
         return DataRoot(tmp_path, **options)
 
     return make
@@ -35,7 +37,9 @@ def make_root(tmp_path: Path) -> Callable[..., DataRoot]:
 def shared() -> Path:
     """The folder of real sample data beside the repository."""
     if not SHARED.is_dir():
-        pytest.skip("real annotations are not on this machine (expected beside the repository, in shared/data)")
+        pytest.skip(
+            "real annotations are not on this machine (expected beside the repository, in shared/data)"
+        )
     return SHARED
 
 
@@ -45,7 +49,9 @@ def split_plan() -> Callable[..., tuple[list[Planned], list[Rejected]]]:
 
     def run(source, root: DataRoot, split: str) -> tuple[list[Planned], list[Rejected]]:
         items = list(source.plan(root, split))
-        return [i for i in items if isinstance(i, Planned)], [i for i in items if isinstance(i, Rejected)]
+        return [i for i in items if isinstance(i, Planned)], [
+            i for i in items if isinstance(i, Rejected)
+        ]
 
     return run
 

@@ -19,7 +19,14 @@ VIDEOS = "AbC-1,31,0:00:01,0:00:05,480,640,136,3,0\n"
 def frame(tmp_path: Path):
     """frame("AbC-1", 20, {id: (x1, y1, x2, y2)}): an h5 file as the dataset has it, transposed and squeezed."""
 
-    def write(video: str, number: int, objects: dict[int, tuple], height: int = 32, width: int = 42, base: str = ""):
+    def write(
+        video: str,
+        number: int,
+        objects: dict[int, tuple],
+        height: int = 32,
+        width: int = 42,
+        base: str = "",
+    ):
         masks = np.zeros((len(objects), width, height), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, objects.values(), strict=True):
             mask[x1:x2, y1:y2] = 1
@@ -27,7 +34,9 @@ def frame(tmp_path: Path):
         path = tmp_path / base / INSTANCES / video / f"{number:05d}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
-            file["instance"] = np.array(list(objects))[None] if len(objects) > 1 else np.array(list(objects))
+            file["instance"] = (
+                np.array(list(objects))[None] if len(objects) > 1 else np.array(list(objects))
+            )
             file["reMask"] = masks if len(objects) > 1 else masks[0]
             file["reBBox"] = boxes if len(objects) > 1 else boxes[:, 0]
 
@@ -56,7 +65,9 @@ def test_a_single_instance_has_lost_its_axis(make_root, split_plan, frame):
     assert annotation.raw_boxes[19 - item.clip.start].tolist() == [11, 5, 30, 9]
 
 
-def test_h5_names_are_one_based_and_a_frame_without_the_instance_is_unknown(make_root, split_plan, frame):
+def test_h5_names_are_one_based_and_a_frame_without_the_instance_is_unknown(
+    make_root, split_plan, frame
+):
     root = make_root({TABLE: ROWS, VIDEOSET: VIDEOS})
     frame("AbC-1", 20, {0: (0, 0, 5, 5), 1: (10, 4, 30, 9)})
     frame("AbC-1", 60, {0: (0, 0, 5, 5)})
@@ -65,7 +76,9 @@ def test_h5_names_are_one_based_and_a_frame_without_the_instance_is_unknown(make
     assert (item.clip.start, item.clip.stop) == (19, 100)
     dog, man = (A2D().annotate(root, item.clip, referent) for referent in item.referents)
     assert np.flatnonzero(man.known).tolist() == [0, 40, 80]
-    assert np.flatnonzero(dog.known).tolist() == [0]  # frame 60 lacks it, frame 100 lists an empty mask
+    assert np.flatnonzero(dog.known).tolist() == [
+        0
+    ]  # frame 60 lacks it, frame 100 lists an empty mask
 
 
 def test_one_clip_per_video_with_all_its_sentences(make_root, split_plan):
@@ -75,7 +88,11 @@ def test_one_clip_per_video_with_all_its_sentences(make_root, split_plan):
     assert item.referents[0].raw_caption == "small white dog  jumping"
     assert all(KEY.fullmatch(r.referent_id) for r in item.referents)
     assert item.clip.media.path == "Release/clips320H/AbC-1.mp4"
-    assert (item.clip.frame_count, item.clip.height, item.clip.width) == (136, None, None)  # 480x640 is the original's
+    assert (item.clip.frame_count, item.clip.height, item.clip.width) == (
+        136,
+        None,
+        None,
+    )  # 480x640 is the original's
 
 
 def test_either_name_of_the_clips_folder(make_root, split_plan):
@@ -130,7 +147,9 @@ def test_without_videoset_the_only_split_is_all(make_root, split_plan):
         ([50], None, (30, 50)),  # length unknown: nothing after the last annotated frame
     ],
 )
-def test_short_clips_are_widened_to_20_frames_inside_the_video(make_root, split_plan, frame, numbers, total, span):
+def test_short_clips_are_widened_to_20_frames_inside_the_video(
+    make_root, split_plan, frame, numbers, total, span
+):
     videos = {} if total is None else {VIDEOSET: VIDEOS.replace("136", str(total))}
     root = make_root({TABLE: ROWS, **videos})
     for number in numbers:
@@ -148,7 +167,12 @@ def test_min_frames_is_configurable(make_root, split_plan, frame):
 
 
 def test_the_copied_instance_is_the_only_rejected_row(make_root, split_plan):
-    root = make_root({TABLE: ROWS + 'AbC-1,1 (copy),bird\nAbC-1,2,"a man, sitting"\nAbC-1,3,\n', VIDEOSET: VIDEOS})
+    root = make_root(
+        {
+            TABLE: ROWS + 'AbC-1,1 (copy),bird\nAbC-1,2,"a man, sitting"\nAbC-1,3,\n',
+            VIDEOSET: VIDEOS,
+        }
+    )
     [item], rejected = split_plan(A2D(), root, "train")
     assert [r.item for r in rejected] == ["AbC-1,1 (copy)", "AbC-1,3"]
     assert {r.reason for r in rejected} == {Reason.MALFORMED_ROW}
@@ -157,13 +181,17 @@ def test_the_copied_instance_is_the_only_rejected_row(make_root, split_plan):
 
 
 def test_an_unclosed_quote_spoils_its_own_row_only(make_root, split_plan):
-    root = make_root({TABLE: 'video_id,instance_id,query\nAbC-1,0,"a man\nAbC-1,1,a dog\n', VIDEOSET: VIDEOS})
+    root = make_root(
+        {TABLE: 'video_id,instance_id,query\nAbC-1,0,"a man\nAbC-1,1,a dog\n', VIDEOSET: VIDEOS}
+    )
     [item], _ = split_plan(A2D(), root, "train")
     assert [r.caption for r in item.referents] == ["a man", "a dog"]
 
 
 def test_a_second_sentence_about_an_instance_is_a_duplicate(make_root, split_plan):
-    _, [rejected] = split_plan(A2D(), make_root({TABLE: ROWS + "AbC-1,1,again\n", VIDEOSET: VIDEOS}), "train")
+    _, [rejected] = split_plan(
+        A2D(), make_root({TABLE: ROWS + "AbC-1,1,again\n", VIDEOSET: VIDEOS}), "train"
+    )
     assert rejected.reason is Reason.DUPLICATE
 
 
@@ -176,7 +204,9 @@ def test_missing_h5_files_are_planned_and_quarantined_at_run_time(make_root, spl
     assert caught.value.reason is Reason.ANNOTATION_MISSING
 
 
-@pytest.mark.parametrize("fault", ["not hdf5", "no masks", "external link", "wrong number of masks"])
+@pytest.mark.parametrize(
+    "fault", ["not hdf5", "no masks", "external link", "wrong number of masks"]
+)
 def test_broken_h5_files_are_quarantined(make_root, split_plan, frame, tmp_path: Path, fault: str):
     root = make_root({TABLE: ROWS, VIDEOSET: VIDEOS})
     frame("AbC-1", 20, {0: (0, 0, 5, 5), 1: (10, 4, 30, 9)})
@@ -211,7 +241,9 @@ def test_a_root_one_folder_too_high_works(make_root, split_plan, frame):
 
 
 def test_real_table_has_6655_rows_of_which_one_is_rejected(shared: Path, make_root):
-    text = (shared / "a2d_sentences/a2d_annotation_with_short_query.txt").read_text()  # a fourth column, too
+    text = (
+        shared / "a2d_sentences/a2d_annotation_with_short_query.txt"
+    ).read_text()  # a fourth column, too
     root = make_root({TABLE: text})
     planned, rejected = [], []
     for item in A2D().plan(DataRoot(root.path), "all"):

@@ -25,13 +25,21 @@ from pipeline.sources.base import (
 from schemas.records import KEY, Quarantined, Reason
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     data=st.dictionaries(st.text(max_size=8), values, max_size=6),
     indent=st.sampled_from([None, 0, 1, "\t"]),
@@ -52,7 +60,20 @@ def test_json_members_finds_what_json_loads_finds(tmp_path: Path, data, indent, 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"a"', '{"a":', '{"a":1', '{"a":1,', '{"a":1,}', '{"a" 1}', '{"a":tru}', '{"a":[1}', "nope"],
+    [
+        "",
+        "[]",
+        "{",
+        '{"a"',
+        '{"a":',
+        '{"a":1',
+        '{"a":1,',
+        '{"a":1,}',
+        '{"a" 1}',
+        '{"a":tru}',
+        '{"a":[1}',
+        "nope",
+    ],
 )
 def test_json_members_says_where_a_file_is_not_json(tmp_path: Path, text: str):
     path = tmp_path / "bad.json"
@@ -139,10 +160,14 @@ def test_box_lines_take_commas_or_blanks_and_refuse_short_rows():
             box_lines(bad, "f")
 
 
-def test_last_json_reads_a_file_once_and_again_when_it_has_changed(make_root, monkeypatch: pytest.MonkeyPatch):
+def test_last_json_reads_a_file_once_and_again_when_it_has_changed(
+    make_root, monkeypatch: pytest.MonkeyPatch
+):
     root, reads = make_root({"a.json": [1], "b.json": [2]}), []
     read_json = DataRoot.read_json
-    monkeypatch.setattr(DataRoot, "read_json", lambda self, file: reads.append(file) or read_json(self, file))
+    monkeypatch.setattr(
+        DataRoot, "read_json", lambda self, file: reads.append(file) or read_json(self, file)
+    )
     last = LastJSON()
     assert [last.read(root, name) for name in ("a.json", "a.json", "b.json")] == [[1], [1], [2]]
     (root.path / "b.json").write_text("[3]")
@@ -174,7 +199,9 @@ def test_load_source_takes_a_config_and_names_the_choices():
 
 
 @pytest.mark.parametrize("name", list(SOURCES))
-def test_an_empty_root_has_no_splits_and_the_error_shows_the_expected_tree(name: str, tmp_path: Path):
+def test_an_empty_root_has_no_splits_and_the_error_shows_the_expected_tree(
+    name: str, tmp_path: Path
+):
     source, root = load_source(name), DataRoot(tmp_path)
     assert source.available(root) == []
     with pytest.raises(ValueError, match=r"found no annotations\. Expected:\n<root>"):
@@ -186,7 +213,10 @@ def test_an_empty_root_has_no_splits_and_the_error_shows_the_expected_tree(name:
     [
         ("hcstvg", {"boxes": "tracked", "min_iou": 0.5, "masks": "segment"}),
         ("vid_sentence", {"boxes": "tracked", "masks": "segment"}),
-        ("a2d", {"boxes": "tracked", "max_kept_frames": 20, "boxes_from_masks": True, "min_iou": 0.5}),
+        (
+            "a2d",
+            {"boxes": "tracked", "max_kept_frames": 20, "boxes_from_masks": True, "min_iou": 0.5},
+        ),
         ("lasot", {"boxes": "tracked", "masks": "segment"}),
         ("mevis", {"boxes": "masks", "masks": "annotation", "fill_gaps": 5}),
         ("got10k", {"boxes": "annotation", "masks": "segment"}),
@@ -199,4 +229,7 @@ def test_default_rules_are_those_of_appendix_a(name: str, rules: dict):
 
 def test_error_messages_do_not_tell_machines_or_processes_apart(tmp_path):
     message = f"Invalid data: '{DataRoot(tmp_path).path}/clips/a.mp4' [mov,mp4 @ 0x55706b2a3680] moov atom not found"
-    assert DataRoot(tmp_path).words(message) == "Invalid data: 'clips/a.mp4' [mov,mp4] moov atom not found"
+    assert (
+        DataRoot(tmp_path).words(message)
+        == "Invalid data: 'clips/a.mp4' [mov,mp4] moov atom not found"
+    )

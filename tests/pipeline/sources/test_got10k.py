@@ -24,7 +24,14 @@ resolution: (1920, 1080)
 BOX = "347.0000,443.0000,129.0000,72.0000"
 
 
-def files(name: str = NAME, boxes=(BOX,) * 4, absence="0000", cover="8888", meta: str = META, base: str = "") -> dict:
+def files(
+    name: str = NAME,
+    boxes=(BOX,) * 4,
+    absence="0000",
+    cover="8888",
+    meta: str = META,
+    base: str = "",
+) -> dict:
     folder = f"{base}train/{name}"
     return {
         f"{base}train/list.txt": f"{name}\n",
@@ -43,7 +50,9 @@ def test_boxes_are_one_based(make_root, annotate_one):
 
 def test_absent_frames_are_flags_boxes_of_minus_one_or_of_no_size(make_root, annotate_one):
     boxes = [BOX, BOX, "-1,-1,-1,-1", "10.5,10,0,0", BOX]
-    annotation = annotate_one(GOT10k(), make_root(files(boxes=boxes, absence="01000", cover="88880")), "train")
+    annotation = annotate_one(
+        GOT10k(), make_root(files(boxes=boxes, absence="01000", cover="88880")), "train"
+    )
     assert annotation.visible.tolist() == [True, False, False, False, False]
     assert annotation.known.all()
 
@@ -55,28 +64,39 @@ def test_an_all_zero_cover_label_falls_back_to_absence(make_root, annotate_one):
 
 @pytest.mark.parametrize("number", [8623, 8630, 8637, 9058, 9059])
 def test_corrupt_sequences_are_rejected_as_known_bad(make_root, split_plan, number: int):
-    planned, [rejected] = split_plan(GOT10k(), make_root(files(f"GOT-10k_Train_{number:06d}")), "train")
+    planned, [rejected] = split_plan(
+        GOT10k(), make_root(files(f"GOT-10k_Train_{number:06d}")), "train"
+    )
     assert not planned
     assert rejected.reason is Reason.KNOWN_BAD
 
 
 @pytest.mark.parametrize("number", [8622, 8638, 9057, 9060])
 def test_their_neighbours_are_not(make_root, split_plan, number: int):
-    assert len(split_plan(GOT10k(), make_root(files(f"GOT-10k_Train_{number:06d}")), "train")[0]) == 1
+    assert (
+        len(split_plan(GOT10k(), make_root(files(f"GOT-10k_Train_{number:06d}")), "train")[0]) == 1
+    )
 
 
 @pytest.mark.parametrize(("name", "first", "last"), [("001636", 43, 53), ("001638", 25, 33)])
-def test_wrong_images_of_two_sequences_are_unknown(make_root, annotate_one, name: str, first: int, last: int):
+def test_wrong_images_of_two_sequences_are_unknown(
+    make_root, annotate_one, name: str, first: int, last: int
+):
     content = files(f"GOT-10k_Train_{name}", [BOX] * 60, "0" * 60, "8" * 60)
     annotation = annotate_one(GOT10k(), make_root(content), "train")
     assert (np.flatnonzero(~annotation.known) + 1).tolist() == list(range(first, last + 1))
     assert not annotation.visible[first - 1 : last].any()
 
 
-def test_boxes_beyond_the_image_are_clipped_to_their_own_image_even_when_sizes_change(make_root, annotate_one):
+def test_boxes_beyond_the_image_are_clipped_to_their_own_image_even_when_sizes_change(
+    make_root, annotate_one
+):
     root = make_root(files(boxes=["91,71,50,50"] * 4))
     for number, (height, width) in enumerate([(100, 120), (200, 240), (100, 120)], start=1):
-        cv2.imwrite(str(root.path / f"train/{NAME}/{number:08d}.jpg"), np.zeros((height, width, 3), np.uint8))
+        cv2.imwrite(
+            str(root.path / f"train/{NAME}/{number:08d}.jpg"),
+            np.zeros((height, width, 3), np.uint8),
+        )
     (root.path / f"train/{NAME}/00000004.jpg").write_bytes(b"broken")
     annotation = annotate_one(GOT10k(), root, "train")
     assert annotation.boxes.tolist() == [
@@ -111,11 +131,17 @@ def test_real_meta_info_sample(shared: Path):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ({"object_class": "bear", "motion_class": "walking", "motion_adverb": "slowly"}, "a bear is slowly walking"),
+        (
+            {"object_class": "bear", "motion_class": "walking", "motion_adverb": "slowly"},
+            "a bear is slowly walking",
+        ),
         ({"object_class": "bear", "motion_class": "walking"}, "a bear is walking"),
         ({"object_class": "bear"}, "a bear"),
         ({"object_class": "bear", "motion_adverb": "slowly"}, "a bear"),
-        ({"motion_class": "moving", "root_class": "animal", "major_class": ""}, "an animal is moving"),
+        (
+            {"motion_class": "moving", "root_class": "animal", "major_class": ""},
+            "an animal is moving",
+        ),
         ({"motion_class": "moving"}, "an object is moving"),
         ({}, "an object"),
         ({"object_class": "polar_bear", "motion_class": " walking "}, "a polar bear is walking"),
@@ -132,7 +158,9 @@ def test_articles_follow_the_sound():
     assert {article(word) for word in words} == {"a"}
 
 
-@pytest.mark.parametrize("missing", ["groundtruth.txt", "meta_info.ini", "absence.label", "cover.label"])
+@pytest.mark.parametrize(
+    "missing", ["groundtruth.txt", "meta_info.ini", "absence.label", "cover.label"]
+)
 def test_missing_files_are_planned_and_quarantined_at_run_time(make_root, split_plan, missing: str):
     root = make_root(files())
     (root.path / "train" / NAME / missing).unlink()
@@ -153,7 +181,9 @@ def test_missing_files_are_planned_and_quarantined_at_run_time(make_root, split_
         (files(boxes=("nan,1,2,3",) * 4), Reason.NO_TARGET),
     ],
 )
-def test_broken_files_are_quarantined_for_a_stated_reason(make_root, annotate_one, content: dict, reason: Reason):
+def test_broken_files_are_quarantined_for_a_stated_reason(
+    make_root, annotate_one, content: dict, reason: Reason
+):
     with pytest.raises(Quarantined) as caught:
         annotate_one(GOT10k(), make_root(content), "train")
     assert caught.value.reason is reason
@@ -161,7 +191,9 @@ def test_broken_files_are_quarantined_for_a_stated_reason(make_root, annotate_on
 
 def test_sequences_come_from_the_list_or_from_the_folders(make_root, split_plan):
     root = make_root({**files("GOT-10k_Train_000002"), **files("GOT-10k_Train_000001")})
-    assert [i.clip.video_id for i in split_plan(GOT10k(), root, "train")[0]] == ["GOT-10k_Train_000001"]
+    assert [i.clip.video_id for i in split_plan(GOT10k(), root, "train")[0]] == [
+        "GOT-10k_Train_000001"
+    ]
     (root.path / "train/list.txt").unlink()
     assert [i.clip.video_id[-1] for i in split_plan(GOT10k(), root, "train")[0]] == ["1", "2"]
 

@@ -52,7 +52,12 @@ def test_span_tube_cuts_to_the_annotated_frames(make_root, split_plan):
 
 def test_frame_rate_is_img_num_over_20_and_img_num_is_the_frame_count(make_root, split_plan):
     [item], _ = split_plan(HCSTVG(HCSTVGConfig(frame_tolerance=3)), make_root(v2()), "train")
-    assert (item.clip.fps, item.clip.frame_count, item.clip.frame_tolerance, item.clip.stop) == (25.0, 500, 3, 497)
+    assert (item.clip.fps, item.clip.frame_count, item.clip.frame_tolerance, item.clip.stop) == (
+        25.0,
+        500,
+        3,
+        497,
+    )
 
 
 def test_v2_img_size_puts_the_height_first_and_v1_has_width_and_height(make_root, split_plan):
@@ -71,7 +76,9 @@ def test_tubedetr_file_names_are_accepted(make_root):
     assert HCSTVG().available(root) == ["train", "val"]
 
 
-def test_negative_sizes_and_coordinates_are_unknown_and_boxes_outside_the_image_are_clipped(make_root, annotate_one):
+def test_negative_sizes_and_coordinates_are_unknown_and_boxes_outside_the_image_are_clipped(
+    make_root, annotate_one
+):
     boxes = [
         [10, 10, 20, 20],
         [10, 10, -5, 20],
@@ -87,21 +94,36 @@ def test_negative_sizes_and_coordinates_are_unknown_and_boxes_outside_the_image_
     assert annotation.raw_boxes[1].tolist() == [10, 10, -5, 20]
 
 
-def test_videos_are_found_in_subfolders_with_either_extension_and_missing_ones_are_still_planned(make_root, split_plan):
+def test_videos_are_found_in_subfolders_with_either_extension_and_missing_ones_are_still_planned(
+    make_root, split_plan
+):
     rows = {"anno_v2/train_v2.json": {"1_a.mkv": ROW, "2_b.mp4": ROW, "3_c.mkv": ROW}}
     root = make_root({**rows, "part 1/1_a.mkv": "", "part2/deep/2_b.mp4": ""})
     planned, rejected = split_plan(HCSTVG(), root, "train")
     assert not rejected
-    assert [i.clip.media.path for i in planned] == ["part 1/1_a.mkv", "part2/deep/2_b.mp4", "3_c.mkv"]
+    assert [i.clip.media.path for i in planned] == [
+        "part 1/1_a.mkv",
+        "part2/deep/2_b.mp4",
+        "3_c.mkv",
+    ]
     assert HCSTVG().annotation_files(root, "train") == ["anno_v2/train_v2.json"]
 
 
 def test_query_file_fills_a_missing_english_sentence(make_root, split_plan):
-    files = {"anno_v2/train_v2.json": {"a.mkv": {**ROW, "English": ""}, "b.mkv": {**ROW, "English": None}}}
+    files = {
+        "anno_v2/train_v2.json": {
+            "a.mkv": {**ROW, "English": ""},
+            "b.mkv": {**ROW, "English": None},
+        }
+    }
     root = make_root({**files, "anno_v2/query_v2.json": {"a.mkv": {"English": "A woman sits."}}})
     [item], [rejected] = split_plan(HCSTVG(), root, "train")
     assert item.referents[0].caption == "A woman sits."
-    assert (rejected.item, rejected.reason, rejected.message) == ("b.mkv", Reason.MALFORMED_ROW, "no English sentence")
+    assert (rejected.item, rejected.reason, rejected.message) == (
+        "b.mkv",
+        Reason.MALFORMED_ROW,
+        "no English sentence",
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +151,9 @@ def test_a_tube_beyond_img_num_ends_with_the_video(make_root, annotate_one):
     assert np.flatnonzero(annotation.known).tolist() == [499]
 
 
-@pytest.mark.parametrize("boxes", [[[1, 2, 3]], [[1, 2, 3, "x"]], [[1, 2, 3, None, 5]], [[1, 2, 3, {}]]])
+@pytest.mark.parametrize(
+    "boxes", [[[1, 2, 3]], [[1, 2, 3, "x"]], [[1, 2, 3, None, 5]], [[1, 2, 3, {}]]]
+)
 def test_broken_boxes_quarantine_the_clip_at_run_time(make_root, annotate_one, boxes: list):
     with pytest.raises(Quarantined) as caught:
         annotate_one(HCSTVG(), make_root(v2(bbox=boxes)), "train")

@@ -13,12 +13,24 @@ from schemas.geometry import from_xywh, is_box
 from schemas.records import KEY, Planned, Quarantined, Reason
 
 BAD_FRAMES = {  # 0-based, flagged visible, with a box without size
-    "person-7": 2110, "tank-17": 626, "microphone-6": 1108, "tiger-6": 117,
-    "pool-14": 145, "lion-5": 552, "lizard-16": 321,
-}  # fmt: skip
+    "person-7": 2110,
+    "tank-17": 626,
+    "microphone-6": 1108,
+    "tiger-6": 117,
+    "pool-14": 145,
+    "lion-5": 552,
+    "lizard-16": 321,
+}
 
 
-def official(name: str = "kite-2", boxes: list[str] | None = None, full="", out="", phrase="red kite", base="") -> dict:
+def official(
+    name: str = "kite-2",
+    boxes: list[str] | None = None,
+    full="",
+    out="",
+    phrase="red kite",
+    base="",
+) -> dict:
     boxes = boxes or ["31,44,60,22"] * 4
     folder = f"{base}{name.rpartition('-')[0]}/{name}"
     zeros = ",".join("0" * len(boxes))
@@ -30,7 +42,9 @@ def official(name: str = "kite-2", boxes: list[str] | None = None, full="", out=
     }
 
 
-def toolkit(name: str = "kite-2", boxes: list[str] | None = None, absent: str = "0\n0\n0\n0\n") -> dict:
+def toolkit(
+    name: str = "kite-2", boxes: list[str] | None = None, absent: str = "0\n0\n0\n0\n"
+) -> dict:
     return {
         f"annos/{name}.txt": "\n".join(boxes or ["31,44,60,22"] * 4) + "\n",
         f"annos/absent/{name}.txt": absent,
@@ -46,7 +60,11 @@ def test_boxes_are_one_based(make_root, annotate_one):
 
 @pytest.mark.parametrize("layout", ["official", "toolkit"])
 def test_the_flag_wins_over_a_stale_box(make_root, annotate_one, layout: str):
-    files = official(full="0,0,1,0", out="0,1,0,0") if layout == "official" else toolkit(absent="0\n1\n1\n0\n")
+    files = (
+        official(full="0,0,1,0", out="0,1,0,0")
+        if layout == "official"
+        else toolkit(absent="0\n1\n1\n0\n")
+    )
     annotation = annotate_one(LaSOT(), make_root(files), "all")
     assert annotation.visible.tolist() == [True, False, False, True]
     assert annotation.known.all()
@@ -61,7 +79,12 @@ def test_a_visible_frame_with_a_bad_box_is_unknown(make_root, annotate_one):
 
 
 def test_one_image_more_than_labels_is_tolerated(make_root, split_plan):
-    root = make_root({**official("airplane-14"), **{f"airplane/airplane-14/img/{i:08d}.jpg": b"" for i in range(1, 6)}})
+    root = make_root(
+        {
+            **official("airplane-14"),
+            **{f"airplane/airplane-14/img/{i:08d}.jpg": b"" for i in range(1, 6)},
+        }
+    )
     [item], _ = split_plan(LaSOT(), root, "all")
     assert len(item.clip) == 4
     assert (item.clip.frame_count, item.clip.frame_tolerance) == (4, 1)
@@ -83,7 +106,9 @@ def test_stray_spaces_leave_the_caption_but_not_the_raw_caption(make_root, split
         {"split.json": {"train": ["kite-9", "kite-2"], "test": ["kite-10"]}},
     ],
 )
-def test_splits_come_from_any_official_list_in_order_of_class_and_number(make_root, split_plan, lists: dict):
+def test_splits_come_from_any_official_list_in_order_of_class_and_number(
+    make_root, split_plan, lists: dict
+):
     root = make_root({**official("kite-2"), **official("kite-9"), **official("kite-10"), **lists})
     assert LaSOT().available(root) == ["train", "test"]
     assert [i.clip.video_id for i in split_plan(LaSOT(), root, "train")[0]] == ["kite-2", "kite-9"]
@@ -148,7 +173,9 @@ def test_missing_files_are_planned_and_quarantined_at_run_time(make_root, split_
         (official(full="1,1,1,1"), Reason.NO_TARGET),
     ],
 )
-def test_broken_files_are_quarantined_for_a_stated_reason(make_root, split_plan, files: dict, reason: Reason):
+def test_broken_files_are_quarantined_for_a_stated_reason(
+    make_root, split_plan, files: dict, reason: Reason
+):
     root = make_root(files)
     [item], _ = split_plan(LaSOT(), root, "all")
     with pytest.raises(Quarantined) as caught:

@@ -12,8 +12,12 @@ VIDEO = "0a1b2c3d4e5f"
 META, MASKS = "train/meta_expressions.json", "train/mask_dict.json"
 
 
-def meta(expressions: dict | None = None, frames=("00000", "00001", "00002"), video: str = VIDEO) -> dict:
-    expressions = expressions or {"0": {"exp": "the two  cats Running away ", "obj_id": [1, 2], "anno_id": [17, 18]}}
+def meta(
+    expressions: dict | None = None, frames=("00000", "00001", "00002"), video: str = VIDEO
+) -> dict:
+    expressions = expressions or {
+        "0": {"exp": "the two  cats Running away ", "obj_id": [1, 2], "anno_id": [17, 18]}
+    }
     return {"videos": {video: {"frames": list(frames), "expressions": expressions}}}
 
 
@@ -24,7 +28,9 @@ def masks(square) -> dict:
     return {"17": first, "18": second}
 
 
-def test_masks_of_several_objects_are_united_and_boxes_go_around_them(make_root, annotate_one, masks):
+def test_masks_of_several_objects_are_united_and_boxes_go_around_them(
+    make_root, annotate_one, masks
+):
     annotation = annotate_one(MeViS(), make_root({META: meta(), MASKS: masks}), "train")
     assert annotation.boxes[0].tolist() == [2, 3, 15, 12]
     assert rle_area(annotation.masks[0]) == 4 * 5 + 5 * 2
@@ -65,25 +71,35 @@ def test_frames_are_sorted_names_whose_numbers_may_have_gaps(make_root, split_pl
     root = make_root({META: meta(frames=("00010", "00000", "00005")), MASKS: masks})
     [item], _ = split_plan(MeViS(), root, "train")
     images = [item.clip.media.image(i) for i in item.clip.source_frames]
-    assert images == [f"train/JPEGImages/{VIDEO}/{name}.jpg" for name in ("00000", "00005", "00010")]
+    assert images == [
+        f"train/JPEGImages/{VIDEO}/{name}.jpg" for name in ("00000", "00005", "00010")
+    ]
 
 
 def test_videos_with_fewer_than_two_frames_are_rejected(make_root, split_plan, masks):
-    planned, [rejected] = split_plan(MeViS(), make_root({META: meta(frames=("00000",)), MASKS: masks}), "train")
+    planned, [rejected] = split_plan(
+        MeViS(), make_root({META: meta(frames=("00000",)), MASKS: masks}), "train"
+    )
     assert not planned
     assert (rejected.item, rejected.reason) == (VIDEO, Reason.MALFORMED_ROW)
 
 
-@pytest.mark.parametrize("row", [{}, {"exp": " ", "anno_id": [17]}, {"exp": "a"}, {"exp": "a", "anno_id": []}, "a", 3])
+@pytest.mark.parametrize(
+    "row", [{}, {"exp": " ", "anno_id": [17]}, {"exp": "a"}, {"exp": "a", "anno_id": []}, "a", 3]
+)
 def test_a_malformed_expression_spoils_itself_only(make_root, split_plan, masks, row):
     good = {"exp": "a cat", "obj_id": [1], "anno_id": [17]}
-    [item], [rejected] = split_plan(MeViS(), make_root({META: meta({"0": row, "1": good}), MASKS: masks}), "train")
+    [item], [rejected] = split_plan(
+        MeViS(), make_root({META: meta({"0": row, "1": good}), MASKS: masks}), "train"
+    )
     assert len(item.referents) == 1
     assert (rejected.item, rejected.reason) == (f"{VIDEO}/0", Reason.MALFORMED_ROW)
 
 
 @pytest.mark.parametrize("without", ["file", "mask"])
-def test_missing_masks_are_planned_and_quarantined_at_run_time(make_root, split_plan, masks, without: str):
+def test_missing_masks_are_planned_and_quarantined_at_run_time(
+    make_root, split_plan, masks, without: str
+):
     root = make_root({META: meta(), **({} if without == "file" else {MASKS: {"17": masks["17"]}})})
     [item], rejected = split_plan(MeViS(), root, "train")
     assert not rejected
@@ -98,12 +114,20 @@ def test_missing_masks_are_planned_and_quarantined_at_run_time(make_root, split_
         (lambda m, s: m["17"].pop(), Reason.FRAME_MISMATCH),
         (lambda m, s: m.update({"17": {}}), Reason.FRAME_MISMATCH),
         (lambda m, s: m["17"].__setitem__(0, s(10, 10, 0, 0, 1, 1)), Reason.ANNOTATION_INVALID),
-        (lambda m, s: m["17"].__setitem__(0, {"size": [10**6, 10**6], "counts": "0"}), Reason.ANNOTATION_INVALID),
-        (lambda m, s: m["17"].__setitem__(0, {"size": [20, 30], "counts": "zz"}), Reason.ANNOTATION_INVALID),
+        (
+            lambda m, s: m["17"].__setitem__(0, {"size": [10**6, 10**6], "counts": "0"}),
+            Reason.ANNOTATION_INVALID,
+        ),
+        (
+            lambda m, s: m["17"].__setitem__(0, {"size": [20, 30], "counts": "zz"}),
+            Reason.ANNOTATION_INVALID,
+        ),
         (lambda m, s: m.update({"17": [None] * 3, "18": [None] * 3}), Reason.NO_TARGET),
     ],
 )
-def test_broken_masks_are_quarantined_for_a_stated_reason(make_root, annotate_one, masks, square, change, reason):
+def test_broken_masks_are_quarantined_for_a_stated_reason(
+    make_root, annotate_one, masks, square, change, reason
+):
     change(masks, square)
     with pytest.raises(Quarantined) as caught:
         annotate_one(MeViS(), make_root({META: meta(), MASKS: masks}), "train")
@@ -117,7 +141,12 @@ def test_a_truncated_mask_dict_is_an_error_that_names_the_byte(make_root, masks)
 
 
 def test_valid_is_not_curated_and_valid_u_is(make_root, masks):
-    files = {META: meta(), MASKS: masks, "valid_u/meta_expressions.json": meta(), "valid/meta_expressions.json": meta()}
+    files = {
+        META: meta(),
+        MASKS: masks,
+        "valid_u/meta_expressions.json": meta(),
+        "valid/meta_expressions.json": meta(),
+    }
     root = make_root({f"mevis/{path}": content for path, content in files.items()})
     assert MeViS().available(root) == ["train", "valid_u"]
     assert MeViS().annotation_files(root, "train") == [f"mevis/{META}", f"mevis/{MASKS}"]
@@ -129,7 +158,9 @@ def test_a_root_one_folder_too_high_works(make_root, annotate_one, masks, top: s
     assert annotate_one(MeViS(), root, "train").visible.sum() == 2
 
 
-def test_pointers_are_byte_ranges_and_annotate_reads_only_them(make_root, split_plan, masks, monkeypatch):
+def test_pointers_are_byte_ranges_and_annotate_reads_only_them(
+    make_root, split_plan, masks, monkeypatch
+):
     masks["19"] = [{"size": [20, 30], "counts": "x" * 100_000}] * 3
     root = make_root({META: meta(), MASKS: masks})
     [item], _ = split_plan(MeViS(), root, "train")

@@ -17,10 +17,19 @@ MANUAL = f"{FOLDER}/{VIDEO}_manual.json"
 
 def text(objects: dict | None = None, prefix: str = "sav_000/sav_train/sav_000") -> dict:
     objects = objects or {
-        "0": {"obj_id": 0, "video_id": VIDEO, "formated": "The child  in blue ...\n", "short_caps": ["x"]}
+        "0": {
+            "obj_id": 0,
+            "video_id": VIDEO,
+            "formated": "The child  in blue ...\n",
+            "short_caps": ["x"],
+        }
     }
     return {
-        VIDEO: {"video_path": f"{prefix}/{VIDEO}.mp4", "anno_path": f"{prefix}/{VIDEO}_manual.json", "objects": objects}
+        VIDEO: {
+            "video_path": f"{prefix}/{VIDEO}.mp4",
+            "anno_path": f"{prefix}/{VIDEO}_manual.json",
+            "objects": objects,
+        }
     }
 
 
@@ -35,7 +44,13 @@ def masklet(square):
             for k in range(labels)
         ]
         header = {"video_id": VIDEO, "video_duration": 20.1, "video_frame_count": float(count)}
-        return {**header, "video_height": 20.0, "video_width": 30.0, "masklet": frames, "masklet_id": [0, 1]}
+        return {
+            **header,
+            "video_height": 20.0,
+            "video_width": 30.0,
+            "masklet": frames,
+            "masklet_id": [0, 1],
+        }
 
     return make
 
@@ -51,11 +66,17 @@ def test_label_k_is_video_frame_4k(make_root, split_plan, masklet):
 
 
 @pytest.mark.parametrize("count", [481.0, 482.0, 483.0, 484.0])
-def test_float_counts_give_a_tolerance_that_keeps_the_number_of_labels(make_root, split_plan, masklet, count: float):
-    [item], _ = split_plan(RefSAV(), make_root({"Ref-SAV.json": text(), MANUAL: masklet(count)}), "train")
+def test_float_counts_give_a_tolerance_that_keeps_the_number_of_labels(
+    make_root, split_plan, masklet, count: float
+):
+    [item], _ = split_plan(
+        RefSAV(), make_root({"Ref-SAV.json": text(), MANUAL: masklet(count)}), "train"
+    )
     clip = item.clip
     assert len(clip) == 121
-    accepted = range(clip.frame_count - clip.frame_tolerance, clip.frame_count + clip.frame_tolerance + 1)
+    accepted = range(
+        clip.frame_count - clip.frame_tolerance, clip.frame_count + clip.frame_tolerance + 1
+    )
     assert int(count) in accepted
     assert {-(-found // 4) for found in accepted} == {121}
     assert clip.source_frames[-1] < min(accepted)
@@ -74,15 +95,24 @@ def test_an_rle_without_foreground_is_absent_and_known(make_root, split_plan, ma
 def test_the_repeated_directory_is_removed_from_paths(make_root, split_plan, masklet, prefix: str):
     name = FOLDER if prefix != "sav_000" else "sam_v_full/sav_000"
     root = make_root(
-        {"Ref-SAV.json": text(prefix=prefix), f"{name}/{VIDEO}_manual.json": masklet(10), f"{name}/{VIDEO}.mp4": b""}
+        {
+            "Ref-SAV.json": text(prefix=prefix),
+            f"{name}/{VIDEO}_manual.json": masklet(10),
+            f"{name}/{VIDEO}.mp4": b"",
+        }
     )
     [item], _ = split_plan(RefSAV(), root, "train")
     assert item.clip.media.path == f"{name}/{VIDEO}.mp4"
     assert len(item.clip) == 3
-    assert RefSAV().annotation_files(root, "train") == ["Ref-SAV.json", f"{name}/{VIDEO}_manual.json"]
+    assert RefSAV().annotation_files(root, "train") == [
+        "Ref-SAV.json",
+        f"{name}/{VIDEO}_manual.json",
+    ]
 
 
-def test_an_object_index_out_of_range_is_invalid_not_the_last_object(make_root, split_plan, masklet):
+def test_an_object_index_out_of_range_is_invalid_not_the_last_object(
+    make_root, split_plan, masklet
+):
     root = make_root({"Ref-SAV.json": text({"2": {"formated": "A ball."}}), MANUAL: masklet(10)})
     [item], _ = split_plan(RefSAV(), root, "train")
     with pytest.raises(Quarantined, match="object 2 of 2") as caught:
@@ -90,7 +120,9 @@ def test_an_object_index_out_of_range_is_invalid_not_the_last_object(make_root, 
     assert caught.value.reason is Reason.ANNOTATION_INVALID
 
 
-def test_another_number_of_labels_than_the_frame_count_gives_is_a_mismatch(make_root, split_plan, masklet):
+def test_another_number_of_labels_than_the_frame_count_gives_is_a_mismatch(
+    make_root, split_plan, masklet
+):
     root = make_root({"Ref-SAV.json": text(), MANUAL: masklet(10, labels=4)})
     [item], _ = split_plan(RefSAV(), root, "train")
     with pytest.raises(Quarantined) as caught:
@@ -99,7 +131,12 @@ def test_another_number_of_labels_than_the_frame_count_gives_is_a_mismatch(make_
 
 
 def test_one_clip_per_video_with_all_its_objects(make_root, split_plan, masklet):
-    objects = {"0": {"formated": "The child  in\nblue."}, "1": {"formated": "A ball."}, "x": {"formated": "?"}, "3": {}}
+    objects = {
+        "0": {"formated": "The child  in\nblue."},
+        "1": {"formated": "A ball."},
+        "x": {"formated": "?"},
+        "3": {},
+    }
     root = make_root({"sam_v_final_v3.json": text(objects), MANUAL: masklet(10)})
     [item], rejected = split_plan(RefSAV(), root, "train")
     assert [r.caption for r in item.referents] == ["The child in blue.", "A ball."]
@@ -128,7 +165,9 @@ def test_a_header_behind_the_masks_is_found_too(make_root, split_plan, masklet):
         ({"masklet": []}, Reason.FRAME_MISMATCH),
     ],
 )
-def test_missing_or_broken_masklets_are_planned_and_quarantined_at_run_time(make_root, split_plan, content, reason):
+def test_missing_or_broken_masklets_are_planned_and_quarantined_at_run_time(
+    make_root, split_plan, content, reason
+):
     root = make_root({"Ref-SAV.json": text(), **({} if content is None else {MANUAL: content})})
     [item], rejected = split_plan(RefSAV(), root, "train")
     assert not rejected
@@ -138,7 +177,9 @@ def test_missing_or_broken_masklets_are_planned_and_quarantined_at_run_time(make
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize("row", [3, {}, {"objects": []}, {"objects": {}, "video_path": 3, "anno_path": "a"}])
+@pytest.mark.parametrize(
+    "row", [3, {}, {"objects": []}, {"objects": {}, "video_path": 3, "anno_path": "a"}]
+)
 def test_malformed_rows_are_rejected(make_root, split_plan, row):
     planned, [rejected] = split_plan(RefSAV(), make_root({"Ref-SAV.json": {VIDEO: row}}), "train")
     assert not planned
@@ -154,12 +195,16 @@ def test_a_path_that_leaves_the_root_is_quarantined_at_run_time(make_root, split
 
 @pytest.mark.parametrize("top", ["", "video_datas/"])
 def test_a_root_one_folder_too_high_works(make_root, split_plan, masklet, top: str):
-    [item], _ = split_plan(RefSAV(), make_root({f"{top}Ref-SAV.json": text(), top + MANUAL: masklet(10)}), "train")
+    [item], _ = split_plan(
+        RefSAV(), make_root({f"{top}Ref-SAV.json": text(), top + MANUAL: masklet(10)}), "train"
+    )
     assert len(item.clip) == 3
 
 
 @pytest.mark.parametrize(("kind", "objects"), [("manual", 5), ("auto", 9)])
-def test_real_masklets_give_boxes_that_agree_with_their_masks(shared: Path, tmp_path: Path, kind: str, objects: int):
+def test_real_masklets_give_boxes_that_agree_with_their_masks(
+    shared: Path, tmp_path: Path, kind: str, objects: int
+):
     folder = tmp_path / "sam_v_full/sav_train/sav_000"
     folder.mkdir(parents=True)
     shutil.copy(shared / f"sav/sav_000001_{kind}.json", folder)

@@ -17,17 +17,34 @@ TRAIN = "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000001"
 
 
 def box(frame: int, corners=(10, 20, 110, 220), **changes) -> dict:
-    record = {"frame": frame, "bbox": list(corners), "frame_size": [720, 1280], "class": "dog", "class_index": 9}
+    record = {
+        "frame": frame,
+        "bbox": list(corners),
+        "frame_size": [720, 1280],
+        "class": "dog",
+        "class_index": 9,
+    }
     return {**record, "name": "n02084071", "occluded": 0, "generated": 0, **changes}
 
 
 def tube(*tracks: list, video: str = VAL) -> dict:
-    return {"video": video, "annotations": [{"id": str(i), "track": track} for i, track in enumerate(tracks)]}
-
-
-def files(*tracks: list, sentences: str = "0, A brown dog.\n", split: str = "val", video: str = VAL, folder="") -> dict:
     return {
-        f"{LISTS}/{split}_valid_list.txt": "".join(f"{video},{i}\n" for i in range(max(len(tracks), 1))),
+        "video": video,
+        "annotations": [{"id": str(i), "track": track} for i, track in enumerate(tracks)],
+    }
+
+
+def files(
+    *tracks: list,
+    sentences: str = "0, A brown dog.\n",
+    split: str = "val",
+    video: str = VAL,
+    folder="",
+) -> dict:
+    return {
+        f"{LISTS}/{split}_valid_list.txt": "".join(
+            f"{video},{i}\n" for i in range(max(len(tracks), 1))
+        ),
         f"{LISTS}/{split}_ann_list_v2.txt": sentences,
         **({f"{TUBES}/{folder or split}/{video}.js": tube(*tracks, video=video)} if tracks else {}),
     }
@@ -43,7 +60,9 @@ def test_a_clip_is_the_span_of_the_track_and_images_are_frame_minus_one(make_roo
 
 
 def test_boxes_name_their_last_pixel_and_are_clipped_to_the_frame(make_root, annotate_one):
-    annotation = annotate_one(VIDSentence(), make_root(files([box(1), box(2, (0, 0, 1280, 719))])), "val")
+    annotation = annotate_one(
+        VIDSentence(), make_root(files([box(1), box(2, (0, 0, 1280, 719))])), "val"
+    )
     assert annotation.boxes.tolist() == [[10, 20, 111, 221], [0, 0, 1280, 720]]
     assert annotation.raw_boxes[1].tolist() == [0, 0, 1280, 719]
 
@@ -55,7 +74,9 @@ def test_a_gap_is_an_absent_frame_that_the_dataset_knows(make_root, annotate_one
 
 
 def test_occluded_and_generated_boxes_are_kept(make_root, annotate_one):
-    annotation = annotate_one(VIDSentence(), make_root(files([box(1, occluded=1), box(2, generated=1)])), "val")
+    annotation = annotate_one(
+        VIDSentence(), make_root(files([box(1, occluded=1), box(2, generated=1)])), "val"
+    )
     assert annotation.visible.all()
 
 
@@ -74,7 +95,9 @@ def test_train_paths_have_a_bucket_that_the_video_id_lacks(make_root, split_plan
 
 
 @pytest.mark.parametrize("kind", ["absent", "folder", "link", "text file of a link"])
-def test_test_tubes_are_in_val_however_the_link_came_out(make_root, split_plan, tmp_path: Path, kind: str):
+def test_test_tubes_are_in_val_however_the_link_came_out(
+    make_root, split_plan, tmp_path: Path, kind: str
+):
     root = make_root(files([box(1)], split="test", folder="test" if kind == "folder" else "val"))
     link = tmp_path / TUBES / "test"
     if kind == "link":
@@ -112,7 +135,9 @@ def test_a_missing_tube_is_planned_and_quarantined_at_run_time(make_root, split_
     assert caught.value.reason is Reason.ANNOTATION_MISSING
 
 
-@pytest.mark.parametrize("track", [[box(0)], [box("1")], [{"frame": 1}], [box(1, (1, 2, 3))], "x", [7]])
+@pytest.mark.parametrize(
+    "track", [[box(0)], [box("1")], [{"frame": 1}], [box(1, (1, 2, 3))], "x", [7]]
+)
 def test_a_broken_tube_is_planned_and_quarantined_at_run_time(make_root, split_plan, track):
     root = make_root(files(track))
     [item], _ = split_plan(VIDSentence(), root, "val")
@@ -149,12 +174,16 @@ def test_a_root_too_high_or_too_low_works(make_root, top: str, low: bool):
     assert len(item.clip) == 1
 
 
-def test_planning_opens_one_tube_at_a_time_and_only_when_asked_for_more(make_root, monkeypatch: pytest.MonkeyPatch):
+def test_planning_opens_one_tube_at_a_time_and_only_when_asked_for_more(
+    make_root, monkeypatch: pytest.MonkeyPatch
+):
     sentences = "".join(f"{i}, dog {i}\n" for i in range(4))
     root = make_root(files([box(1)], [box(2)], [box(3)], [box(4)], sentences=sentences))
     reads = []
     read_json = DataRoot.read_json
-    monkeypatch.setattr(DataRoot, "read_json", lambda self, file: reads.append(file) or read_json(self, file))
+    monkeypatch.setattr(
+        DataRoot, "read_json", lambda self, file: reads.append(file) or read_json(self, file)
+    )
     plan = VIDSentence().plan(root, "val")
     assert reads == []
     next(plan)
@@ -174,7 +203,11 @@ def test_real_sentence_counts(shared: Path):
             assert isinstance(item, Planned)
             counts[split][type(item)] += len(item.referents)
             ids.add(item.clip.clip_id)
-    assert {split: count[Planned] for split, count in counts.items()} == {"train": 6582, "val": 536, "test": 536}
+    assert {split: count[Planned] for split, count in counts.items()} == {
+        "train": 6582,
+        "val": 536,
+        "test": 536,
+    }
     assert not any(count[Rejected] for count in counts.values())
     assert len(ids) == 7654
 
@@ -192,7 +225,9 @@ def test_planning_the_real_sentences_takes_little_memory(shared: Path):
         clips = sum(1 for split in source.available(root) for _ in source.plan(root, split))
         print(clips, tracemalloc.get_traced_memory()[1])"""
     words = [sys.executable, "-c", program, shared / "vid_sentence"]
-    clips, peak = map(int, subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
+    clips, peak = map(
+        int, subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    )
     assert clips == 7654
     assert peak < 8e6
 

@@ -52,7 +52,16 @@ def official(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     path = tmp_path / "CLDTracker_ep0300.pth.tar"
     net = backbone_and_head() | text_tensors()
-    torch.save({"epoch": 300, "net_type": "CLDTracker", "net": net, "settings": Settings(), "stats": Settings()}, path)
+    torch.save(
+        {
+            "epoch": 300,
+            "net_type": "CLDTracker",
+            "net": net,
+            "settings": Settings(),
+            "stats": Settings(),
+        },
+        path,
+    )
     monkeypatch.delitem(sys.modules, module.__name__)
     return path
 
@@ -77,7 +86,11 @@ def test_the_official_file(official):
 
 def test_half_precision_is_converted(tmp_path):
     torch.save(
-        {"net": {k: v.half() if v.is_floating_point() else v for k, v in backbone_and_head().items()}},
+        {
+            "net": {
+                k: v.half() if v.is_floating_point() else v for k, v in backbone_and_head().items()
+            }
+        },
         tmp_path / "a.pth",
     )
     net = load_cldtracker(tmp_path / "a.pth", TINY)
@@ -103,12 +116,19 @@ def test_conversion_keeps_values_and_origin(official, ostrack, tmp_path):
     for source, origin, text in ((official, "cldtracker", "uniform"), (ostrack, "ostrack", "none")):
         summary = convert(source, tmp_path / f"{origin}.safetensors", config=TINY)
         count = len(backbone_and_head())
-        assert (summary["tensors"], summary["origin"], summary["source"]) == (count, origin, source.name)
+        assert (summary["tensors"], summary["origin"], summary["source"]) == (
+            count,
+            origin,
+            source.name,
+        )
         net = load_cldtracker(summary["path"], TINY)
         assert (net.origin, net.config.text) == (origin, text)
         assert same(net, backbone_and_head())
         assert len(summary["source_sha256"]) == 64
-    assert sorted(p.name for p in tmp_path.glob("*.safetensors*")) == ["cldtracker.safetensors", "ostrack.safetensors"]
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors*")) == [
+        "cldtracker.safetensors",
+        "ostrack.safetensors",
+    ]
     with pytest.raises(ValueError, match="safetensors"):
         convert(official, tmp_path / "a.pth", config=TINY)
 
@@ -116,12 +136,19 @@ def test_conversion_keeps_values_and_origin(official, ostrack, tmp_path):
 def test_the_whole_file_with_its_text_branch(tmp_path):
     """CLIP included: 302 + 5 entries beside the tiny backbone and head."""
     net = CLDTrackerNet(PARITY)
-    state = OrderedDict((k, v.half() if "clip_model.visual.conv1" in k else v) for k, v in net.state_dict().items())
+    state = OrderedDict(
+        (k, v.half() if "clip_model.visual.conv1" in k else v) for k, v in net.state_dict().items()
+    )
     torch.save({"net": state}, tmp_path / "full.pth.tar")
-    summary = convert(tmp_path / "full.pth.tar", tmp_path / "full.safetensors", subset=False, config=TINY)
+    summary = convert(
+        tmp_path / "full.pth.tar", tmp_path / "full.safetensors", subset=False, config=TINY
+    )
     assert summary["tensors"] == len(backbone_and_head()) + 307
     found = read_state_dict(tmp_path / "full.safetensors")
-    assert found["category_embedding.logit_scale"] == found["category_embedding.clip_model.logit_scale"]
+    assert (
+        found["category_embedding.logit_scale"]
+        == found["category_embedding.clip_model.logit_scale"]
+    )
     again = load_cldtracker(tmp_path / "full.safetensors", PARITY)
     assert again.config.text == "parity"
     assert same(again, {k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -131,20 +158,34 @@ def test_the_whole_file_with_its_text_branch(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda net: net.pop("backbone.norm.weight"), ["1 missing", "backbone.norm.weight", "(64,)"]),
-        (lambda net: net.update({"backbone.new": torch.ones(3)}), ["1 unknown", "backbone.new", "(3,)"]),
-        (lambda net: net.update({"box_head.conv5_ctr.bias": torch.ones(2)}), ["1 mis-shaped", "conv5_ctr.bias", "(1,)", "(2,)"]),
-        (lambda net: net.update({"backbone.pos_embed_x": torch.ones(1, 16, 64)}), ["1 mis-shaped", "pos_embed_x"]),
+        (
+            lambda net: net.pop("backbone.norm.weight"),
+            ["1 missing", "backbone.norm.weight", "(64,)"],
+        ),
+        (
+            lambda net: net.update({"backbone.new": torch.ones(3)}),
+            ["1 unknown", "backbone.new", "(3,)"],
+        ),
+        (
+            lambda net: net.update({"box_head.conv5_ctr.bias": torch.ones(2)}),
+            ["1 mis-shaped", "conv5_ctr.bias", "(1,)", "(2,)"],
+        ),
+        (
+            lambda net: net.update({"backbone.pos_embed_x": torch.ones(1, 16, 64)}),
+            ["1 mis-shaped", "pos_embed_x"],
+        ),
     ],
     ids=["missing", "unknown", "mis-shaped", "another search size"],
-)  # fmt: skip
+)
 def test_a_file_that_does_not_fit_says_where(tmp_path, change, words):
     net = backbone_and_head()
     change(net)
     torch.save({"net": net}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as error:
         load_cldtracker(tmp_path / "a.pth", TINY)
-    assert all(word in str(error.value) for word in [str(tmp_path / "a.pth"), "CLDTrackerNet", *words])
+    assert all(
+        word in str(error.value) for word in [str(tmp_path / "a.pth"), "CLDTrackerNet", *words]
+    )
 
 
 def test_seeded_weights():
@@ -152,7 +193,9 @@ def test_seeded_weights():
     assert net.origin == "seeded:s7:"
     assert not net.training
     name = "backbone.pos_embed"  # where the two sets of rules differ
-    assert torch.equal(net.state_dict()[name], torch.from_numpy(seeded(name, (1, 197, 64), "s7:", extra=False)))
+    assert torch.equal(
+        net.state_dict()[name], torch.from_numpy(seeded(name, (1, 197, 64), "s7:", extra=False))
+    )
 
 
 def test_weights_are_found_under_the_weights_root(official, monkeypatch):
@@ -172,7 +215,9 @@ def test_an_untrained_text_branch_is_recognised(official):
     assert len(rows) == 4
 
 
-@pytest.mark.parametrize("change", [lambda w: w * 1.1, lambda w: w + 0.02 * torch.randn_like(w), lambda w: w * 0.9])
+@pytest.mark.parametrize(
+    "change", [lambda w: w * 1.1, lambda w: w + 0.02 * torch.randn_like(w), lambda w: w * 0.9]
+)
 def test_a_trained_text_branch_is_recognised(change):
     state = text_tensors(768)
     name = "category_embedding.convert_vector.weight"

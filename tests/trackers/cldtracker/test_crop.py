@@ -16,7 +16,12 @@ def arena(*images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     """Pictures one after the other -> (frames, base, height, width)."""
     base = np.cumsum([0, *(image.size for image in images[:-1])])
     sizes = torch.tensor([image.shape[:2] for image in images])
-    return torch.from_numpy(np.concatenate([i.ravel() for i in images])), torch.tensor(base), sizes[:, 0], sizes[:, 1]
+    return (
+        torch.from_numpy(np.concatenate([i.ravel() for i in images])),
+        torch.tensor(base),
+        sizes[:, 0],
+        sizes[:, 1],
+    )
 
 
 def one_batch(images, boxes, factor, size) -> np.ndarray:
@@ -32,7 +37,9 @@ def golden(shared):
     import golden_inputs
 
     numbers = json.loads((folder / "cldtracker/cropper.json").read_text())
-    image = golden_inputs.texture(*(numbers["image"][k] for k in ("name", "height", "width", "cell", "salt")))
+    image = golden_inputs.texture(
+        *(numbers["image"][k] for k in ("name", "height", "width", "cell", "salt"))
+    )
     assert zlib.crc32(image.tobytes()) == numbers["image"]["crc32"]
     return image, numbers["cases"], np.load(folder / "cldtracker/cropper.npz")
 
@@ -57,7 +64,9 @@ def test_golden_crops_are_the_reference_to_the_bit(golden):
     for size, factor in ((192, 2.0), (384, 4.0)):
         same = [c for c in usual if c["out_size"] == size]
         for case, crop in zip(
-            same, one_batch([image] * len(same), [box_of(c) for c in same], factor, size), strict=True
+            same,
+            one_batch([image] * len(same), [box_of(c) for c in same], factor, size),
+            strict=True,
         ):
             assert zlib.crc32(crop.tobytes()) == case["crop_crc32"], case["name"]
 
@@ -99,17 +108,27 @@ def test_a_batch_has_the_pixels_of_opencv(seed):
     """Pictures of several sizes, boxes of all sizes and places: 4 x 30 x 6 crops, equal to the bit."""
     rng = np.random.default_rng(seed)
     for turn in range(30):
-        size, factor = int(rng.choice([64, 128, 192, 384] if turn % 5 == 0 else [64, 128])), float(rng.choice([2, 4]))
+        size, factor = (
+            int(rng.choice([64, 128, 192, 384] if turn % 5 == 0 else [64, 128])),
+            float(rng.choice([2, 4])),
+        )
         images = [rng.integers(0, 256, (*rng.integers(1, 200, 2), 3), np.uint8) for _ in range(6)]
         boxes = []
         for image in images:
             h, w = np.exp(rng.uniform(np.log(0.2), np.log(250), 2))
             boxes.append((rng.uniform(-w, image.shape[1]), rng.uniform(-h, image.shape[0]), w, h))
-        side = size * 2.0 ** rng.integers(-1, 2) / factor  # twice, the same, half: where OpenCV has ways of its own
+        side = (
+            size * 2.0 ** rng.integers(-1, 2) / factor
+        )  # twice, the same, half: where OpenCV has ways of its own
         boxes[0] = (*rng.integers(-20, 100, 2), side, side)
         batch = one_batch(images, boxes, factor, size)
         for image, box, crop in zip(images, boxes, batch, strict=True):
-            assert (crop_target(image, box, factor, size)[0] == crop).all(), (image.shape, box, factor, size)
+            assert (crop_target(image, box, factor, size)[0] == crop).all(), (
+                image.shape,
+                box,
+                factor,
+                size,
+            )
 
 
 def test_boxes_that_are_none_cost_no_error():

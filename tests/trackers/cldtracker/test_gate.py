@@ -42,7 +42,12 @@ def test_a_cut_needs_a_good_score_behind_it():
 
 
 def test_a_jump_in_area_counts_as_a_low_score():
-    assert verdict([0.9] * 4, sizes=[20, 60, 20, 60]).visible.tolist() == [True, False, False, False]
+    assert verdict([0.9] * 4, sizes=[20, 60, 20, 60]).visible.tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert verdict([0.9] * 4, sizes=[20, 60, 60, 60]).visible.all()  # once: a dip
 
 
@@ -51,7 +56,10 @@ def scene(seed: int, n: int, drift: int = 0) -> np.ndarray:
     blocks = rng.integers(0, 256, (9, 24, 3), dtype=np.uint8)
     wide = np.repeat(np.repeat(blocks, 10, 0), 10, 1)
     noise = np.random.default_rng(seed + 1)
-    frames = [wide[:, drift * t : drift * t + 160].astype(int) + noise.integers(-6, 7, (90, 160, 3)) for t in range(n)]
+    frames = [
+        wide[:, drift * t : drift * t + 160].astype(int) + noise.integers(-6, 7, (90, 160, 3))
+        for t in range(n)
+    ]
     return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
 
 
@@ -61,6 +69,11 @@ def test_cuts_are_found_where_they_are():
 
 
 def test_motion_noise_and_stills_are_no_cuts():
-    for frames in (scene(0, 10), scene(1, 8, drift=8), np.zeros((5, 40, 40, 3), np.uint8), scene(0, 1)):
+    for frames in (
+        scene(0, 10),
+        scene(1, 8, drift=8),
+        np.zeros((5, 40, 40, 3), np.uint8),
+        scene(0, 1),
+    ):
         assert not scene_cuts(frames, 28.0).any()
     assert not scene_cuts(np.concatenate([scene(0, 4), scene(2, 4)]), 0).any()

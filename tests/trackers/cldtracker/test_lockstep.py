@@ -49,7 +49,9 @@ def test_a_batch_equals_single_runs(net, slots):
             net, stream.frames, stream.order, stream.box, stream.template_frame, stream.template_box
         )
         trace = request.result()
-        np.testing.assert_allclose(trace.boxes, boxes, rtol=0, atol=1e-4)  # pixels, after up to 16 frames
+        np.testing.assert_allclose(
+            trace.boxes, boxes, rtol=0, atol=1e-4
+        )  # pixels, after up to 16 frames
         np.testing.assert_allclose(trace.scores, scores, rtol=0, atol=1e-5)
     engine.close()
 
@@ -58,7 +60,9 @@ def test_results_do_not_depend_on_the_company(net):
     """Not one bit: shapes are the same whoever is there."""
     engine = LockStep(net, CPU, 4)
     alone = [engine.submit(stream).result() for stream in streams()]
-    together = [request.result() for request in [engine.submit(stream) for stream in reversed(streams())]]
+    together = [
+        request.result() for request in [engine.submit(stream) for stream in reversed(streams())]
+    ]
     for one, other in zip(alone, reversed(together), strict=True):
         assert (one.boxes == other.boxes).all()
         assert (one.scores == other.scores).all()
@@ -98,7 +102,10 @@ def test_numbers_that_are_not_finite_fail_their_stream_alone(net):
     good = streams()[2]
     expected = engine.submit(good).result()
     nan = float("nan")
-    requests = [engine.submit(Stream(good.frames, good.order, (nan,) * 4, 1, good.template_box)), engine.submit(good)]
+    requests = [
+        engine.submit(Stream(good.frames, good.order, (nan,) * 4, 1, good.template_box)),
+        engine.submit(good),
+    ]
     with pytest.raises(ArithmeticError, match="not finite at its frame 0"):
         requests[0].result()
     assert (requests[1].result().boxes == expected.boxes).all()
@@ -167,4 +174,11 @@ def test_many_threads_may_ask(net):
 
 def test_a_stream_of_no_frames_is_no_work(net):
     engine = LockStep(net, CPU, 2)
-    assert len(engine.submit(Stream(clip(3, 0), range(1, 1), (5, 5, 9, 9), 0, (5, 5, 9, 9))).result().scores) == 0
+    assert (
+        len(
+            engine.submit(Stream(clip(3, 0), range(1, 1), (5, 5, 9, 9), 0, (5, 5, 9, 9)))
+            .result()
+            .scores
+        )
+        == 0
+    )

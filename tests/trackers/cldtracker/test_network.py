@@ -58,7 +58,9 @@ def case_inputs(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     from golden_inputs import normalised, texture
 
     if name == "noise":
-        z, x = (normal(f"forward/noise/{k}", (2, 3, side, side)) for k, side in (("z", 192), ("x", 384)))
+        z, x = (
+            normal(f"forward/noise/{k}", (2, 3, side, side)) for k, side in (("z", 192), ("x", 384))
+        )
     else:
         z = normalised(texture("forward/image/z", 192, 192, 12, "s0:"))[None]
         x = normalised(texture("forward/image/x", 384, 384, 20, "s0:"))[None]
@@ -72,13 +74,21 @@ def case(request, net, forward):
     probe: dict[str, list[torch.Tensor]] = {}
     tokens = net.backbone_features(net.embed_template(template), search, probe)
     prefix = request.param + "/"
-    return {k.removeprefix(prefix): forward[k] for k in forward.files if k.startswith(prefix)}, tokens, probe
+    return (
+        {k.removeprefix(prefix): forward[k] for k in forward.files if k.startswith(prefix)},
+        tokens,
+        probe,
+    )
 
 
 def test_golden_tokens(case):
     wanted, tokens, probe = case
     close(torch.stack([t[:, 65] for t in probe["tokens"]], 1), wanted["block_token65"], TOKENS)
-    close(torch.stack([t[:, 0, :64] for t in probe["tokens"]], 1), wanted["block_token0_head64"], TOKENS)
+    close(
+        torch.stack([t[:, 0, :64] for t in probe["tokens"]], 1),
+        wanted["block_token0_head64"],
+        TOKENS,
+    )
     close(tokens[:, ::16, :96], wanted["final_tokens_every16_head96"], TOKENS)
     close(tokens.norm(dim=2), wanted["final_token_l2"], TOKENS)
     close(tokens[:, :144].mean(1), wanted["final_channel_mean_template"], TOKENS)
@@ -89,15 +99,23 @@ def test_golden_tokens(case):
 def test_golden_elimination(case):
     wanted, tokens, probe = case
     assert [t.shape[1] for t in probe["tokens"]] == [720] * 3 + [548] * 3 + [427] * 3 + [343] * 3
-    assert [len(s[0]) - len(k[0]) for s, k in zip(probe["score"], probe["kept"], strict=True)] == [172, 121, 84]
+    assert [len(s[0]) - len(k[0]) for s, k in zip(probe["score"], probe["kept"], strict=True)] == [
+        172,
+        121,
+        84,
+    ]
     assert ((tokens[:, 144:] == 0).all(2).sum(1) == 377).all()
     for k in range(3):
         for b in range(len(tokens)):
-            on_grid = np.full((2, 576), np.nan)  # the order of candidates may differ where scores are equal
+            on_grid = np.full(
+                (2, 576), np.nan
+            )  # the order of candidates may differ where scores are equal
             on_grid[0, probe["candidates"][k][b]] = probe["score"][k][b]
             on_grid[1, wanted[f"ce{k}_candidates"][b]] = wanted[f"ce{k}_score"][b]
             np.testing.assert_allclose(on_grid[0], on_grid[1], rtol=0, atol=SCORES)
-            assert set(probe["kept"][k][b].tolist()) == set(wanted[f"ce{k}_kept_sorted_by_score"][b].tolist())
+            assert set(probe["kept"][k][b].tolist()) == set(
+                wanted[f"ce{k}_kept_sorted_by_score"][b].tolist()
+            )
 
 
 def ostrack(net: CLDTrackerNet) -> CLDTrackerNet:
@@ -124,7 +142,8 @@ def test_golden_maps_and_boxes(case, net):
 def test_golden_fusion_with_two_text_vectors(forward, net):
     feature = torch.from_numpy(normal("forward/head/feature", (2, 768, 24, 24)))
     template, search = (
-        torch.from_numpy(2 * normal(f"forward/head/text_{k}", (2, 768))).softmax(1) for k in ("template", "search")
+        torch.from_numpy(2 * normal(f"forward/head/text_{k}", (2, 768))).softmax(1)
+        for k in ("template", "search")
     )
     fused = net.box_head(fuse(feature, (template, search)))
     plain = net.box_head(feature)
@@ -134,7 +153,13 @@ def test_golden_fusion_with_two_text_vectors(forward, net):
     close(decode(fused, torch.ones(24, 24))[0], forward["head_text/pred_boxes"][:, 0], MAPS)
 
 
-RUNS = [("seqA", "uniform"), ("seqA", "text"), ("seqB", "uniform"), ("seqB", "text"), ("seqC", "uniform")]
+RUNS = [
+    ("seqA", "uniform"),
+    ("seqA", "text"),
+    ("seqB", "uniform"),
+    ("seqB", "text"),
+    ("seqC", "uniform"),
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), RUNS)
@@ -146,14 +171,18 @@ def test_golden_tracking_every_row_alone(golden, net, name, variant):
     from golden_inputs import moving_square
 
     info = json.loads((golden / "tracking.json").read_text())["sequences"][name]
-    shape = (info[k] for k in ("frames", "height", "width", "obj_h", "obj_w", "x0", "y0", "dx", "dy"))
+    shape = (
+        info[k] for k in ("frames", "height", "width", "obj_h", "obj_w", "x0", "y0", "dx", "dy")
+    )
     frames = moving_square(f"track/{name}", *shape, salt="s0:")
     want = dict(np.load(golden / f"track_{name}_{variant}.npz"))
     assert [zlib.crc32(f.tobytes()) for f in frames] == want["frame_crc32"].tolist()
     crop, factor = crop_target(frames[0], info["init_box_xywh"], 2.0, 192)
     assert zlib.crc32(crop.tobytes()) == int(want["template_crop_crc32"])
     assert factor == float(want["template_resize_factor"])
-    template = net.embed_template(normalise(torch.from_numpy(crop).permute(2, 0, 1)[None], torch.float32))
+    template = net.embed_template(
+        normalise(torch.from_numpy(crop).permute(2, 0, 1)[None], torch.float32)
+    )
 
     rows = np.arange(len(want["state_in"]))[:: 3 if variant == "text" else 1]
     want = {k: v[rows] for k, v in want.items() if v.ndim and len(v) > rows[-1]}
@@ -164,10 +193,14 @@ def test_golden_tracking_every_row_alone(golden, net, name, variant):
     assert torch.stack(geometry, 1).tolist() == want["crop_x1_y1_side"].tolist()
     base = torch.from_numpy(rows + 1) * frames[0].size  # row 0 belongs to frame 1
     crops = crop_batch(torch.from_numpy(frames).flatten(), base, heights, widths, *geometry, 384)
-    assert [zlib.crc32(c.permute(1, 2, 0).numpy().tobytes()) for c in crops] == want["crop_crc32"].tolist()
+    assert [zlib.crc32(c.permute(1, 2, 0).numpy().tobytes()) for c in crops] == want[
+        "crop_crc32"
+    ].tolist()
 
     probe: dict[str, list[torch.Tensor]] = {}
-    tokens = net.backbone_features(template.expand(n, -1, -1), normalise(crops, torch.float32), probe)
+    tokens = net.backbone_features(
+        template.expand(n, -1, -1), normalise(crops, torch.float32), probe
+    )
     assert probe["kept"][-1].sort(1).values.tolist() == want["kept_sorted"].tolist()
     text = None
     if variant == "text":
@@ -198,7 +231,11 @@ def test_floating_point_operations():
     """100.72 GF backbone, 7.45 GF head (spec, section 3.1)."""
     with torch.device("meta"):
         net = CLDTrackerNet().eval()
-        template, search, tokens = torch.empty(1, 3, 192, 192), torch.empty(1, 3, 384, 384), torch.empty(1, 720, 768)
+        template, search, tokens = (
+            torch.empty(1, 3, 192, 192),
+            torch.empty(1, 3, 384, 384),
+            torch.empty(1, 720, 768),
+        )
     with FlopCounterMode(display=False) as backbone:
         net.backbone_features(net.embed_template(template), search)
     with FlopCounterMode(display=False) as head:
@@ -222,16 +259,28 @@ def test_decode_finds_the_place_and_back_mapping_undoes_the_crop():
         "size": torch.zeros(2, 2, 24, 24),
     }
     maps["score"][0, 0, 7, 15], maps["score"][1, 0, 12, 11] = 0.9, 0.8
-    maps["offset"][0, :, 7, 15], maps["size"][0, :, 7, 15] = torch.tensor([0.25, 0.75]), torch.tensor([0.2, 0.1])
+    maps["offset"][0, :, 7, 15], maps["size"][0, :, 7, 15] = (
+        torch.tensor([0.25, 0.75]),
+        torch.tensor([0.2, 0.1]),
+    )
     boxes, score, peak = decode(maps, hann_window())
     torch.testing.assert_close(boxes[0], torch.tensor([15.25 / 24, 7.75 / 24, 0.2, 0.1]))
     torch.testing.assert_close(score, torch.tensor([0.9, 0.8]))
-    torch.testing.assert_close(peak, score * torch.stack([hann_window()[7, 15], hann_window()[12, 11]]))
-    target = torch.tensor([[100.25, 80.5, 40.0, 30.0]], dtype=torch.float64)  # in a picture of 300 x 400
-    before, side = torch.tensor([[90.0, 85.0, 38.0, 33.0]], dtype=torch.float64), torch.tensor([160])
+    torch.testing.assert_close(
+        peak, score * torch.stack([hann_window()[7, 15], hann_window()[12, 11]])
+    )
+    target = torch.tensor(
+        [[100.25, 80.5, 40.0, 30.0]], dtype=torch.float64
+    )  # in a picture of 300 x 400
+    before, side = (
+        torch.tensor([[90.0, 85.0, 38.0, 33.0]], dtype=torch.float64),
+        torch.tensor([160]),
+    )
     corner = before[:, :2] + before[:, 2:] / 2 - side / 2
     seen = torch.cat([target[:, :2] + target[:, 2:] / 2 - corner, target[:, 2:]], 1) / side
-    torch.testing.assert_close(step_state(before, seen, side, torch.tensor([300]), torch.tensor([400])), target)
+    torch.testing.assert_close(
+        step_state(before, seen, side, torch.tensor([300]), torch.tensor([400])), target
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,9 +295,13 @@ def test_decode_finds_the_place_and_back_mapping_undoes_the_crop():
 def test_states_are_cut_to_the_picture_with_a_margin_of_10(pixels, wanted):
     state = torch.tensor([[180.0, 130.0, 40.0, 40.0]], dtype=torch.float64)  # centre 200, 150
     x, y, w, h = pixels
-    seen = torch.tensor([[(x + w / 2 - 120) / 160, (y + h / 2 - 70) / 160, w / 160, h / 160]], dtype=torch.float64)
+    seen = torch.tensor(
+        [[(x + w / 2 - 120) / 160, (y + h / 2 - 70) / 160, w / 160, h / 160]], dtype=torch.float64
+    )
     found = step_state(state, seen, torch.tensor([160]), torch.tensor([300]), torch.tensor([400]))
-    torch.testing.assert_close(found, torch.tensor([wanted], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        found, torch.tensor([wanted], dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 def test_a_state_of_nan_stays_nan():
@@ -258,14 +311,18 @@ def test_a_state_of_nan_stays_nan():
     assert step_state(torch.ones(1, 4), nan, size, size, size).isnan().all()
 
 
-@pytest.mark.parametrize("config", [TINY, CLDTrackerConfig.tiny(template=96, keep_at=(0,))], ids=["even", "other"])
+@pytest.mark.parametrize(
+    "config", [TINY, CLDTrackerConfig.tiny(template=96, keep_at=(0,))], ids=["even", "other"]
+)
 def test_the_choice_is_that_of_full_attention(config):
     net = seed_module(CLDTrackerNet(config), extra=False).eval()
     first = config.keep_at[0]
     block, n = net.backbone.blocks[first], config.template_grid**2
     x = torch.from_numpy(normal("x", (3, n + config.search_grid**2, config.dim)))
     q, k, _ = (
-        block.attn.qkv(block.norm1(x)).view(3, -1, 3, config.heads, config.dim // config.heads).permute(2, 0, 3, 1, 4)
+        block.attn.qkv(block.norm1(x))
+        .view(3, -1, 3, config.heads, config.dim // config.heads)
+        .permute(2, 0, 3, 1, 4)
     )
     attention = (q @ k.mT / (config.dim // config.heads) ** 0.5).softmax(-1).mean(1)
     middle = (config.template_grid - 1) // 2  # 12 -> 5
@@ -283,7 +340,10 @@ def test_the_centre_of_the_official_template_is_row_5_column_5():
 
 
 def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    z, x = (normal(name, (batch, 3, side, side)) for name, side in (("z", TINY.template), ("x", TINY.search)))
+    z, x = (
+        normal(name, (batch, 3, side, side))
+        for name, side in (("z", TINY.template), ("x", TINY.search))
+    )
     return torch.from_numpy(z), torch.from_numpy(x)
 
 
@@ -291,8 +351,10 @@ def test_a_batch_is_its_members(tiny):
     z, x = inputs(5)
     together = tiny(z, x)
     assert {k: tuple(v.shape) for k, v in together.items()} == {
-        "score": (5, 1, 8, 8), "offset": (5, 2, 8, 8), "size": (5, 2, 8, 8)
-    }  # fmt: skip
+        "score": (5, 1, 8, 8),
+        "offset": (5, 2, 8, 8),
+        "size": (5, 2, 8, 8),
+    }
     for i in range(5):
         alone = tiny(z[i : i + 1], x[i : i + 1])
         for key, value in alone.items():
@@ -345,16 +407,27 @@ def test_it_can_be_trained():
 
 def test_inputs_of_another_size_are_refused(tiny):
     z, x = inputs(1)
-    with pytest.raises(ValueError, match=r"search has shape \[1, 3, 64, 64\], expected \[B, 3, 128, 128\]"):
+    with pytest.raises(
+        ValueError, match=r"search has shape \[1, 3, 64, 64\], expected \[B, 3, 128, 128\]"
+    ):
         tiny(z, z)
     with pytest.raises(ValueError, match="template"):
         tiny(x, x)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"heads": 5}, {"search": 100}, {"template": 8}, {"head_channels": 20}, {"keep_ratio": 0}, {"keep_at": (2, 1)}, {"keep_at": (4,)}],
+    "changes",
+    [
+        {"heads": 5},
+        {"search": 100},
+        {"template": 8},
+        {"head_channels": 20},
+        {"keep_ratio": 0},
+        {"keep_at": (2, 1)},
+        {"keep_at": (4,)},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_configs_that_do_not_fit_are_refused(changes):
     with pytest.raises(ValidationError):
         CLDTrackerConfig.tiny(**changes)

@@ -29,7 +29,11 @@ def branch() -> TextBranch:
     branch = TextBranch()
     with torch.no_grad():
         for name, tensor in branch.state_dict().items():
-            tensor.copy_(torch.from_numpy(seeded(f"category_embedding.{name}", tuple(tensor.shape), extra=False)))
+            tensor.copy_(
+                torch.from_numpy(
+                    seeded(f"category_embedding.{name}", tuple(tensor.shape), extra=False)
+                )
+            )
     return branch.eval()
 
 
@@ -52,19 +56,27 @@ def test_golden_choices(golden, branch, tracking, table, name):
     from golden_inputs import moving_square
 
     info = tracking["sequences"][name]
-    shape = (info[k] for k in ("frames", "height", "width", "obj_h", "obj_w", "x0", "y0", "dx", "dy"))
+    shape = (
+        info[k] for k in ("frames", "height", "width", "obj_h", "obj_w", "x0", "y0", "dx", "dy")
+    )
     frames = moving_square(f"track/{name}", *shape, salt="s0:")
     want = np.load(golden / f"track_{name}_text.npz")
     state = TextState(branch, tracking["text_bag"], frames[0], info["init_box_xywh"])
-    np.testing.assert_allclose(state.template_feature[0], want["template_image_feature"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        state.template_feature[0], want["template_image_feature"], rtol=0, atol=1e-5
+    )
     logits = branch.logits(state.template_feature, table)
     np.testing.assert_allclose(logits[0], want["template_logits"], rtol=0, atol=1e-3)
 
-    features = branch.image_feature([target_patch(f, b) for f, b in zip(frames[1:], want["state_in"], strict=True)])
+    features = branch.image_feature(
+        [target_patch(f, b) for f, b in zip(frames[1:], want["state_in"], strict=True)]
+    )
     logits = branch.logits(features, table)
     np.testing.assert_allclose(logits, want["search_logits"], rtol=0, atol=1e-3)
     assert logits.argmax(1).tolist() == want["search_idx"].tolist()
-    np.testing.assert_allclose(branch.choose(features, table), want["search_text"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        branch.choose(features, table), want["search_text"], rtol=0, atol=1e-6
+    )
     template, search = state(frames[1], want["state_in"][0])
     np.testing.assert_allclose(template[0], want["template_text"][0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(search[0], want["search_text"][0], rtol=0, atol=1e-6)

@@ -51,14 +51,27 @@ def test_whole_runs_equal_the_reference(shared):
     engine = LockStep(net.eval(), torch.device("cpu"), slots=3)
     requests = {}
     for name, s in about["sequences"].items():
-        frames = moving_square(s["name"], s["frames"], s["height"], s["width"], s["obj_h"], s["obj_w"], s["x0"], s["y0"],
-                               s["dx"], s["dy"], about["salt"])  # fmt: skip
+        frames = moving_square(
+            s["name"],
+            s["frames"],
+            s["height"],
+            s["width"],
+            s["obj_h"],
+            s["obj_w"],
+            s["x0"],
+            s["y0"],
+            s["dx"],
+            s["dy"],
+            about["salt"],
+        )
         box = tuple(s["init_box_xywh"])
         requests[name] = engine.submit(Stream(frames, range(1, len(frames)), box, 0, box))
     for name, request in requests.items():
         trace, golden = request.result(), np.load(folder / f"track_{name}_uniform.npz")
         np.testing.assert_allclose(trace.boxes, golden["box_xywh"], rtol=0, atol=1e-2, err_msg=name)
-        np.testing.assert_allclose(trace.scores, golden["score"].reshape(-1), rtol=0, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(
+            trace.scores, golden["score"].reshape(-1), rtol=0, atol=5e-5, err_msg=name
+        )
     engine.close()
 
 
@@ -101,7 +114,9 @@ def test_the_detector_is_asked_until_it_finds_the_target_again(tiny):
 
     frames = noise(40)
     frames[:, 0, 0, 0] = np.arange(40)
-    [track] = tracker(tiny, lost_below=1.1, patience=4, redetect_every=5).track(frames, BOX, redetect=redetect)
+    [track] = tracker(tiny, lost_below=1.1, patience=4, redetect_every=5).track(
+        frames, BOX, redetect=redetect
+    )
     assert asked[:3] == [4, 9, 14]  # lost when frames 1-4 were poor
     assert track.origin[14] == "detected"
     assert track.score[14] == np.float32(0.6)
@@ -112,7 +127,9 @@ def test_the_detector_is_asked_until_it_finds_the_target_again(tiny):
 
 @pytest.mark.parametrize("key", [0, 11])
 def test_behind_a_cut_the_detector_is_asked_at_once(tiny, key):
-    frames = np.concatenate([np.full((6, 90, 120, 3), 40, np.uint8), np.full((6, 90, 120, 3), 200, np.uint8)])
+    frames = np.concatenate(
+        [np.full((6, 90, 120, 3), 40, np.uint8), np.full((6, 90, 120, 3), 200, np.uint8)]
+    )
     asked = []
 
     def redetect(frame):
@@ -128,7 +145,9 @@ def test_behind_a_cut_the_detector_is_asked_at_once(tiny, key):
 
 
 def test_without_a_detector_a_cut_needs_a_good_score(tiny):
-    frames = np.concatenate([np.full((4, 90, 120, 3), 40, np.uint8), np.full((4, 90, 120, 3), 200, np.uint8)])
+    frames = np.concatenate(
+        [np.full((4, 90, 120, 3), 40, np.uint8), np.full((4, 90, 120, 3), 200, np.uint8)]
+    )
     [track] = tracker(tiny, cut_above=28.0, found_above=2.0).track(frames, BOX)
     assert track.visible.tolist() == [True] * 4 + [False] * 4
 
@@ -151,7 +170,9 @@ def test_parity_mode_reads_the_descriptions():
     """The text branch with name-seeded weights: other words, other boxes (with trained ones hardly: docs/weights.md)."""
     net = CLDTrackerNet(CLDTrackerConfig.tiny(text="parity"))
     seed_module(net, extra=False)
-    config = CLDTrackerStageConfig(network=net.config, dtype="float32", slots=1, gate=GateConfig(lost_below=0.0))
+    config = CLDTrackerStageConfig(
+        network=net.config, dtype="float32", slots=1, gate=GateConfig(lost_below=0.0)
+    )
     stage = CLDTracker(net, "cpu", config)
     [dog] = stage.track(noise(4), BOX, descriptions=["the dog", "dog"])
     [again] = stage.track(noise(4), BOX, descriptions=["the dog", "dog"])
@@ -163,14 +184,18 @@ def test_parity_mode_reads_the_descriptions():
 def test_the_stage_is_built_from_its_config_and_says_that_it_is_seeded(monkeypatch):
     monkeypatch.setenv("SPARROW_DEVICE", "cpu")
     network = CLDTrackerConfig.tiny()
-    stage = build(CLDTrackerStageConfig(weights="seeded:s0:", network=network, dtype="float32", slots=2))
+    stage = build(
+        CLDTrackerStageConfig(weights="seeded:s0:", network=network, dtype="float32", slots=2)
+    )
     assert (stage.name, stage.version) == ("cldtracker", "1+seeded")
     assert len(stage.track(noise(3), BOX)[0].origin) == 3
 
 
 def test_a_missing_file_is_an_error_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARROW_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"cldtracker\.safetensors is not there\. `sparrow weights list`"):
+    with pytest.raises(
+        ValueError, match=r"cldtracker\.safetensors is not there\. `sparrow weights list`"
+    ):
         build(CLDTrackerStageConfig())
 
 

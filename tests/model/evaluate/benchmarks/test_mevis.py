@@ -35,8 +35,14 @@ def test_layout(root):
 @pytest.mark.parametrize(
     ("plant", "j", "f"),
     # The expression about both squares does not suffer from a switch of their identities: (1/2 + 1/2 + 1) / 3.
-    [("perfect", 1, 1), ("empty", 0, 0), ("shifted", 1 / 3, 26 / 80), ("switched", 2 / 3, 2 / 3), ("swapped", 1 / 3, 1 / 3)],
-)  # fmt: skip
+    [
+        ("perfect", 1, 1),
+        ("empty", 0, 0),
+        ("shifted", 1 / 3, 26 / 80),
+        ("switched", 2 / 3, 2 / 3),
+        ("swapped", 1 / 3, 1 / 3),
+    ],
+)
 def test_planted(root, plant, j, f):
     benchmark = open_benchmark("mevis", root)
     got = made.scores(benchmark, made.planted(benchmark, getattr(made, plant)))
@@ -48,7 +54,11 @@ def test_failed_and_missing_queries_count_zero(root):
     predictions = made.planted(benchmark, made.perfect)
     predictions["clip0"]["1"] = Prediction(np.zeros((0, 0, 0, 0), bool), error="out of memory")
     del predictions["clip1"]
-    rows = [one for video in benchmark.videos() for one in benchmark.score(video, predictions.get(video.id, {}))]
+    rows = [
+        one
+        for video in benchmark.videos()
+        for one in benchmark.score(video, predictions.get(video.id, {}))
+    ]
     assert [one["error"] for one in rows] == ["", "out of memory", "", *["no prediction"] * 3]
     assert benchmark.summary(rows)["J&F"] == pytest.approx(2 / 6)
     bounds = benchmark.intervals(rows)["J"]  # of two videos with means 2/3 and 0
@@ -68,7 +78,10 @@ def test_several_tracks_are_one_answer_and_none_is_an_empty_mask(root):
 def test_official_numbers(shared, tmp_path):
     """The official script's result on its golden inputs, through the reader."""
     folder = shared / "golden/metrics"
-    data, arrays = json.loads((folder / "mevis.json").read_text()), np.load(folder / "mevis_predictions.npz")
+    data, arrays = (
+        json.loads((folder / "mevis.json").read_text()),
+        np.load(folder / "mevis_predictions.npz"),
+    )
     (tmp_path / "valid_u").mkdir()
     (tmp_path / "valid_u/meta_expressions.json").write_text(json.dumps(data["meta_expressions"]))
     (tmp_path / "valid_u/mask_dict.json").write_text(json.dumps(data["mask_dict"]))
@@ -91,7 +104,9 @@ def test_missing_media_and_damaged_annotations_say_what_and_where(root, tmp_path
     shutil.copytree(root, copy)
     (copy / "valid_u/JPEGImages/clip1/00003.jpg").unlink()
     benchmark = open_benchmark("mevis", tmp_path)  # one folder too high
-    with pytest.raises(ValueError, match=r"video clip1: mevis/valid_u/JPEGImages/clip1/00003\.jpg: No such file"):
+    with pytest.raises(
+        ValueError, match=r"video clip1: mevis/valid_u/JPEGImages/clip1/00003\.jpg: No such file"
+    ):
         benchmark.videos()[1].read()
 
     meta = json.loads((copy / "valid_u/meta_expressions.json").read_text())

@@ -24,12 +24,16 @@ def test_layout(root, tmp_path):
     assert [video.id for video in videos] == ["dogs-scale", "motorbike"]
     assert videos[0].read().shape == (6, 64, 96, 3)
     queries = benchmark.queries(videos[1])
-    assert [(query.id, query.group) for query in queries] == [(str(n), f"anno_{n % 4}") for n in range(8)]
+    assert [(query.id, query.group) for query in queries] == [
+        (str(n), f"anno_{n % 4}") for n in range(8)
+    ]
     assert queries[0].text == "the first square"
     assert queries[6].text == "the second square caf\xe9"
     converted = open_benchmark("ref-davis17", made.make_ref_davis_converted(tmp_path))
     assert [video.id for video in converted.videos()] == ["dogs-scale", "motorbike"]
-    assert [(q.id, q.group) for q in converted.queries(converted.videos()[1])] == [(q.id, q.group) for q in queries]
+    assert [(q.id, q.group) for q in converted.queries(converted.videos()[1])] == [
+        (q.id, q.group) for q in queries
+    ]
 
 
 @pytest.mark.parametrize("make", [made.make_ref_davis, made.make_ref_davis_converted])
@@ -50,7 +54,9 @@ def test_planted(make, tmp_path, plant, official, expression):
         benchmark = open_benchmark("ref-davis17", tmp_path, scorer=scorer)
         got = made.scores(benchmark, made.planted(benchmark, getattr(made, plant)))
         assert benchmark.settings == {"scorer": scorer}
-        assert [got[key] for key in benchmark.headline] == pytest.approx([j, f, (j + f) / 2], abs=1e-12)
+        assert [got[key] for key in benchmark.headline] == pytest.approx(
+            [j, f, (j + f) / 2], abs=1e-12
+        )
         assert got["anno_3 J&F"] == pytest.approx((j + f) / 2)
 
 
@@ -72,7 +78,9 @@ def test_a_failed_query_is_an_empty_mask_in_the_official_score(root):
     predictions["0"] = Prediction(np.zeros((0, 0, 0, 0), bool), error="too long")
     rows = {one["query"]: one for one in benchmark.score(video, predictions)}
     truth = np.stack([made.indices(0, t) for t in range(6)])
-    expected = davis(benchmark.merged(video, "anno_0", predictions, (64, 96)), truth, "unsupervised")["global"]
+    expected = davis(
+        benchmark.merged(video, "anno_0", predictions, (64, 96)), truth, "unsupervised"
+    )["global"]
     assert np.mean([rows["0"]["J"], rows["4"]["J"]]) == expected["J-Mean"] == pytest.approx(1 / 6)
     assert rows["0"]["error"] == "too long"
     assert rows["1"]["J"] == pytest.approx(1 / 3)
@@ -84,11 +92,15 @@ def test_without_truth_what_was_not_answered_is_zero(root, tmp_path):
     shutil.rmtree(tmp_path / "DAVIS/JPEGImages/480p/motorbike")
     benchmark = open_benchmark("ref-davis17", tmp_path)
     video = benchmark.videos()[1]
-    with pytest.raises(ValueError, match="video motorbike: no frames found in DAVIS/JPEGImages/480p/motorbike"):
+    with pytest.raises(
+        ValueError, match="video motorbike: no frames found in DAVIS/JPEGImages/480p/motorbike"
+    ):
         video.read()
     assert {one["J&F"] for one in benchmark.score(video, {})} == {0}
-    first = {query.id: Prediction(made.perfect(benchmark.videos()[0], query)[None])
-             for query in benchmark.queries(benchmark.videos()[0])}  # fmt: skip
+    first = {
+        query.id: Prediction(made.perfect(benchmark.videos()[0], query)[None])
+        for query in benchmark.queries(benchmark.videos()[0])
+    }
     assert made.scores(benchmark, {"dogs-scale": first})["J"] == 0.5
 
 
@@ -98,25 +110,35 @@ def test_objects_without_text_and_texts_without_object(root, tmp_path):
     for path in (tmp_path / "r/davis_text_annotations").iterdir():
         path.write_text('dog-scale 2 "the second square"\nmotor-bike 3 "the first square"\n')
     benchmark = open_benchmark("ref-davis17", tmp_path / "r")
-    rows = [one for video in benchmark.videos()
-            for one in benchmark.score(video, made.planted(benchmark, made.perfect)[video.id])]  # fmt: skip
+    rows = [
+        one
+        for video in benchmark.videos()
+        for one in benchmark.score(video, made.planted(benchmark, made.perfect)[video.id])
+    ]
     assert len(rows) == 4 * (2 + 3)
     assert [one["J"] for one in rows if one["video"] == "dogs-scale" and one["query"] == "4"] == [1]
-    assert {one["error"] for one in rows} == {"", "no text about this object", "the truth's first frame lacks this "
-                                              "object, so the official tool does not score it"}  # fmt: skip
+    assert {one["error"] for one in rows} == {
+        "",
+        "no text about this object",
+        "the truth's first frame lacks this object, so the official tool does not score it",
+    }
 
 
 def test_texts_that_lack_a_video_or_cannot_be_read(root, tmp_path):
     shutil.copytree(root, tmp_path / "r")
     file = tmp_path / "r/davis_text_annotations/Davis17_annot1.txt"
     file.write_text("dog-scale one text")
-    with pytest.raises(ValueError, match=r"Davis17_annot1.txt: 'dog-scale one text' is not `video object"):
+    with pytest.raises(
+        ValueError, match=r"Davis17_annot1.txt: 'dog-scale one text' is not `video object"
+    ):
         open_benchmark("ref-davis17", tmp_path / "r")
     (tmp_path / "r/ImageSets/2017/val.txt").write_text("motorbike\nunknown\n")
     shutil.copy(root / "davis_text_annotations/Davis17_annot1.txt", file)
     with pytest.raises(ValueError, match="say nothing about unknown"):
         open_benchmark("ref-davis17", tmp_path / "r")
-    with pytest.raises(ValueError, match=r"(?s)ImageSets/2017/val.txt is not under.*Expected:.*Found:\n  r/"):
+    with pytest.raises(
+        ValueError, match=r"(?s)ImageSets/2017/val.txt is not under.*Expected:.*Found:\n  r/"
+    ):
         open_benchmark("ref-davis17", tmp_path)
 
 
@@ -124,7 +146,10 @@ def test_real_videos_and_objects(shared, tmp_path):
     """30 videos and 61 objects (244 texts), named as DAVIS names them, with the misspellings of the text files."""
     sequences = yaml.safe_load((shared / "data/davis/db_info.yaml").read_text())["sequences"]
     with (shared / "data/refer_davis/refvos_DAVIS17_RE_categorization.csv").open() as file:
-        texts = [(row["video_id"], row["instance_id"], row["ref_exp"]) for row in csv.DictReader(file, delimiter=";")]
+        texts = [
+            (row["video_id"], row["instance_id"], row["ref_exp"])
+            for row in csv.DictReader(file, delimiter=";")
+        ]
     names = sorted({name for name, _, _ in texts})
     assert set(names) <= {one["name"] for one in sequences}
     (tmp_path / "ImageSets/2017").mkdir(parents=True)
@@ -133,8 +158,14 @@ def test_real_videos_and_objects(shared, tmp_path):
     misspelt = {"dogs-scale": "dog-scale", "classic-car": "clasic-car", "motorbike": "motor-bike"}
     lines = [f'{misspelt.get(name, name)} {number} "{text}"' for name, number, text in texts]
     for end in ("annot1", "annot1_full_video", "annot2", "annot2_full_video"):
-        (tmp_path / f"davis_text_annotations/Davis17_{end}.txt").write_text("\n".join(lines), "latin-1")
+        (tmp_path / f"davis_text_annotations/Davis17_{end}.txt").write_text(
+            "\n".join(lines), "latin-1"
+        )
     benchmark = open_benchmark("ref-davis17", tmp_path)
     queries = [query for video in benchmark.videos() for query in benchmark.queries(video)]
-    assert (len(benchmark.videos()), len(queries), len({(q.video, q.id) for q in queries})) == (30, 244, 244)
+    assert (len(benchmark.videos()), len(queries), len({(q.video, q.id) for q in queries})) == (
+        30,
+        244,
+        244,
+    )
     assert not benchmark.scored

@@ -20,12 +20,21 @@ def test_layout(root):
     assert [video.id for video in videos] == ["clip0", "clip1"]  # not the one of the test list
     assert videos[0].frames == ("00000", "00005", "00010", "00015", "00020", "00025")
     assert videos[0].read().shape == (6, 64, 96, 3)
-    assert [query.text for query in benchmark.queries(videos[1])] == ["the first square", "the second square"]
+    assert [query.text for query in benchmark.queries(videos[1])] == [
+        "the first square",
+        "the second square",
+    ]
 
 
 @pytest.mark.parametrize(
     ("plant", "j", "f"),
-    [("perfect", 1, 1), ("empty", 0, 0), ("shifted", 1 / 3, 26 / 80), ("switched", 1 / 2, 1 / 2), ("swapped", 0, 0)],
+    [
+        ("perfect", 1, 1),
+        ("empty", 0, 0),
+        ("shifted", 1 / 3, 26 / 80),
+        ("switched", 1 / 2, 1 / 2),
+        ("swapped", 0, 0),
+    ],
 )
 def test_planted(root, plant, j, f):
     benchmark = open_benchmark("ref-ytvos", root)
@@ -45,10 +54,15 @@ def test_truth_by_object_id_and_of_some_videos_only(root, tmp_path):
     file = tmp_path / "r/meta_expressions/valid/meta_expressions.json"
     meta = json.loads(file.read_text())
     for entry in meta["videos"].values():
-        entry["expressions"] = {"0": {"exp": "the first square", "obj_id": "1"}, "1": {"exp": "second", "obj_id": "2"}}
+        entry["expressions"] = {
+            "0": {"exp": "the first square", "obj_id": "1"},
+            "1": {"exp": "second", "obj_id": "2"},
+        }
     file.write_text(json.dumps(meta))
-    shutil.copytree(made.make_ref_davis_converted(tmp_path / "d") / "valid/Annotations/dogs-scale",
-                    tmp_path / "r/valid/Annotations/clip0")  # fmt: skip
+    shutil.copytree(
+        made.make_ref_davis_converted(tmp_path / "d") / "valid/Annotations/dogs-scale",
+        tmp_path / "r/valid/Annotations/clip0",
+    )
     for path in sorted((tmp_path / "r/valid/Annotations/clip0").glob("*.png"), reverse=True):
         path.rename(path.with_name(f"{5 * int(path.stem):05d}.png"))
     benchmark = open_benchmark("ref-ytvos", tmp_path / "r")
@@ -68,7 +82,9 @@ def test_real_annotations(shared, tmp_path):
     assert benchmark.settings["videos"].startswith("all 507")
     hidden = {video.id: {} for video in videos[:305]}
     (tmp_path / "meta_expressions/test").mkdir()
-    (tmp_path / "meta_expressions/test/meta_expressions.json").write_text(json.dumps({"videos": hidden}))
+    (tmp_path / "meta_expressions/test/meta_expressions.json").write_text(
+        json.dumps({"videos": hidden})
+    )
     benchmark = open_benchmark("ref-ytvos", tmp_path)
     assert len(benchmark.videos()) == 202
     assert benchmark.settings == {}

@@ -28,7 +28,9 @@ def phrases(benchmark, video):
 def answers(benchmark, mask):
     """Both phrases, with the masks that `mask(video, phrase)` gives."""
     return {
-        video.id: {"0": Prediction(np.stack([mask(video, one) for one in words]), "a caption", words)}
+        video.id: {
+            "0": Prediction(np.stack([mask(video, one) for one in words]), "a caption", words)
+        }
         for video in benchmark.videos()
         for words in [phrases(benchmark, video)]
     }
@@ -47,7 +49,10 @@ def test_layout(root):
     (query,) = benchmark.queries(videos[2])
     assert (query.kind, query.group) == ("gcg", "mevis_gcg")
     assert query.text.startswith("Could you please give me a detailed description of the video?")
-    assert phrases(benchmark, videos[0]) == ("first", "second")  # in the caption's order, not the file's
+    assert phrases(benchmark, videos[0]) == (
+        "first",
+        "second",
+    )  # in the caption's order, not the file's
     assert phrases(benchmark, videos[3]) == ("The first", "the second")
     (row,) = benchmark.score(videos[3], {})
     assert row["reference"] == "The first meets the second"
@@ -58,7 +63,13 @@ def test_layout(root):
 @pytest.mark.parametrize(
     ("plant", "miou", "recall"),
     # Phrases stay where they are. mIoU asks for masks only, so a swap costs recall alone.
-    [("perfect", 1, 1), ("empty", 0, 0), ("shifted", 1 / 3, 0), ("switched", 1 / 3, 0), ("swapped", 1, 0)],
+    [
+        ("perfect", 1, 1),
+        ("empty", 0, 0),
+        ("shifted", 1 / 3, 0),
+        ("switched", 1 / 3, 0),
+        ("swapped", 1, 0),
+    ],
 )
 @pytest.mark.parametrize("rules", ["released", "corrected"])
 def test_planted(root, plant, miou, recall, rules):
@@ -67,9 +78,11 @@ def test_planted(root, plant, miou, recall, rules):
         "empty": lambda video, text: np.zeros((6, 64, 96), bool),
         "shifted": lambda video, text: np.roll(made.truth(video, text), 10, 2),
         # Of both tracks half is right: 3 frames of 3 + 3 + 3.
-        "switched": lambda video, text: np.concatenate([made.truth(video, text)[:3], made.truth(video, made.other(text))[3:]]),
+        "switched": lambda video, text: np.concatenate(
+            [made.truth(video, text)[:3], made.truth(video, made.other(text))[3:]]
+        ),
         "swapped": lambda video, text: made.truth(video, made.other(text)),
-    }  # fmt: skip
+    }
     benchmark = open_gcg(root, rules=rules)
     got = made.scores(benchmark, answers(benchmark, masks[plant]))
     assert got == pytest.approx({"mIoU": miou, "Recall_words": recall})
@@ -79,10 +92,16 @@ def test_a_missed_object_costs_nothing_as_released_and_half_as_corrected(root):
     for rules, miou, recall in (("released", 1, 1 / 2), ("corrected", 1 / 2, 1 / 2)):
         benchmark = open_gcg(root, rules=rules)
         predictions = {
-            video.id: {"0": Prediction(made.truth(video, "first")[None], "x", phrases(benchmark, video)[:1])}
+            video.id: {
+                "0": Prediction(
+                    made.truth(video, "first")[None], "x", phrases(benchmark, video)[:1]
+                )
+            }
             for video in benchmark.videos()
         }
-        assert made.scores(benchmark, predictions) == pytest.approx({"mIoU": miou, "Recall_words": recall})
+        assert made.scores(benchmark, predictions) == pytest.approx(
+            {"mIoU": miou, "Recall_words": recall}
+        )
 
 
 def test_failures_count(root):
@@ -90,8 +109,12 @@ def test_failures_count(root):
     for rules, recall in (("released", 1), ("corrected", 3 / 4)):
         benchmark = open_gcg(root, rules=rules)
         predictions = answers(benchmark, lambda video, text: made.truth(video, text))
-        predictions["mevis_gcg-clip1"] = {"0": Prediction(np.zeros((0, 0, 0, 0), bool), error="lost")}
-        assert made.scores(benchmark, predictions) == pytest.approx({"mIoU": 3 / 4, "Recall_words": recall})
+        predictions["mevis_gcg-clip1"] = {
+            "0": Prediction(np.zeros((0, 0, 0, 0), bool), error="lost")
+        }
+        assert made.scores(benchmark, predictions) == pytest.approx(
+            {"mIoU": 3 / 4, "Recall_words": recall}
+        )
         video = benchmark.videos()[0]
         with pytest.raises(ValueError, match="1 tracks and 0 phrases"):
             benchmark.score(video, {"0": Prediction(made.truth(video, "first")[None])})
@@ -101,7 +124,9 @@ def test_one_source_is_enough_and_none_says_what_was_expected(root, tmp_path):
     shutil.copytree(root / "vidstg_gcg", tmp_path / "vidstg_gcg")
     assert len(open_gcg(tmp_path).videos()) == 1
     shutil.rmtree(tmp_path / "vidstg_gcg")
-    with pytest.raises(ValueError, match=r"(?s)VideoGCG is not under.*Expected:.*mevis_gcg/valid_u"):
+    with pytest.raises(
+        ValueError, match=r"(?s)VideoGCG is not under.*Expected:.*mevis_gcg/valid_u"
+    ):
         open_gcg(tmp_path)
 
 
@@ -132,7 +157,10 @@ def test_uncompressed_and_damaged_masks(root, tmp_path):
     file.write_text(json.dumps(data))
     benchmark = open_gcg(tmp_path)
     with pytest.raises(ValueError, match="video_gcg-00000, frame 2: runs do not add up to 64x96"):
-        benchmark.score(benchmark.videos()[0], answers(benchmark, lambda v, t: made.truth(v, t))["video_gcg-00000"])
+        benchmark.score(
+            benchmark.videos()[0],
+            answers(benchmark, lambda v, t: made.truth(v, t))["video_gcg-00000"],
+        )
 
 
 def test_small_blobs():
@@ -144,7 +172,9 @@ def test_small_blobs():
 
 
 def test_phrase_similarities(tmp_path):
-    assert word_similarity(["a red dog", "cat"], ["red dog"]) == pytest.approx(np.array([[2 / 6**0.5], [0]]))
+    assert word_similarity(["a red dog", "cat"], ["red dog"]) == pytest.approx(
+        np.array([[2 / 6**0.5], [0]])
+    )
     assert word_similarity(["a"], []).shape == (1, 0)
     with pytest.raises(ValueError, match=r"is not a folder of bert-base-uncased"):
         bert_similarity(tmp_path)
@@ -153,7 +183,12 @@ def test_phrase_similarities(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
     got = bert_similarity(tmp_path)(["dog", "cat"], ["dog"])
     assert got[0, 0] == pytest.approx(1)

@@ -38,12 +38,20 @@ def test_layout(root):
 @pytest.mark.parametrize(
     ("plant", "miou"),
     # switched: right in 3 of 6 frames of the first video and in 2 of 5 of the second.
-    [("perfect", 1), ("empty", 0), ("shifted", 1 / 3), ("switched", (3 / 6 + 2 / 5) / 2), ("swapped", 0)],
+    [
+        ("perfect", 1),
+        ("empty", 0),
+        ("shifted", 1 / 3),
+        ("switched", (3 / 6 + 2 / 5) / 2),
+        ("swapped", 0),
+    ],
 )
 def test_planted(root, plant, miou):
     benchmark = open_benchmark("vidstg", root, **OWN)
     got = made.scores(benchmark, made.planted(benchmark, getattr(made, plant)))
-    assert [got[f"mIoU{end}"] for end in ("", "_declarative", "_interrogative")] == pytest.approx([miou] * 3)
+    assert [got[f"mIoU{end}"] for end in ("", "_declarative", "_interrogative")] == pytest.approx(
+        [miou] * 3
+    )
     assert got["mIoU@0.3"] == (miou > 0.3)
     assert benchmark.headline == ("mIoU_interrogative",)
 
@@ -54,7 +62,9 @@ def test_released_boxes_are_a_pixel_short(root, short_side, side):
     benchmark = open_benchmark("vidstg", root, short_side=short_side)
 
     def perfect(video, query):
-        mask = made.truth(video, query.text, scale=7)  # 64 x 96 -> 448 x 672 -> 224 x 336, both exactly
+        mask = made.truth(
+            video, query.text, scale=7
+        )  # 64 x 96 -> 448 x 672 -> 224 x 336, both exactly
         return mask[:, ::2, ::2] if short_side else made.truth(video, query.text)
 
     got = made.scores(benchmark, made.planted(benchmark, perfect))
@@ -67,7 +77,9 @@ def test_whole_segment(root):
     benchmark = open_benchmark("vidstg", root, clip="segment", **OWN)
     assert [video.pick for video in benchmark.videos()] == [(0, 2, 4, 6, 8, 10)] * 2
     got = made.scores(benchmark, made.planted(benchmark, made.perfect))
-    assert [got[key] for key in benchmark.headline] == pytest.approx([(1 + 5 / 6) / 2, (1 + 5 / 6) / 2, 1, 1])
+    assert [got[key] for key in benchmark.headline] == pytest.approx(
+        [(1 + 5 / 6) / 2, (1 + 5 / 6) / 2, 1, 1]
+    )
     got = made.scores(benchmark, made.planted(benchmark, made.empty))
     assert [got[key] for key in benchmark.headline] == [0, 0, 0, 0]
 
@@ -76,7 +88,9 @@ def test_bounds_are_by_video(root):
     benchmark = open_benchmark("vidstg", root, **OWN)
     predictions = made.planted(benchmark, made.perfect)
     predictions["1001_2-12_0-11"] = {}
-    rows = [one for video in benchmark.videos() for one in benchmark.score(video, predictions[video.id])]
+    rows = [
+        one for video in benchmark.videos() for one in benchmark.score(video, predictions[video.id])
+    ]
     assert [one["error"] for one in rows] == ["", "", "no prediction", "no prediction"]
     assert tuple(benchmark.intervals(rows)["mIoU_interrogative"]) == (0.5, 0, 1)
 
@@ -84,10 +98,14 @@ def test_bounds_are_by_video(root):
 def test_missing_video_and_missing_boxes(root, tmp_path):
     shutil.copytree(root, tmp_path / "vidstg")
     (tmp_path / "vidstg/video/0000/1001.mp4").unlink()
-    (tmp_path / "vidstg/vidor_annotations/validation/0000/1000.json").write_text('{"trajectories": [[]]}')
+    (tmp_path / "vidstg/vidor_annotations/validation/0000/1000.json").write_text(
+        '{"trajectories": [[]]}'
+    )
     benchmark = open_benchmark("vidstg", tmp_path, **OWN)
     first, second = benchmark.videos()
-    with pytest.raises(ValueError, match=r"video 1001_2-12_0-11: vidstg/video/0000/1001.mp4: No such file"):
+    with pytest.raises(
+        ValueError, match=r"video 1001_2-12_0-11: vidstg/video/0000/1001.mp4: No such file"
+    ):
         second.read()
     with pytest.raises(ValueError, match=r"1000.json: object 1 has no box in the tube 0 to 12"):
         benchmark.score(first, made.planted(benchmark, made.perfect)[first.id])
