@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+import token
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ BELOW = {
     "manifests": {"schemas"},
     "model": {"schemas", "trackers", "pipeline"},
     "flows": {"schemas", "trackers", "pipeline", "manifests", "model"},
+}
+LAYOUT = {
+    token.COMMENT,
+    token.NL,
+    token.NEWLINE,
+    token.INDENT,
+    token.DEDENT,
+    token.ENCODING,
+    token.ENDMARKER,
 }
 FILES = sorted(p for room in BELOW for p in (REPO / room).rglob("*.py"))
 
@@ -55,8 +66,18 @@ def test_help_loads_no_heavy_package():
     assert done.stdout.split() == []
 
 
+MOST_TOKENS = 3_500
+TOO_LONG = {"flows/cli.py"}
+"""Files over the limit, to be cut into folders."""
+
+
+def tokens_of(path: Path) -> int:
+    """Python tokens of a file, without layout and comments."""
+    with path.open("rb") as file:
+        kinds = [token.type for token in tokenize.tokenize(file.readline)]
+    return sum(kind not in LAYOUT for kind in kinds)
+
+
 def test_files_tell_one_story():
-    long = {
-        str(p.relative_to(REPO)): n for p in FILES if (n := len(p.read_text().splitlines())) > 500
-    }
-    assert long == {}
+    long = {str(path.relative_to(REPO)) for path in FILES if tokens_of(path) > MOST_TOKENS}
+    assert long == TOO_LONG

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from model.hosts.clip import centre_crops
@@ -37,6 +37,7 @@ def boxes(draw):
 @settings(max_examples=60, deadline=None)
 def test_box_to_squashed_picture_to_mask_to_box(case):
     height, width, box = case
+    assume(box != (0, 0, width, height))  # a picture of one colour has no edge to find
     share = torch.tensor(box) / torch.tensor([width, height, width, height])
     green = prepare(planted(height, width, box)[None], 512)[0, 1]
     logits = (green - (green.min() + green.max()) / 2)[None, None]
