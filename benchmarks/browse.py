@@ -25,9 +25,9 @@ from benchmarks.measure import Row, Setting
 from flows.browse.queries import ORDERS, PAGE, TABLES, Filters
 from manifests.catalog import connect
 from pipeline.sample import add_member
-from pipeline.video import encode_jpeg
 from schemas.tables import TABLES as ALL_TABLES
 from schemas.tables import schema
+from schemas.video.pictures import encode_jpeg
 
 SHARD, FRAMES = 256, 60
 TAR = "made/train/shards/made-train-000000.tar"

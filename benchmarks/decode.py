@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, Setting, moving_clip, seconds
-from pipeline.video import encode_mp4
+from schemas.video.stored import encode_mp4
 
 CPU = torch.device("cpu")
 

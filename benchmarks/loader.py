@@ -36,9 +36,10 @@ from model.data.record import Record, choose_frames, make_record
 from model.tsf import TSFConfig
 from pipeline.sample import TRACK_DTYPE, add_member, npy
 from pipeline.select import crop
-from pipeline.video import encode_jpeg, encode_mp4
 from schemas.geometry import rle_decode, rle_encode
 from schemas.tables import schema, write
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
 ALWAYS = TSFConfig(dropout=0.0)
 BATCH, FRAMES = 4, 8

@@ -105,7 +105,7 @@ def job_of(folder: Path, clips: int, out: str = "out") -> Job:
 
 
 def make_videos(root: Path, clips: int) -> None:
-    from pipeline.video import encode_mp4
+    from schemas.video.stored import encode_mp4
 
     rng = np.random.default_rng(0)
     frames = np.repeat(rng.integers(0, 255, (1, HEIGHT, WIDTH, 3), dtype=np.uint8), FRAMES, 0)

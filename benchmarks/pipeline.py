@@ -21,8 +21,8 @@ from pipeline.encode.clip import CLIPEncoder
 from pipeline.fused import Fused
 from pipeline.plan import Job, plan_items
 from pipeline.presets import CurateConfig, configure
-from pipeline.video import encode_mp4
 from schemas.records import Annotation, Planned
+from schemas.video.stored import encode_mp4
 from trackers.cldtracker.lockstep import Stream
 from trackers.cldtracker.tracker import CLDTracker
 

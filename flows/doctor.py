@@ -331,7 +331,7 @@ def _round_trip() -> Iterator[Check]:
 
     means = "videos cannot be " + "{}: every clip that is one would be quarantined"
     try:
-        from pipeline.video import encode_mp4
+        from schemas.video.stored import encode_mp4
 
         data = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 10.0)
     except (ImportError, OSError, ValueError) as error:

@@ -201,8 +201,8 @@ def _representatives(
 ) -> "Iterator[tuple[str, tuple[Representatives | None, dict[str, Any]]]]":
     """Of each phrase what was found, if anything, and what result.json says about it."""
     from model.tsf_rule import decide
-    from pipeline.video import encode_jpeg
     from schemas.records import Quarantined
+    from schemas.video.pictures import encode_jpeg
 
     frame = request.prompt_frames[0]
     for i, phrase in enumerate(dict.fromkeys(request.phrases)):

@@ -88,7 +88,7 @@ def write_overlay(
 
     masks: frames in order, some may be left out.
     """
-    from pipeline.video import write_mp4
+    from schemas.video.stored import write_mp4
 
     prompted = sorted({t for one in targets for t in one.boxes})[:8]
     wanted = {

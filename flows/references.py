@@ -14,8 +14,8 @@ from manifests.leaks import HELD_OUT, Known
 from manifests.leaks.looks import Footage, Pictures, of_files, of_video
 from pipeline.sources.base import DataRoot, clean, first_of, load_source, locate
 from schemas.records import Media, Planned, Quarantined
+from schemas.video.pictures import in_picture_order
 
-PICTURES = (".jpg", ".jpeg", ".png")
 _TOPS = (
     "",
     "GOT-10k/",
@@ -60,9 +60,8 @@ class Reference:
             place = self.root.file(self.media.path)
             if self.media.kind == "video":
                 return self._of(place, lambda: of_video(place))
-            names = self.media.names or [
-                n for n in self.root.listdir(self.media.path) if n.endswith(PICTURES)
-            ]
+            listed = self.root.listdir(self.media.path)
+            names = self.media.names or in_picture_order(listed)
             files = [self.root.file(f"{self.media.path}/{name}") for name in names]
         except (Quarantined, OSError):
             return None

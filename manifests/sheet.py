@@ -5,10 +5,10 @@ Drawn from the shards alone, so a sheet shows what a trainer will read, not what
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from schemas.geometry import rle_decode
 from schemas.records import ORIGINS
+from schemas.video.pictures import decode_picture
+from schemas.video.stored import stored_pictures
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -156,20 +158,14 @@ def shown_frames(track: NDArray, n: int) -> list[int]:
 
 def decode_shown(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDArray[np.uint8]]:
     """The wanted frames from the sample's own media; empty where the sample has none."""
-    pictures: dict[int, NDArray[np.uint8]] = {}
     if "mp4" in members:
-        with av.open(io.BytesIO(members["mp4"]), "r") as container:
-            for t, frame in enumerate(container.decode(video=0)):
-                if t in wanted:
-                    pictures[t] = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    elif "frames.tar" in members:
-        import tarfile
-
+        return dict(stored_pictures(members["mp4"], set(wanted)))
+    pictures: dict[int, NDArray[np.uint8]] = {}
+    if "frames.tar" in members:
         with tarfile.open(fileobj=io.BytesIO(members["frames.tar"])) as tar:
             for t in wanted:
-                file = tar.extractfile(f"{t:06d}.jpg")
-                if file:
-                    pictures[t] = np.asarray(Image.open(file).convert("RGB"))
+                if file := tar.extractfile(f"{t:06d}.jpg"):
+                    pictures[t] = decode_picture(file.read())
     return pictures
 
 

@@ -3,25 +3,27 @@
 Hosts sample a few frames, SAM2 visits all of them in order: neither needs the whole video in memory.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from schemas.geometry import MAX_PIXELS
+from schemas.video.container import VideoError
+from schemas.video.file import VideoFile
+from schemas.video.pictures import decode_picture, in_picture_order, picture_size
 
 Picture = NDArray[np.uint8]
 """[H, W, 3] RGB."""
-PICTURES = (".jpg", ".jpeg", ".png")
 FOLDER_FPS = 24.0
 """Of pictures, which do not say."""
 BACK = 16
 """Frames decoded at once where a video is read backwards."""
+KEPT_BYTES = 256 << 20
+"""Of those frames, where a file can only be entered far before them: going back is then a decode of all between."""
 
 
 class Reader(Protocol):
@@ -34,11 +36,15 @@ class Reader(Protocol):
         """Frame t. ValueError if it cannot be decoded."""
         ...
 
+    def decoded_from(self, t: int) -> int:
+        """The first frame that has to be decoded to get to frame t from anywhere."""
+        ...
+
 
 class Video:
     """[T, H, W, 3] uint8 RGB, to be read like an array: an index gives a frame, a slice a part that is read later, a
-    list or array of indices those frames. At most `BACK` + 1 frames are kept, and whoever asks next gets the same
-    ones: do not write into them. Threads may share one."""
+    list or array of indices those frames. Few frames are kept (`BACK`, `KEPT_BYTES`), and whoever asks next gets the
+    same ones: do not write into them. Threads may share one."""
 
     ndim, dtype = 4, np.dtype(np.uint8)
 
@@ -49,14 +55,16 @@ class Video:
 
     @classmethod
     def open(cls, path: str | Path, most: int | None = None) -> "Video":
-        """A video file, or a folder of pictures in the order of their names; at most the first `most` frames.
+        """A video file, or a folder of pictures by the numbers in their names; at most the first `most` frames.
 
-        ValueError if it is neither, has no picture in it, or pictures of different sizes.
+        Frame i is picture i of `schemas.video.file.VideoFile`, as for curation. Opening a file decodes it once, to
+        count. ValueError if it is neither, has no picture in it, or pictures of different sizes.
         """
         path = Path(path)
         if not path.exists():
             raise ValueError(f"{path}: no such video or folder")
-        reader: Reader = _Folder(path) if path.is_dir() else _File(path)
+        with _named(path):
+            reader: Reader = _Folder(path) if path.is_dir() else _File(path, most)
         return cls(_Kept(reader), most=most)
 
     def __len__(self) -> int:
@@ -94,6 +102,7 @@ class _Kept:
             reader.fps,
         )
         self._reader, self._lock, self._last = reader, Lock(), -1
+        self._budget = max(BACK, KEPT_BYTES // (3 * reader.height * reader.width))
         self._latest: dict[int, Picture] = {}
         self._before: dict[int, Picture] = {}
 
@@ -104,136 +113,83 @@ class _Kept:
                     self._last = t
                     return kept[t]
             if t < self._last:
-                self._before = {i: self._reader(i) for i in range(max(0, t - BACK + 1), t + 1)}
+                first = max(0, t - self._how_many(t) + 1)
+                self._before = {i: self._reader(i) for i in range(first, t + 1)}
             else:
                 self._latest = {t: self._reader(t)}
             self._last = t
             return (self._latest | self._before)[t]
+
+    def decoded_from(self, t: int) -> int:
+        return self._reader.decoded_from(t)
+
+    def _how_many(self, t: int) -> int:
+        """Frames to keep when going back to frame t: more where it takes a long decode to get there."""
+        decoded = t - self._reader.decoded_from(t) + 1
+        return BACK if decoded <= 4 * BACK else min(decoded, self._budget)
 
 
 class _Folder:
     fps = FOLDER_FPS
 
     def __init__(self, path: Path):
-        self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        self._path = path
+        names = [file.name for file in path.iterdir()]
+        self._files = [path / name for name in in_picture_order(names)]
         if not self._files:
-            raise ValueError(f"{path}: no .jpg or .png in it")
-        sizes = [(self._header(file), file) for file in self._files]
-        for size, file in sizes:  # of the headers alone
-            if size != sizes[0][0]:
-                raise ValueError(
-                    f"{path}: pictures of different sizes: {file.name} is {size}, not {sizes[0][0]}"
-                )
-        (self.width, self.height), self.length = sizes[0][0], len(self._files)
-        _check_size(path, self.height, self.width)
-
-    def _header(self, file: Path) -> tuple[int, int]:
-        try:
-            with Image.open(file) as picture:
-                return picture.size
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise ValueError(f"{file}: cannot be read as a picture: {error}") from error
+            raise VideoError("no .jpg or .png in it")
+        sizes = [self._read(file, picture_size) for file in self._files]  # of the headers alone
+        for size, file in zip(sizes, self._files, strict=True):
+            if size != sizes[0]:
+                shown = f"{file.name} is {size[1]}x{size[0]}, not {sizes[0][1]}x{sizes[0][0]}"
+                raise VideoError(f"pictures of different sizes: {shown}")
+        (self.height, self.width), self.length = sizes[0], len(self._files)
 
     def __call__(self, t: int) -> Picture:
+        with _named(self._path):
+            return self._read(self._files[t], decode_picture)
+
+    def decoded_from(self, t: int) -> int:
+        return t
+
+    @staticmethod
+    def _read(file: Path, how: Callable[[bytes], Any]) -> Any:
+        if not file.is_file():  # a pipe would keep a reader waiting for ever
+            raise VideoError(f"{file.name} is not a regular file")
         try:
-            with Image.open(self._files[t]) as picture:
-                return np.array(picture.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"{self._files[t]}: cannot be read as a picture: {error}") from error
+            return how(file.read_bytes())
+        except VideoError as error:
+            raise VideoError(f"{file.name} cannot be read as a picture: {error}") from error
 
 
 class _File:
-    """Frames by PyAV. The file is demuxed once, without decoding, for the time of every frame and which are key frames;
-    going forward decodes on, going elsewhere seeks to the key frame before. Pictures are turned as players turn them.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self._next = path, 0
-        try:
-            self._open()
-            stream = self._container.streams.video[0]
-            _check_size(path, stream.height, stream.width)
-            packets = [p for p in self._container.demux(stream) if p.size and not p.is_discard]
-            timed = all(p.pts is not None for p in packets) and len(
-                {p.pts for p in packets}
-            ) == len(packets)
-            self._times = sorted(p.pts for p in packets if p.pts is not None) if timed else []
-            self._keys = (
-                sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
-                if timed
-                else []
-            )
-            self._open()
-            self.length = (
-                len(packets) if timed else sum(1 for _ in self._decoded)
-            )  # old containers: by decoding all
-            self._open()
-            first = self._picture(next(self._decoded))
-        except (self._errors(), IndexError, StopIteration) as error:
-            raise ValueError(
-                f"{path}: cannot be read as a video: {error or 'no picture in it'}"
-            ) from error
-        self.height, self.width = first.shape[:2]
-        rate = self._container.streams.video[0].average_rate
-        self.fps = float(rate) if rate else FOLDER_FPS
-        self._open()
-
-    @staticmethod
-    def _errors() -> type[Exception]:
-        from av.error import FFmpegError
-
-        return FFmpegError
-
-    def _open(self) -> None:
-        import av
-
-        self._container = av.open(str(self.path))
-        self._container.streams.video[0].thread_type = "AUTO"
-        self._decoded, self._next = self._container.decode(video=0), 0
+    def __init__(self, path: Path, most: int | None):
+        self._path, self._file = path, VideoFile(path)
+        self._index = self._file.index(most)
+        self.length, self.height, self.width = (
+            self._index.count,
+            self._index.height,
+            self._index.width,
+        )
+        self.fps = self._index.fps or FOLDER_FPS
 
     def __call__(self, t: int) -> Picture:
-        try:
-            self._go(t)
-            for frame in self._decoded:
-                here = self._index(frame.pts) if self._times else self._next
-                self._next = here + 1
-                if here >= t:
-                    return self._picture(frame)
-        except self._errors() as error:
-            raise ValueError(f"{self.path}: frame {t} cannot be decoded: {error}") from error
-        raise ValueError(
-            f"{self.path}: has only {self._next} frames that can be decoded, not {self.length}"
-        )
+        with _named(self._path):
+            return self._file.picture(t)
 
-    def _go(self, t: int) -> None:
-        """Stand at or before frame t, no further back than its key frame unless already between the two."""
-        key = self._key_before(t)
-        if key <= self._next <= t:
-            return
-        if not self._times or key == 0:
-            self._open()
-            return
-        self._container.seek(self._times[key], stream=self._container.streams.video[0])
-        self._decoded, self._next = self._container.decode(video=0), key
-
-    def _key_before(self, t: int) -> int:
-        if not self._times:
-            return 0
-        place = bisect_right(self._keys, self._times[t])
-        return bisect_left(self._times, self._keys[place - 1]) if place else 0
-
-    def _index(self, pts: int | None) -> int:
-        return self._next if pts is None else bisect_left(self._times, pts)
-
-    def _picture(self, frame: Any) -> Picture:
-        return np.ascontiguousarray(
-            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-        )
+    def decoded_from(self, t: int) -> int:
+        point = self._index.before(t)
+        return point.picture if point else 0
 
 
-def _check_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{path}: {width}x{height} is over {MAX_PIXELS} pixels")
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading a video say which one."""
+    try:
+        yield
+    except (VideoError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot be read as a video: {reason}") from error
 
 
 def as_frames(frames: Any) -> Any:

@@ -205,7 +205,16 @@ def curate_referent(
     with clock("sample", len(frames)):
         dropped = sum(s is not None and bool(s.dropped) for s in made_masks)
         made = Curated(
-            annotation, detection, track, agreement, mean_iou, segments, dropped, tsf, qas
+            decoded.times,
+            annotation,
+            detection,
+            track,
+            agreement,
+            mean_iou,
+            segments,
+            dropped,
+            tsf,
+            qas,
         )
         return make_sample(clip, referent, made, rules, job, stages)
 

@@ -13,7 +13,7 @@ from pipeline.agree import Agreement
 from pipeline.plan import Job
 from pipeline.presets import MediaConfig, Stages
 from pipeline.sources.base import Rules
-from pipeline.video import Decoded, encode_jpeg, encode_mp4
+from pipeline.video import Decoded
 from schemas import SCHEMA_VERSION
 from schemas.config import canonical_json
 from schemas.geometry import is_box, rle_area
@@ -32,8 +32,11 @@ from schemas.records import (
     Segment,
     Track,
 )
+from schemas.video.orientation import TURN_NAMES
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
-CODE_VERSION = "0.3.0"
+CODE_VERSION = "0.4.0"
 """Version of this function: raise it whenever samples would change, so that finished shards are known to be old."""
 
 TRACK_DTYPE = np.dtype(
@@ -54,6 +57,21 @@ TRACK_DTYPE = np.dtype(
 """Rows of the `.track.npy` member: one per frame of the clip; `origin` indexes `schemas.records.ORIGINS`."""
 
 
+VIDEO_COLUMNS = (
+    "container",
+    "codec",
+    "video_stream",
+    "n_video_streams",
+    "orientation",
+    "pixel_aspect",
+    "colour",
+    "variable_rate",
+    "n_interlaced",
+    "n_concealed",
+)
+"""Columns of `clips` that say what a video file is like."""
+
+
 @dataclass(slots=True)
 class TSF:
     """The K representatives of a track, in time order; `repeated` marks padding where fewer than K were usable."""
@@ -68,8 +86,10 @@ class TSF:
 
 @dataclass(slots=True)
 class Curated:
-    """Everything the stages made for one referent. `mean_iou`: of the tracker's boxes with the annotation's."""
+    """Everything the stages made for one referent. `mean_iou`: of the tracker's boxes with the annotation's. `times`:
+    [T] seconds, NaN where the video has no clock."""
 
+    times: NDArray[np.float64]
     annotation: Annotation
     detection: Detection
     track: Track
@@ -163,6 +183,7 @@ def make_sample(
             **ids,
             "frame": t,
             "source_frame": source_frames[t],
+            "time": float(made.times[t]) if np.isfinite(made.times[t]) else None,
             **_box(track.boxes[t]),
             "origin": track.origin[t],
             "score": float(track.score[t]),
@@ -309,6 +330,7 @@ def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
         "source_mtime_ns": decoded.fingerprint.mtime_ns,
         "source_sha256": decoded.fingerprint.sha256,
         "decoder": decoded.decoder,
+        **_video_columns(decoded),
         "media": job.config.media.media,
         "media_gop": job.config.media.gop,
         "licence": clip.licence,
@@ -317,6 +339,26 @@ def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
         "code_version": CODE_VERSION,
         "weights_hash": stages.digest,
     }
+
+
+def _video_columns(decoded: Decoded) -> dict:
+    """What the file of a clip is like; NULLs for images."""
+    index = decoded.index
+    if index is None:
+        return dict.fromkeys(VIDEO_COLUMNS)
+    values = (
+        index.container,
+        index.codec,
+        index.stream,
+        index.streams,
+        TURN_NAMES[index.turn],
+        index.pixel_aspect,
+        index.colour,
+        index.variable_rate,
+        index.interlaced,
+        decoded.concealed,
+    )
+    return dict(zip(VIDEO_COLUMNS, values, strict=True))
 
 
 # --- what goes into quarantine --------------------------------------------------------------------------------------

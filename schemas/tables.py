@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from schemas import SCHEMA_VERSION
 
 _S, _I, _L, _F, _B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()
+_D = pa.float64()
 _WORD = pa.dictionary(pa.int32(), pa.string())  # few distinct values
 
 
@@ -44,6 +45,17 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "source_mtime_ns": _L,
         "source_sha256": _S,
         "decoder": _WORD,
+        # Of the video file that was read; NULL for folders of images.
+        "container": _WORD,
+        "codec": _WORD,
+        "video_stream": _I,  # of all streams of the file, from 0
+        "n_video_streams": _I,
+        "orientation": _WORD,  # what its display matrix asks for, and was done
+        "pixel_aspect": _WORD,  # recorded, pixels are not stretched
+        "colour": _WORD,
+        "variable_rate": _B,
+        "n_interlaced": _I,  # pictures of the video that are two woven fields
+        "n_concealed": _I,  # pictures of the clip whose damage the decoder covered up
         "media": _WORD,
         "media_gop": _I,
         "licence": _WORD,
@@ -89,6 +101,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "clip_id": _S,
         "frame": _I,
         "source_frame": _L,
+        "time": _D,  # seconds on the video's clock; NULL where it has none
         **_box(),
         "origin": _WORD,
         "score": _F,

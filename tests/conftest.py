@@ -9,7 +9,7 @@ import pytest
 from flows.jobs import make_jobs
 from pipeline.plan import Job
 from pipeline.presets import ShardConfig, configure
-from pipeline.video import encode_mp4
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

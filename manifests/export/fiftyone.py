@@ -20,7 +20,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from manifests.export.read import Clip, Target
 from manifests.export.stream import Array
 from manifests.export.video import encode_video
 from schemas.geometry import RLE, rle_box, rle_decode
+from schemas.video.container import open_container
 
 VERSION = "1.0.0"
 """Of FiftyOne, whose descriptions of fields these are; a newer one migrates them when it imports."""
@@ -136,7 +136,7 @@ def _video(clip: Clip) -> tuple[bytes, dict[str, Any]]:
     fps = (clip.row["fps"] or 25.0) / (clip.row["step"] or 1)
     stored = clip.media is not None and clip.media["name"] == "mp4"
     data = clip.stored() if stored else encode_video(clip.pictures(), clip.size, fps)
-    with av.open(io.BytesIO(data), "r") as container:
+    with open_container(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         count, height, width = (
             stream.frames,

@@ -10,8 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,6 +17,8 @@ from numpy.typing import NDArray
 from manifests.catalog import connect, rows_of
 from schemas.geometry import RLE, Boxes, rle_check
 from schemas.records import KEY
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import stored_pictures
 
 JPEG_QUALITY = 95
 """Of pictures that were stored as video. Those stored as JPEG are copied."""
@@ -189,16 +189,11 @@ def _part(out: Path, table: str, shard: str, keys: set[str] | None = None) -> li
 
 def _of_video(data: bytes, height: int, width: int) -> list[bytes]:
     found = []
-    with av.open(io.BytesIO(data), "r") as container:
-        for frame in container.decode(video=0):
-            # The way back that the curation's encoder came: OpenCV's own I420.
-            picture = cv2.cvtColor(frame.to_ndarray(format="yuv420p"), cv2.COLOR_YUV2BGR_I420)
-            if not (0 <= picture.shape[0] - height <= 1 and 0 <= picture.shape[1] - width <= 1):
-                raise ValueError(
-                    f"the media is {picture.shape[1]}x{picture.shape[0]}, the clip {width}x{height}"
-                )
-            quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            found.append(cv2.imencode(".jpg", picture[:height, :width], quality)[1].tobytes())
+    for _, picture in stored_pictures(data):
+        if not (0 <= picture.shape[0] - height <= 1 and 0 <= picture.shape[1] - width <= 1):
+            size = f"{picture.shape[1]}x{picture.shape[0]}"
+            raise ValueError(f"the media is {size}, the clip {width}x{height}")
+        found.append(encode_jpeg(picture[:height, :width], JPEG_QUALITY))
     return found
 
 

@@ -7,6 +7,8 @@ import av
 import cv2
 import numpy as np
 
+from schemas.video.stored import state_colours
+
 
 def encode_video(
     pictures: Sequence[bytes], size: tuple[int, int], fps: float, *, repeat: int = 1
@@ -21,6 +23,7 @@ def encode_video(
         stream = container.add_stream("libx264", rate=round(fps))
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
         stream.height, stream.width = height + height % 2, width + width % 2
+        state_colours(stream.codec_context)
         stream.options = {"crf": "18", "bf": "0", "preset": "veryfast"}
         for data in pictures:
             picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

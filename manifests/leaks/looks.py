@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import av
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from manifests.catalog import rows_of
 from manifests.leaks import LOOKS
-from manifests.report.pictures import key_frames
+from schemas.video.file import RGBPicture, VideoFile
+from schemas.video.stored import stored_key_frames, stored_pictures
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -39,7 +39,6 @@ UNREADABLE = (
     EOFError,
     ValueError,
     LookupError,
-    av.FFmpegError,
     cv2.error,
     tarfile.TarError,
 )
@@ -163,10 +162,8 @@ def _member(out: Path, row: dict) -> Callable[[], Pictures]:
             file.seek(row["offset"])
             data = file.read(row["size"])
         if row["name"] == "mp4":
-            frames = spread(sorted(key_frames(data).items()), PER_CLIP)
-            return [
-                (t, np.asarray(frame.to_ndarray(format="gray"), np.uint8)) for t, frame in frames
-            ]
+            wanted = spread(stored_key_frames(data), PER_CLIP)
+            return [(t, _grey(frame)) for t, frame in stored_pictures(data, wanted)]
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             names = spread(sorted(tar.getnames()), PER_CLIP)
             return [
@@ -196,9 +193,10 @@ def of_files(files: list[Path]) -> Pictures:
 
 def of_video(file: Path) -> Pictures:
     """Every STEP-th frame of a video file, from its start."""
-    with av.open(str(file), "r") as container:
-        for t, frame in enumerate(container.decode(video=0)):
-            if t % STEP == 0:
-                yield t, np.asarray(frame.to_ndarray(format="gray"), np.uint8)
-            if t >= STEP * PER_VIDEO:
-                return
+    with VideoFile(file) as video:
+        for t, frame in video.first_pictures(STEP * PER_VIDEO + 1, STEP):
+            yield t, _grey(frame)
+
+
+def _grey(picture: RGBPicture) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)

@@ -8,7 +8,6 @@ import io
 import json
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,6 +15,7 @@ from PIL import Image
 from manifests import sheet
 from manifests.catalog import rows_of
 from schemas.records import ORIGINS
+from schemas.video.stored import stored_key_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,28 +83,10 @@ def _pictures(
 ) -> list[tuple[int, NDArray[np.uint8] | None]]:
     """(frame, picture) near each wanted frame: the nearest key frame of a video that has enough of them."""
     if "mp4" in members:
-        keys = key_frames(members["mp4"])
+        keys = stored_key_frames(members["mp4"])
         if len(keys) >= FRAMES:
             near = [min(keys, key=lambda t, w=w: (abs(t - w), t)) for w in wanted]  # type: ignore[misc]
             if len(set(near)) == FRAMES:
-                return [(t, _rgb(keys[t])) for t in near]
+                wanted = near
     found = sheet.decode_shown(members, wanted)
     return [(t, found.get(t)) for t in wanted]
-
-
-def _rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-
-
-def key_frames(video: bytes) -> dict[int, av.VideoFrame]:
-    """frame -> picture, of those that a decoder can start from. Raises OSError, ValueError for what is no video."""
-    found: dict[int, av.VideoFrame] = {}
-    with av.open(io.BytesIO(video), "r") as container:
-        stream = container.streams.video[0]
-        stream.codec_context.skip_frame = "NONKEY"
-        first = stream.start_time or 0
-        for frame in container.decode(stream):
-            if frame.pts is not None and stream.average_rate and frame.time_base:
-                t = round((frame.pts - first) * frame.time_base * stream.average_rate)
-                found[t] = frame
-    return found

@@ -41,7 +41,7 @@ class Entry:
     members: tuple[Member, ...]
     height: int
     width: int
-    """Of the clip's frames, pixels. Media may be one larger: odd sizes are padded (`pipeline.video.encode_mp4`)."""
+    """Of the clip's frames, pixels. Media may be one larger: odd sizes are padded (`schemas.video.stored`)."""
     media: str
 
 

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import av
 import cv2
@@ -26,6 +25,8 @@ from pipeline.sample import TRACK_DTYPE
 from pipeline.select import candidates, crop, evenly_spaced
 from schemas.geometry import rle_check, rle_decode
 from schemas.records import ORIGINS
+from schemas.video.pictures import decode_picture
+from schemas.video.stored import stored_pictures
 
 UNKNOWN = -1
 """In masks: nobody said whether the target is here."""
@@ -113,10 +114,11 @@ def make_record(
             )
             path = boxes_t4 if trajectory is None else trajectory
             picks = _picks(path, track["kept"], words["tsf"], tsf)
-        decoded = decode_frames(entry, members, np.union1d(times, np.array(picks, np.int64)))
+        needed = np.union1d(times, np.array(picks, np.int64))
+        decoded = decode_frames(entry, members, needed, len(track))
         crops = None
         if stored and tsf is not None:
-            pictures = [_picture(members[f"crop{row['rank']}.jpg"]) for row in words["tsf"]]
+            pictures = [decode_picture(members[f"crop{row['rank']}.jpg"]) for row in words["tsf"]]
             crops = [pictures[i] for i in _spread(len(pictures), tsf.k)]
         elif picks:
             crops = [crop(decoded[t], path[t]) for t in picks]
@@ -241,69 +243,19 @@ def _masks(
 
 
 def decode_frames(
-    entry: Entry, members: dict[str, bytes], times: NDArray[np.int64]
+    entry: Entry, members: dict[str, bytes], times: NDArray[np.int64], count: int | None = None
 ) -> dict[int, NDArray[np.uint8]]:
     """Frames [H, W, 3] RGB of the clip by number; decoded are they, and what lies between them and a key frame.
 
-    One of NONSENSE where the media is not what it should be.
+    count: frames that the clip has, if the caller knows. One of NONSENSE where the media is not what it should be.
     """
     if "mp4" in members:
-        found = _video(members["mp4"], set(times.tolist()))
-        if missing := [t for t in times.tolist() if t not in found]:
-            raise ValueError(f"the clip's video has no frame {missing[0]}")
+        found = dict(stored_pictures(members["mp4"], times.tolist(), count=count))
         pictures = [found[t] for t in times.tolist()]
     else:
         with tarfile.open(fileobj=io.BytesIO(members["frames.tar"])) as tar:
-            pictures = [_picture(tar.extractfile(f"{t:06d}.jpg").read()) for t in times]  # type: ignore[union-attr]
+            pictures = [decode_picture(tar.extractfile(f"{t:06d}.jpg").read()) for t in times]  # type: ignore[union-attr]
     height, width = pictures[0].shape[:2]
     if (height - entry.height, width - entry.width) not in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         raise ValueError(f"media is {width}x{height}, the clip {entry.width}x{entry.height}")
     return {int(t): p[: entry.height, : entry.width] for t, p in zip(times, pictures, strict=True)}
-
-
-def _video(data: bytes, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
-    """The wanted frames of an mp4: each stretch from a key frame on is decoded as far as it must be, or not at all, and
-    without what no other frame refers to.
-
-    Colours go the way back that `encode_mp4` came: through OpenCV's own I420.
-    """
-    found = {}
-    # Without these, opening decodes a frame to learn what the header and the decoder say anyway.
-    quick: dict[str, Any] = {
-        "options": {"probesize": "32"},
-        "stream_options": [{"skip_frame": "all"}],
-    }
-    with av.open(io.BytesIO(data), "r", **quick) as container:
-        stream = container.streams.video[0]
-        codec = stream.codec_context
-        codec.thread_count = 1
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        number = {
-            pts: n for n, pts in enumerate(sorted(int(packet.pts or 0) for packet in packets))
-        }
-        keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
-        for start, stop in pairwise([*keys, len(packets)]):
-            needed = wanted & {number[packet.pts or 0] for packet in packets[start:stop]}
-            if not needed:
-                continue
-            codec.flush_buffers()
-            last = max(i for i in range(start, stop) if number[packets[i].pts or 0] in needed)
-            for packet in (*packets[start : last + 1], None):
-                skip = packet is not None and number[packet.pts or 0] not in needed
-                codec.skip_frame = "NONREF" if skip else "DEFAULT"
-                for frame in codec.decode(packet):
-                    n = number[frame.pts or 0]
-                    if n in needed:
-                        i420 = frame.to_ndarray(format="yuv420p")
-                        found[n] = np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)
-                        needed.remove(n)
-                if not needed:
-                    break
-    return found
-
-
-def _picture(data: bytes) -> NDArray[np.uint8]:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError("a JPEG cannot be decoded")
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

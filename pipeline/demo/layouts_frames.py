@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.demo.describe import expressions
 from pipeline.demo.parts import Part, Spec, say, write_bytes, write_json, write_text
 from pipeline.demo.scene import Scene, SceneObject
-from pipeline.video import encode_jpeg
 from schemas.geometry import to_xywh, to_xyxy
+from schemas.video.pictures import encode_jpeg
 
 QUALITY = 90
 

@@ -14,8 +14,8 @@ import numpy as np
 from pipeline.demo.describe import Expression, expressions
 from pipeline.demo.parts import Part, Spec, say, write_bytes, write_json, write_text
 from pipeline.demo.scene import Scene
-from pipeline.video import encode_mp4
 from schemas.geometry import rle_encode, to_xywh
+from schemas.video.stored import encode_mp4
 
 # --- HC-STVG -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.video import encode_jpeg, encode_mp4
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 from tests.badinput.corpora import FRAMES, SIZE, Files
 from tests.badinput.spoil import KINDS, Case, become, gone, kind
 

@@ -18,8 +18,8 @@ from pipeline.fused import Fused
 from pipeline.plan import Job
 from pipeline.presets import ShardConfig, configure
 from pipeline.shards import load_staged
-from pipeline.video import encode_mp4
 from schemas import tables
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 FORK = multiprocessing.get_context("forkserver")

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-import pipeline.video
 from flows import doctor
 from flows.cli import app
 from flows.doctor import ABILITIES, Check, abilities, examine
+from schemas.video import stored
 
 SPARROW = str(Path(sys.executable).with_name("sparrow"))
 
@@ -175,7 +175,7 @@ def test_an_encoder_that_fails_breaks_the_basics(monkeypatch):
         raise ValueError("no libx264 here")
 
     assert [check.state for check in doctor._round_trip()] == ["ok", "ok", "ok"]
-    monkeypatch.setattr(pipeline.video, "encode_mp4", fails)
+    monkeypatch.setattr(stored, "encode_mp4", fails)
     [check] = doctor._round_trip()
     assert (check.state, check.found) == ("missing", "no libx264 here")
 

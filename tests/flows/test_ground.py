@@ -14,8 +14,8 @@ from flows.masks import read_masks
 from model.grounding import FrameMasks
 from model.instances import Target
 from model.video import Video
-from pipeline.video import encode_mp4
 from schemas.geometry import rle_area, rle_box, rle_check
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 

@@ -29,7 +29,6 @@ from pipeline.sources.base import (
     json_members,
 )
 from pipeline.sources.got10k import parse_meta, sentence
-from pipeline.video import _decode_image
 from schemas.config import canonical_json
 from schemas.geometry import (
     MAX_PIXELS,
@@ -42,6 +41,8 @@ from schemas.geometry import (
     rle_decode,
 )
 from schemas.records import KEY, Quarantined
+from schemas.video.container import VideoError
+from schemas.video.pictures import decode_picture
 from tests.badinput.corpora import Files, good, write
 from tests.badinput.harness import bounded, outcome
 from tests.badinput.media_cases import IMAGES, VIDEOS
@@ -177,8 +178,8 @@ def paths(name: str) -> None:
 
 def picture(data: bytes) -> None:
     try:
-        found = _decode_image(data, "x.jpg")
-    except Quarantined:
+        found = decode_picture(data)
+    except VideoError:
         return
     assert (found.ndim, found.shape[2], found.dtype) == (3, 3, np.uint8)
 

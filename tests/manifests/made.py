@@ -17,7 +17,6 @@ from pipeline.presets import configure
 from pipeline.sample import TSF, Curated, add_member, make_sample
 from pipeline.shards import commit_shard, stage_clip, staged_path
 from pipeline.sources.base import Rules
-from pipeline.video import encode_jpeg, encode_mp4
 from schemas import tables
 from schemas.geometry import rle_encode
 from schemas.records import (
@@ -31,6 +30,8 @@ from schemas.records import (
     Segment,
     Track,
 )
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
 FRAMES, AWAY, LOST = 12, (4, 5), 8
 MASKED = ("mevis", "refsav")

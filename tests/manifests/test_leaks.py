@@ -17,7 +17,7 @@ from manifests.catalog import connect, query
 from manifests.leaks import LOOKS, SURE, Known, check, found, keys, repeated, summary
 from manifests.leaks import looks as looking
 from manifests.leaks.looks import Footage, clips, dhash, look, of_video
-from pipeline.video import encode_mp4
+from schemas.video.stored import encode_mp4
 from tests.manifests.made import CAPTIONS, make_whole, pictures
 from tests.model.evaluate import made as benchmarks
 

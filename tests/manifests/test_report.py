@@ -24,8 +24,8 @@ from manifests.catalog import connect, query
 from manifests.report import data, write_report
 from manifests.report.pictures import key_frames
 from pipeline.presets import configure
-from pipeline.video import encode_mp4
 from schemas import tables
+from schemas.video.stored import encode_mp4
 from tests.manifests.made import make_whole, pictures
 
 SOURCES = ("a2d", "hcstvg", "mevis")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import model
-from pipeline.video import encode_mp4
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from model.tsf_inference import LOOKS, Extractor
 from model.video import Video
-from pipeline.video import encode_mp4
 from schemas.geometry import iou
 from schemas.records import Detection, Quarantined, Reason
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 FRAMES, XYWH = moving_square(3, 24, 96, 160)

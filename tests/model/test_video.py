@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from model.video import BACK, Video, as_frames
-from pipeline.video import encode_mp4
+from schemas.video.stored import encode_mp4
 from tests.made import moving_square
 
 
@@ -55,11 +55,23 @@ def test_it_is_indexed_like_an_array(path, truth):
         _ = video[40]
 
 
+class Spy:
+    """A reader that notes which frames are asked for."""
+
+    def __init__(self, reader, asked):
+        self.reader, self.asked = reader, asked
+        self.decoded_from = reader.decoded_from
+
+    def __call__(self, t):
+        self.asked.append(t)
+        return self.reader(t)
+
+
 def test_little_is_kept_and_little_is_decoded_twice(path):
     video = Video.open(path)
     kept, asked = video._reader, []
     inner = kept._reader
-    kept._reader = lambda t: asked.append(t) or inner(t)
+    kept._reader = Spy(inner, asked)
     for t in [*range(40), *range(39, -1, -1)]:
         _ = video[t]
         assert len(kept._latest) + len(kept._before) <= BACK + 1

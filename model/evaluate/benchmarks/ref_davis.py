@@ -34,6 +34,7 @@ from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, davis
 from pipeline.sources.base import DataRoot, clean, first_of
 from schemas.records import Media
+from schemas.video.pictures import in_picture_order
 
 Scorer = Literal["official", "expression"]
 
@@ -151,10 +152,9 @@ class RefDAVIS17:
 
     def _video(self, name: str) -> Video:
         """The truth says which frames there are, as the official tool has it; the images where there is none."""
-        files = self.root.listdir(f"{self._masks}/{name}") or self.root.listdir(
-            f"{self._images}/{name}"
-        )
-        frames = tuple(file.rpartition(".")[0] for file in files if file.endswith((".png", ".jpg")))
+        masks = in_picture_order(self.root.listdir(f"{self._masks}/{name}"))
+        files = masks or in_picture_order(self.root.listdir(f"{self._images}/{name}"))
+        frames = tuple(file.rpartition(".")[0] for file in files)
         names = tuple(f"{frame}.jpg" for frame in frames)
         return Video(
             name, frames, None, self.root, Media("frames", f"{self._images}/{name}", names=names)

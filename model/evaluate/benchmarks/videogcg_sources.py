@@ -23,6 +23,7 @@ from model.evaluate.task import Video
 from pipeline.sources.base import DataRoot, clean
 from schemas.geometry import RLE, rle_check, rle_decode
 from schemas.records import Media
+from schemas.video.pictures import in_picture_order
 
 SOURCES = {
     "video_gcg": "video_gcg/instruction_data/test.json",
@@ -187,7 +188,7 @@ def _vidstg_gcg(root: DataRoot, first_id_only: bool) -> Iterator[Case]:
         if first_id_only:
             ids = [some[:1] for some in ids]
         folder = f"vidstg_gcg/val/{name}"
-        names = tuple(root.listdir(f"{folder}/frames"))
+        names = tuple(in_picture_order(root.listdir(f"{folder}/frames")))
         frames = tuple(f"{t:05d}" for t in range(len(names)))
         video = Video(
             f"vidstg_gcg-{name}",

@@ -8,9 +8,10 @@ import numpy as np
 from benchmarks.loader import Clip, write_shard
 from pipeline.sample import TRACK_DTYPE, npy
 from pipeline.select import crop
-from pipeline.video import encode_jpeg, encode_mp4
 from schemas.geometry import rle_encode
 from schemas.records import ORIGINS
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
 HEIGHT, WIDTH, FRAMES, SIDE = 97, 161, 24, 33
 COLOURS = np.array([[220, 30, 30], [30, 30, 220]], np.uint8)

@@ -17,7 +17,8 @@ from model.data.read import Corrupt, Reader, plain_webdataset
 from model.data.record import _video, choose_frames, make_record
 from model.tsf import TSFConfig
 from pipeline.sample import add_member
-from pipeline.video import encode_jpeg, encode_mp4
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 from tests.model.data.made import AWAY, COLOURS, FRAMES, HEIGHT, THINNED, WIDTH, boxes, frames_of
 from tests.model.data.made import members as members_of
 from tests.model.made import tiny

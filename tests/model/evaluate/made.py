@@ -16,8 +16,9 @@ from PIL import Image
 
 from model.evaluate.submit import davis_palette
 from model.evaluate.task import Benchmark, Prediction, Query, Video
-from pipeline.video import encode_jpeg, encode_mp4
 from schemas.geometry import rle_encode
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
 HEIGHT, WIDTH, FRAMES, SIDE = 64, 96, 6, 20
 NAMES = {"first": 1, "second": 2}

@@ -6,8 +6,9 @@ import pytest
 from model.evaluate.benchmarks import open_benchmark
 from model.evaluate.task import Query, Video
 from pipeline.sources.base import DataRoot
-from pipeline.video import encode_jpeg, encode_mp4
 from schemas.records import Media
+from schemas.video.pictures import encode_jpeg
+from schemas.video.stored import encode_mp4
 
 
 @pytest.fixture

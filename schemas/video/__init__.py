@@ -1,0 +1,1 @@
+"""Pictures of videos and picture files: the one decoder of the project."""
