@@ -28,6 +28,8 @@ from schemas.video.index import VideoIndex
 from schemas.video.pictures import decode_picture
 
 Read = TypeVar("Read")
+MANY = 10_000
+"""Frames of a clip from which on the video's pictures are counted before any is kept."""
 
 
 class DecodeConfig(Config):
@@ -131,7 +133,9 @@ def _decode_video(root: DataRoot, clip: Clip, config: DecodeConfig) -> Decoded:
 def _read_clip(
     video: VideoFile, path: str, clip: Clip, config: DecodeConfig, mark: Fingerprint
 ) -> Decoded:
-    if video.known_index is not None:  # an earlier clip of this video has read it
+    if len(clip) > MANY:  # more than the video may have: ask before there is room for so many
+        video.index()
+    if video.known_index is not None:
         _check_index(clip, video.known_index, config)
     pictures, decoder = _chosen_decoder(video, path, clip, config)
     frames = _collect(pictures, clip, config)
@@ -196,20 +200,22 @@ def _collect(
 def _check_index(clip: Clip, index: VideoIndex, config: DecodeConfig) -> int:
     """Compare a video with its annotation. Returns the concealed pictures of the clip; Quarantined if it does not fit.
 
-    `frame_tolerance` is for the tail: pictures that are missing at the start would move every box.
+    `frame_tolerance` is for the tail: pictures that are missing before it would move every later box.
     """
     where, found, stated = clip.media.path, index.count, clip.frame_count
     if stated is not None and abs(found - stated) > clip.frame_tolerance:
         raise _mismatch(f"{where}: {found} pictures decode, the annotation counts {stated}")
-    if stated is not None and found < stated and index.lost_head:
-        lost = f"the first {index.lost_head} cannot be decoded"
-        raise _mismatch(f"{where}: {found} of {stated} annotated pictures decode, {lost}")
-    if stated is not None and found < stated and index.late_start * (index.fps or 25.0) > 0.5:
-        late = f"and the video begins {index.late_start:.2f} s late"
-        raise _mismatch(f"{where}: {found} of {stated} annotated pictures decode, {late}")
-    wanted = set(clip.source_frames)
-    if wanted and max(wanted) >= found:
-        raise _mismatch(f"{where}: the clip needs frame {max(wanted)}, the video has {found}")
+    elsewhere = index.missing_before_the_tail()
+    if stated is not None and found < stated and elsewhere:
+        raise _mismatch(
+            f"{where}: {found} of {stated} annotated pictures decode, and {elsewhere}: "
+            "later ones would be numbered wrong"
+        )
+    frames = clip.source_frames
+    last = frames[-1] if isinstance(frames, range) else max(frames)
+    if last >= found:
+        raise _mismatch(f"{where}: the clip needs frame {last}, the video has {found}")
+    wanted = set(frames)
     concealed = len(wanted.intersection(index.concealed))
     if concealed > config.max_concealed * len(wanted):
         share = f"{concealed} of the clip's {len(wanted)} pictures"

@@ -52,6 +52,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"DKIF", "ivf"),
     (0, b"YUV4MPEG2", "yuv4mpegpipe"),
     (0, b".RMF", "rm"),
+    (0, b"nut/multimedia container\0", "nut"),
     (0, b"\x06\x0e\x2b\x34\x02\x05\x01\x01", "mxf"),
     (0, b"GIF87a", "gif"),
     (0, b"GIF89a", "gif"),

@@ -90,6 +90,19 @@ class VideoIndex:
             return False
         return bool(steps.max() > 1.5 * steps.min() + 0.002)
 
+    def missing_before_the_tail(self) -> str:
+        """What says that pictures are missing elsewhere than at the end; empty if nothing does."""
+        if self.lost_head:
+            return f"the first {self.lost_head} cannot be decoded"
+        if self.late_start * (self.fps or 25.0) > 0.5:
+            return f"the video begins {self.late_start:.2f} s late"
+        if self.concealed:
+            return f"picture {self.concealed[0]} is damaged"
+        steps = np.diff(self.times)
+        if len(steps) and np.isfinite(steps).all() and steps.max() > 1.6 * np.median(steps):
+            return f"time is missing before picture {int(steps.argmax()) + 1}"
+        return ""
+
     def before(self, picture: int) -> AccessPoint | None:
         """The last access point at or before a picture; None for the start of the file."""
         place = bisect_right(self.access, picture, key=lambda point: point.picture)

@@ -17,6 +17,8 @@ from schemas.geometry import MAX_PIXELS
 from schemas.video.container import TooLargeError, VideoError
 from schemas.video.file import RGBPicture
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+"""Kinds of pictures that are read, by their content."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads cost determinism and gain nothing
@@ -38,9 +40,13 @@ def decode_picture(data: bytes) -> RGBPicture:
 def picture_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header alone. VideoError if it is no picture, TooLargeError if it is too large."""
     try:
-        with Image.open(io.BytesIO(data)) as header:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             width, height = header.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"its header states more than {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
+        raise VideoError(f"not a picture of a kind that is read ({', '.join(FORMATS)})") from error
+    except (OSError, ValueError) as error:
         raise VideoError(str(error)) from error
     if height * width > MAX_PIXELS:
         raise TooLargeError(f"{width}x{height} is over {MAX_PIXELS} pixels")

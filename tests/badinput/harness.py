@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
+import numpy as np
+from PIL import Image
+
 from flows.jobs import make_jobs
 from pipeline.curate import DATA_ERRORS, _rescale, check_sizes
 from pipeline.plan import Job, build_plan, plan_identity, read_plan
 from pipeline.presets import configure
 from pipeline.sample import encode_media, quarantine_row, rejected_row
-from pipeline.video import DecodeConfig, decode
-from schemas.records import Planned, Quarantined
+from pipeline.sources.base import DataRoot
+from pipeline.video import DecodeConfig, Decoded, decode
+from schemas.records import Clip, Planned, Quarantined
 from schemas.tables import to_table
 from tests.badinput.corpora import SPLIT
 
@@ -85,6 +90,29 @@ def job_for(
     return make_jobs(source, root, out, made, splits=[SPLIT], follow_links=follow_links)[0]
 
 
+def check_pictures(root: DataRoot, clip: Clip, decoded: Decoded) -> None:
+    """AssertionError unless the frames are the pictures asked for, by another way to read them: one forward decode by
+    PyAV with the demuxer that it guesses, or Pillow."""
+    wanted = list(clip.source_frames)
+    if clip.media.kind == "video":
+        pictures: list[np.ndarray] = []
+        with av.open(str(root.file(clip.media.path))) as container:
+            for frame in container.decode(container.streams.best("video")):
+                pictures.append(frame.to_ndarray(format="rgb24"))
+                if len(pictures) > wanted[-1]:
+                    break
+        expected = [pictures[t] for t in wanted]
+    else:
+        expected = []
+        for t in wanted:
+            with Image.open(root.file(clip.media.image(t))) as picture:
+                size = decoded.frames.shape[2], decoded.frames.shape[1]
+                expected.append(np.asarray(picture.convert("RGB").resize(size)))
+    for t, frame, picture in zip(wanted, decoded.frames, expected, strict=True):
+        difference = np.abs(frame.astype(int) - picture).mean()
+        assert difference < 3, f"{clip.media.path}: frame {t} is another picture ({difference:.0f})"
+
+
 def outcome(
     source: str, root: Path, out: Path, *, follow_links: bool = False
 ) -> tuple[str, list[dict]]:
@@ -115,6 +143,7 @@ def outcome(
                     reader.annotate(job.root, item.clip, item.referents[0])
                 decoded = decode(job.root, item.clip, job.config.decode)
                 check_sizes(item.clip, decoded, reader)
+                check_pictures(job.root, item.clip, decoded)
                 encode_media(decoded, item.clip, job.config.media)
             except (Quarantined, *DATA_ERRORS) as error:
                 rows += [

@@ -165,6 +165,7 @@ def curated(source: str, target: int, size: tuple[int, int]) -> Curated:
         for b, k in zip(box, kept, strict=True)
     ]
     return Curated(
+        np.arange(FRAMES) / 25,
         Annotation(box, np.ones(FRAMES, bool)),
         Detection(0, box[0], "annotation", False),
         Track(box, np.full(FRAMES, np.nan, np.float32), origin),

@@ -248,6 +248,7 @@ def test_croissant_names_every_tar_and_every_column_with_its_type(out):
         "int32": "sc:Integer",
         "int64": "sc:Integer",
         "float": "sc:Float",
+        "double": "sc:Float",
         "halffloat": "sc:Float",
         "timestamp[us, tz=UTC]": "sc:DateTime",
     }

@@ -278,7 +278,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_costs_no_other(tmp_path):
         [Footage("bad", "1", lambda: of_video(file)), good], tmp_path / "looks.parquet"
     )
     assert seen["key"].to_pylist() == ["good"]
-    assert "Invalid" in problems["bad"]
+    assert "not a video" in problems["bad"]
 
 
 def test_the_same_video_in_two_sources_is_found_by_its_pictures(out, tmp_path):

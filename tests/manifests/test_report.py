@@ -22,11 +22,9 @@ from flows.progress import Quiet
 from flows.report import make_report
 from manifests.catalog import connect, query
 from manifests.report import data, write_report
-from manifests.report.pictures import key_frames
 from pipeline.presets import configure
 from schemas import tables
-from schemas.video.stored import encode_mp4
-from tests.manifests.made import make_whole, pictures
+from tests.manifests.made import make_whole
 
 SOURCES = ("a2d", "hcstvg", "mevis")
 PAPER = {"a2d": (3_017, 5_359), "mevis": (1_644, 4_489)}
@@ -264,11 +262,6 @@ def test_an_output_of_which_nothing_is_left_has_a_report(out, tmp_path):
 def test_no_output_is_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no committed shards"):
         make_report(tmp_path)
-
-
-def test_key_frames_have_the_numbers_of_their_frames():
-    video = encode_mp4(pictures((97, 161)).repeat(3, 0)[:30], 10.0, gop=12)
-    assert list(key_frames(video)) == [0, 12, 24]
 
 
 # --- after a run -----------------------------------------------------------------------------------------------------

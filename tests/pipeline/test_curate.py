@@ -117,7 +117,9 @@ def test_one_bad_referent_loses_nothing_else(tiny_job, stages):
 def decoded(height: int, width: int, scale: np.ndarray | None = None) -> Decoded:
     ones = np.ones((2, 2), np.float32)
     frames = np.zeros((2, height, width, 3), np.uint8)
-    return Decoded(frames, ones if scale is None else scale, "made", 25.0, Fingerprint(0, 0))
+    times = np.array([0.0, 0.04])
+    factors = ones if scale is None else scale
+    return Decoded(frames, factors, "made", 25.0, Fingerprint(0, 0), times)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from model.data.collate import collate
 from model.data.index import Index
 from model.data.loader import Loader, LoaderOptions
 from model.data.read import Corrupt, Reader, plain_webdataset
-from model.data.record import _video, choose_frames, make_record
+from model.data.record import choose_frames, make_record
 from model.tsf import TSFConfig
 from pipeline.sample import add_member
 from schemas.video.pictures import encode_jpeg
-from schemas.video.stored import encode_mp4
+from schemas.video.stored import encode_mp4, stored_pictures
 from tests.model.data.made import AWAY, COLOURS, FRAMES, HEIGHT, THINNED, WIDTH, boxes, frames_of
 from tests.model.data.made import members as members_of
 from tests.model.made import tiny
@@ -120,7 +120,7 @@ def test_any_frames_of_a_video_are_those_of_decoding_it_all():
     )
     video = encode_mp4(ramp, 25.0, gop=12)
     for wanted in ({0}, {39}, {11, 12, 13}, {5, 30}, set(range(40))):
-        found = _video(video, wanted)
+        found = dict(stored_pictures(video, wanted, count=40))
         assert found.keys() == wanted
         for t, frame in found.items():
             assert abs(float(frame.mean()) - 5 * t) < 2

@@ -1,0 +1,98 @@
+"""Where decoding may begin is read from the bitstream; a container's key frame flag is not believed."""
+
+import av
+import pytest
+
+from schemas.video.access import access_proof
+from schemas.video.file import VideoFile
+from tests.schemas.video.made import encode, number
+
+OPEN = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
+REFRESH = {"bf": "0", "x264-params": "intra-refresh=1:keyint=12"}
+X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12:scenecut=0"}
+X265_CLOSED = {"x265-params": X265["x265-params"] + ":open-gop=0"}
+
+FILES = {
+    "closed.mp4": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
+    "closed.mkv": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
+    "closed.ts": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
+    "closed.flv": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
+    "open.mp4": ("libx264", OPEN, [0]),
+    "open.ts": ("libx264", OPEN, [0]),
+    "refresh.mkv": ("libx264", REFRESH, [0]),
+    "closed_265.mp4": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
+    "closed_265.ts": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
+    "open_265.mkv": ("libx265", X265, [0]),
+    "key.webm": ("libvpx-vp9", {}, [0, 12, 24, 36]),
+    "key8.webm": ("libvpx", {}, [0, 12, 24, 36]),
+    "key.ivf": ("libvpx-vp9", {}, [0, 12, 24, 36]),
+    "av1.mp4": ("libsvtav1", {"preset": "10"}, [0, 12, 24, 36]),
+    "no_b.mpg": ("mpeg2video", {"bf": "0"}, None),
+    "b.ts": ("mpeg2video", {"bf": "2"}, [0]),
+    "asp.avi": ("mpeg4", {}, []),
+    "wmv.wmv": ("wmv2", {}, []),
+    "intra.mov": ("prores_ks", {"pixels": "yuv422p10le"}, list(range(40))),
+    "context.mkv": ("ffv1", {}, []),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_proved_places_are_access_points(tmp_path, name):
+    codec, options, expected = FILES[name]
+    with VideoFile(encode(tmp_path / name, codec, **options)) as video:
+        found = [point.picture for point in video.index().access]
+        if expected is not None:
+            assert found == expected
+        for t in (39, 20, 37, 13, 0, 25):  # whatever is entered gives the picture asked for
+            assert number(video.picture(t)) == t
+
+
+@pytest.mark.parametrize(
+    "name", ["closed.mp4", "closed.ts", "closed_265.mp4", "key.webm", "av1.mp4"]
+)
+def test_going_back_decodes_no_more_than_one_stretch(tmp_path, name, monkeypatch):
+    codec, options, _ = FILES[name]
+    path = encode(tmp_path / name, codec, **options)
+    decoded = []
+    monkeypatch.setattr(VideoFile, "_compare", lambda self, frame, number: decoded.append(number))
+    with VideoFile(path) as video:
+        video.picture(39)
+        decoded.clear()
+        assert number(video.picture(25)) == 25
+    assert decoded == [24, 25]
+
+
+def key_frames_of(path) -> list[tuple[bool, bytes]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        proof = access_proof(stream.codec_context)
+        packets = [p for p in container.demux(stream) if p.size and p.is_keyframe]
+        assert proof is not None
+        return [(proof(bytes(p)), bytes(p)) for p in packets]
+
+
+def test_the_flag_is_set_where_the_proof_is_not(tmp_path):
+    """Else these files would show nothing."""
+    for name in ("open.ts", "refresh.mkv", "open_265.mkv", "b.ts"):
+        codec, options, _ = FILES[name]
+        proved = [proof for proof, _ in key_frames_of(encode(tmp_path / name, codec, **options))]
+        assert len(proved) > 1
+        assert not all(proved)
+
+
+@pytest.mark.parametrize(
+    "name", ["closed.mp4", "closed.ts", "closed_265.mp4", "key.webm", "av1.mp4"]
+)
+def test_cut_and_senseless_packets_prove_nothing_and_break_nothing(tmp_path, name):
+    codec, options, _ = FILES[name]
+    path = encode(tmp_path / name, codec, **options)
+    with av.open(str(path)) as container:
+        proof = access_proof(container.streams.video[0].codec_context)
+    assert proof is not None
+    [(true, data), *_] = key_frames_of(path)
+    assert true
+    for size in range(40):
+        proof(data[:size])
+    for junk in (b"", b"\0", b"\0\0\x01", b"\xff" * 30, bytes(30), bytes(range(256))):
+        assert proof(junk) in (True, False)
+    assert not proof(b"")
