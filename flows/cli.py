@@ -18,6 +18,7 @@ from flows import (
     report,
     reshard,
     stats,
+    verify,
     weights,
 )
 
@@ -339,41 +340,6 @@ def status(
     print(json.dumps(rows, indent=2)) if as_json else show_status(rows)
 
 
-@app.command(epilog="Example: sparrow verify outputs/demo --deep")
-def verify(
-    out: Out,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Also read and decode every member of every shard.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Check that everything is there and whole. Exits 0 only if it is."""
-    from flows.progress import Bars, Quiet
-    from manifests.catalog import build_catalog
-    from manifests.verify import verify as check
-
-    progress = Quiet() if as_json else Bars()
-    total = len(list((out / "manifests" / "shards").glob("*.parquet")))
-    with progress.stage("verify", unit="shards", total=total) as tick:
-        report = check(out, deep=deep, tick=tick)
-    problems = report.problems or []
-    if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        for problem in problems:
-            print(f"problem: {problem}")
-        word = "deep" if deep else "fast"
-        print(
-            f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
-            f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
-        )
-        if problems:
-            print(f"`sparrow repair {out}` makes again just what is damaged")
-    if problems or not report.shards:
-        raise typer.Exit(1)
-    build_catalog(out)
-
-
 @app.command(epilog='Example: sparrow sql outputs/demo "SELECT * FROM funnel"')
 def sql(
     out: Out,
@@ -576,6 +542,7 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")
 export.register(app)
+verify.register(app)
 app.add_typer(quarantine.app, name="quarantine")
 repair.register(app)
 reshard.register(app)

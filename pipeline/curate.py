@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agree import Agreement, agree, fill_gaps
+from pipeline.clip_row import clip_row
 from pipeline.detect.annotation import AnnotationDetector
 from pipeline.detect.captions import bag
 from pipeline.plan import Job
 from pipeline.presets import Stages
 from pipeline.questions import ask
-from pipeline.sample import TSF, Curated, clip_row, encode_media, make_sample, quarantine_row
+from pipeline.sample import TSF, Curated, encode_media, make_sample, quarantine_row
 from pipeline.select import candidates, crop, select_representatives
 from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode, media_files
@@ -193,15 +194,7 @@ def curate_referent(
     questions = config.questions.model_copy(update={"per_referent": job.questions_per_referent()})
     qas = ask(referent.referent_id, referent.caption, questions)
 
-    padded = [int(picks[min(rank, len(picks) - 1)]) for rank in range(config.select.k)]
-    tsf = TSF(
-        frames=[int(chosen[i]) for i in padded],
-        repeated=[rank >= len(picks) for rank in range(config.select.k)],
-        crops=[crops[i] for i in padded],
-        features=features[padded].astype(np.float16),
-        n_candidates=len(chosen),
-        patch_tokens=stages.encoder.patch_tokens([crops[i] for i in padded]),
-    )
+    tsf = _representatives(chosen, picks, crops, features, config.select.k, stages)
     with clock("sample", len(frames)):
         dropped = sum(s is not None and bool(s.dropped) for s in made_masks)
         made = Curated(
@@ -217,6 +210,26 @@ def curate_referent(
             qas,
         )
         return make_sample(clip, referent, made, rules, job, stages)
+
+
+def _representatives(
+    chosen: NDArray[np.int64],
+    picks: NDArray[np.int64],
+    crops: list[NDArray[np.uint8]],
+    features: NDArray[np.floating],
+    k: int,
+    stages: Stages,
+) -> TSF:
+    """The picked candidates in time order; the last one again where there are fewer than k."""
+    padded = [int(picks[min(rank, len(picks) - 1)]) for rank in range(k)]
+    return TSF(
+        frames=[int(chosen[i]) for i in padded],
+        repeated=[rank >= len(picks) for rank in range(k)],
+        crops=[crops[i] for i in padded],
+        features=features[padded].astype(np.float16),
+        n_candidates=len(chosen),
+        patch_tokens=stages.encoder.patch_tokens([crops[i] for i in padded]),
+    )
 
 
 # --- track, masks --------------------------------------------------------------------------------------------------

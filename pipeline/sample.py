@@ -32,7 +32,6 @@ from schemas.records import (
     Segment,
     Track,
 )
-from schemas.video.orientation import TURN_NAMES
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
 
@@ -55,21 +54,6 @@ TRACK_DTYPE = np.dtype(
     ]
 )
 """Rows of the `.track.npy` member: one per frame of the clip; `origin` indexes `schemas.records.ORIGINS`."""
-
-
-VIDEO_COLUMNS = (
-    "container",
-    "codec",
-    "video_stream",
-    "n_video_streams",
-    "orientation",
-    "pixel_aspect",
-    "colour",
-    "variable_rate",
-    "n_interlaced",
-    "n_concealed",
-)
-"""Columns of `clips` that say what a video file is like."""
 
 
 @dataclass(slots=True)
@@ -307,58 +291,6 @@ def _track_array(rows: list[dict]) -> NDArray:
         else:
             array[name] = [np.nan if v is None else v for v in values]
     return array
-
-
-def clip_row(clip: Clip, decoded: Decoded, job: Job, stages: Stages) -> dict:
-    height, width = decoded.frames.shape[1:3]
-    return {
-        "clip_id": clip.clip_id,
-        "source": clip.source,
-        "split": clip.split,
-        "video_id": clip.video_id,
-        "media_kind": clip.media.kind,
-        "media_path": clip.media.path,
-        "start": clip.start,
-        "stop": clip.stop,
-        "step": clip.step,
-        "n_frames": len(clip),
-        "fps": decoded.fps or clip.fps,
-        "height": height,
-        "width": width,
-        "n_resized": int((decoded.scale != 1).any(1).sum()),
-        "source_bytes": decoded.fingerprint.size,
-        "source_mtime_ns": decoded.fingerprint.mtime_ns,
-        "source_sha256": decoded.fingerprint.sha256,
-        "decoder": decoded.decoder,
-        **_video_columns(decoded),
-        "media": job.config.media.media,
-        "media_gop": job.config.media.gop,
-        "licence": clip.licence,
-        "preset": job.config.preset,
-        "config_hash": job.config.digest(),
-        "code_version": CODE_VERSION,
-        "weights_hash": stages.digest,
-    }
-
-
-def _video_columns(decoded: Decoded) -> dict:
-    """What the file of a clip is like; NULLs for images."""
-    index = decoded.index
-    if index is None:
-        return dict.fromkeys(VIDEO_COLUMNS)
-    values = (
-        index.container,
-        index.codec,
-        index.stream,
-        index.streams,
-        TURN_NAMES[index.turn],
-        index.pixel_aspect,
-        index.colour,
-        index.variable_rate,
-        index.interlaced,
-        decoded.concealed,
-    )
-    return dict(zip(VIDEO_COLUMNS, values, strict=True))
 
 
 # --- what goes into quarantine --------------------------------------------------------------------------------------

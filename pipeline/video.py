@@ -1,6 +1,6 @@
 """Decode: the pixels of a clip, from a video file or a folder of images.
 
-Which picture is picture i is said in `schemas.video.file`, for all readers. Here a clip is compared with what its
+`schemas.video.file` defines picture i, for all readers. Here a clip is compared with what its
 annotation promises: another number of pictures, a lost head or too much damage is a reason to refuse it, because boxes
 would lie on the wrong pictures.
 """

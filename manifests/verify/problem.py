@@ -7,10 +7,10 @@ from typing import Literal
 SHOWN = 5
 """Rows that a problem names; it counts the others."""
 
-Kind = Literal["rows", "bytes", "missing", "garbage", "history"]
+Kind = Literal["rows", "bytes", "missing", "garbage", "history", "source"]
 """What can be done about it. `rows`: the shard has to be made again. `bytes`: its tables are sound, its tar is not:
 what reads back whole can be kept. `missing`: planned, not committed. `garbage`: files that nothing names. `history`:
-the record of a run is lost, no data."""
+the record of a run is lost, no data. `source`: the pictures are not those of the data set: curate it again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,11 +107,8 @@ def make_record(
         noisy = corruption is not None and corruption.kind != "none"
         stored = tsf is not None and tsf.selection == "offline" and not noisy
         if tsf is not None and not stored:
-            trajectory = (
-                _corrupted(boxes_t4, corruption, others, entry.key)
-                if noisy and corruption
-                else None
-            )
+            if noisy and corruption:
+                trajectory = _corrupted(boxes_t4, corruption, others, entry.key)
             path = boxes_t4 if trajectory is None else trajectory
             picks = _picks(path, track["kept"], words["tsf"], tsf)
         needed = np.union1d(times, np.array(picks, np.int64))

@@ -1,6 +1,6 @@
 """Opening a video by what is in it: the demuxer is named from the first bytes, and only that one file is read.
 
-libav guesses a demuxer when nobody names one, and some demuxers are lists of other files (HLS, DASH, concat, SDP, image
+libav guesses a demuxer where none is named, and some demuxers are lists of other files (HLS, DASH, concat, SDP, image
 sequences, QuickTime reference movies). A guess would let a data set of "videos" copy any file of the machine into a
 shard. So the demuxer is looked up in a table here, what is not in the table is refused, and libav gets an open file
 instead of a path, together with an `io_open` that refuses every other file and address.

@@ -84,7 +84,7 @@ class VideoFile:
     def pictures(self, wanted: Sequence[int]) -> Iterator[tuple[int, RGBPicture]]:
         """(number, [H, W, 3] uint8 RGB) of the wanted pictures in ascending order, each once.
 
-        The first reading of a file goes on to its end, since only then it is known how many pictures there are.
+        The first reading of a file continues to its end, since only then it is known how many pictures there are.
         VideoError for a number that the video does not have: before the first picture where an index is known, else
         after the last one.
         """

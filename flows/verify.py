@@ -1,0 +1,72 @@
+"""`sparrow verify`: is an output whole, and are its pictures those of the data set?"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("verify", epilog="Example: sparrow verify outputs/demo --deep")(command)
+
+
+def command(
+    out: Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read and decode every member of every shard.")
+    ] = False,
+    against_source: Annotated[
+        bool,
+        typer.Option(
+            "--against-source",
+            help="Also read every clip again from its source, and compare the stored pictures with it.",
+        ),
+    ] = False,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", help="With --against-source: where the dataset is now, if it has moved."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Check that everything is there and whole. Exits 0 only if it is."""
+    from flows.against_source import compare_with_source
+    from flows.progress import Bars, Quiet
+    from manifests.catalog import build_catalog
+    from manifests.verify import verify
+
+    progress = Quiet() if as_json else Bars()
+    total = len(list((out / "manifests" / "shards").glob("*.parquet")))
+    with progress.stage("verify", unit="shards", total=total) as tick:
+        report = verify(out, deep=deep, tick=tick)
+    compared = None
+    if against_source:
+        with progress.stage("compare", unit="clips") as tick:
+            compared = compare_with_source(out, data_root, tick)
+        report.problems += compared.problems
+    problems = report.problems
+    if as_json:
+        facts = report.as_dict()
+        if compared is not None:
+            facts["against_source"] = compared.as_dict()
+        print(json.dumps(facts, indent=2))
+    else:
+        for problem in problems:
+            print(f"problem: {problem}")
+        word = "deep" if deep else "fast"
+        print(
+            f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
+            f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
+        )
+        if compared is not None:
+            print(compared)
+        if any(problem.kind == "source" for problem in problems):
+            print("`sparrow curate ... --replan` makes clips anew that differ from their source")
+        if any(problem.kind != "source" for problem in problems):
+            print(f"`sparrow repair {out}` makes again just what is damaged")
+    if problems or not report.shards:
+        raise typer.Exit(1)
+    build_catalog(out)
