@@ -18,8 +18,10 @@ from typing import BinaryIO, Self
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from schemas.geometry import MAX_PIXELS
@@ -50,13 +52,14 @@ class VideoFile:
         self._key = None if isinstance(source, bytes) else _fingerprint(self._file)
         self._index = _recall(self._key)
         self._reformatter = VideoReformatter()
+        self._opened: tuple[InputContainer, VideoStream] | None = None
         self._frames: Iterator[av.VideoFrame] | None = None
         self._next = 0
         self._may_enter = True
 
     def close(self) -> None:
         """Close the file. Pictures that were read stay valid."""
-        self._frames = None
+        self._frames = self._opened = None
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -159,18 +162,22 @@ class VideoFile:
         point = self.index().before(number) if self._may_enter else None
         behind = self._frames is None or number < self._next
         if self._frames is None or behind or (point and point.picture > self._next):
+            self._frames = None  # ends the running decode before another begins
             self._frames = self._enter(point) if point else self._from_start()
         return self._frames
 
     def _from_start(self) -> Iterator[av.VideoFrame]:
         container = open_container(self._file)
+        self._opened = container, choose_stream(container)
         self._next = 0
-        return decoded_frames(container, choose_stream(container))
+        return decoded_frames(*self._opened)
 
     def _enter(self, point: AccessPoint) -> Iterator[av.VideoFrame]:
         """Frames from an access point on; from the start if the demuxer does not lead there, now and later."""
-        container = open_container(self._file)
-        frames = decoded_frames(container, choose_stream(container), start=point)
+        if self._opened is None:
+            container = open_container(self._file)
+            self._opened = container, choose_stream(container)
+        frames = decoded_frames(*self._opened, start=point)
         first = next(frames, None)
         if first is None or first.pts != point.pts:
             self._may_enter = False

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 
+from flows.against_source import compare_with_source
 from manifests.catalog import query
 from manifests.verify import verify
 
@@ -92,5 +93,10 @@ def test_real_videos_are_curated_from_hand_written_annotations(shared, run, tmp_
     assert found["03_blocks.mp4"]["mean_iou"] > 0.8  # it lies still
     assert found["02_cups.mp4"]["mean_iou"] > 0.6
     assert {(r["height"], r["width"]) for r in found.values()} == {(720, 1280), (540, 960)}
-    assert {r["decoder"] for r in found.values()} == {"decord"}
+    assert {r["decoder"] for r in found.values()} == {"pyav"}
+    assert {r["n_concealed"] for r in found.values()} == {0}
+    compared = compare_with_source(out)
+    assert (compared.clips, compared.problems) == (4, [])
+    assert compared.psnr is not None
+    assert compared.psnr[0] > 33
     assert (out / "report" / "hcstvg.png").stat().st_size > 50_000

@@ -1,5 +1,6 @@
 """A detection dataset without its classes: a compact table of images and boxes, and an account of what was left out."""
 
+import io
 import json
 import os
 import shutil
@@ -11,14 +12,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from model.proposer.config import Head
 from pipeline.sources.base import DataRoot
-from schemas.geometry import MAX_PIXELS, Boxes, is_box
+from schemas.geometry import Boxes, is_box
 from schemas.records import Quarantined, Reason
+from schemas.video.container import TooLargeError, VideoError
+from schemas.video.pictures import decode_picture, picture_size
 
 FORMAT = 1
+ORIENTATION = 0x0112
+"""EXIF's tag."""
 SAME_SHAPE = 0.02
 """An image of another size than the annotation says is the same picture, resized, if height / width agree to this."""
 _ARRAYS = ("files", "sizes_n2", "starts", "boxes_m4")
@@ -79,8 +84,7 @@ class Corpus:
         """Without decoding pixels; only where the dataset does not give sizes, the image's header is read."""
         path, (height, width) = self.root.file(self._file(index)), self.sizes_n2[index].tolist()
         if not height:
-            with self._open(index) as image:
-                width, height = image.size
+            height, width = self._size(index)
         return Example(path, self._boxes(index, height, width), (height, width))
 
     def load(self, index: int) -> tuple[Image.Image, Boxes]:
@@ -90,18 +94,18 @@ class Corpus:
         shape was resized, and its boxes are scaled. Quarantined: media_missing, media_unreadable, too_large, and
         frame_mismatch for any other size.
         """
-        with self._open(index) as image:
-            height, width = self.sizes_n2[index].tolist()
-            if image.width * image.height > MAX_PIXELS:
-                raise Quarantined(
-                    Reason.TOO_LARGE, f"{self.key(index)}: {image.width} x {image.height} pixels"
-                )
-            try:
-                if height and image.size != (width, height) and _turned(image) == (width, height):
-                    image = ImageOps.exif_transpose(image)
-                pixels = image.convert("RGB")
-            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
-                raise Quarantined(Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {error}") from error
+        height, width = self.sizes_n2[index].tolist()
+        data = self._read(index)
+        try:
+            pixels = Image.fromarray(decode_picture(data))
+        except TooLargeError as error:
+            raise Quarantined(Reason.TOO_LARGE, f"{self.key(index)}: {error}") from error
+        except VideoError as error:
+            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {error}") from error
+        if height and pixels.size != (width, height):
+            with Image.open(io.BytesIO(data)) as stored:
+                if _turned(stored) == (width, height):
+                    pixels = ImageOps.exif_transpose(_with_exif(pixels, stored))
         height, width = height or pixels.height, width or pixels.width
         if abs(pixels.height * width / (pixels.width * height) - 1) > SAME_SHAPE:
             sizes = f"{pixels.width} x {pixels.height}, annotated {width} x {height}"
@@ -153,15 +157,21 @@ class Corpus:
     def _file(self, index: int) -> str:
         return self.files[index].decode()
 
-    def _open(self, index: int) -> Image.Image:
+    def _read(self, index: int) -> bytes:
         try:
-            return Image.open(self.root.file(self._file(index)))
+            return self.root.file(self._file(index)).read_bytes()
         except FileNotFoundError as error:
             raise Quarantined(Reason.MEDIA_MISSING, self.key(index)) from error
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise Quarantined(
-                Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {type(error).__name__}"
-            ) from error
+        except OSError as error:
+            message = f"{self.key(index)}: {error.strerror or type(error).__name__}"
+            raise Quarantined(Reason.MEDIA_UNREADABLE, message) from error
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """(height, width) as stored, from the header."""
+        try:
+            return picture_size(self._read(index))
+        except VideoError as error:
+            raise Quarantined(Reason.MEDIA_UNREADABLE, f"{self.key(index)}: {error}") from error
 
     def _boxes(self, index: int, height: int, width: int) -> Boxes:
         boxes_n4 = np.array(self.boxes_m4[self.starts[index] : self.starts[index + 1]])
@@ -177,10 +187,15 @@ def _stamp(root: DataRoot, annotations: str) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
+def _with_exif(pixels: Image.Image, stored: Image.Image) -> Image.Image:
+    pixels.getexif()[ORIENTATION] = stored.getexif().get(ORIENTATION, 1)
+    return pixels
+
+
 def _turned(image: Image.Image) -> tuple[int, int]:
     """Size after the rotation that EXIF asks for."""
     width, height = image.size
-    return (height, width) if image.getexif().get(0x0112) in (5, 6, 7, 8) else (width, height)
+    return (height, width) if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
 @dataclass
