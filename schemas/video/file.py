@@ -28,7 +28,7 @@ from schemas.geometry import MAX_PIXELS
 from schemas.video.container import TooLargeError, VideoError, open_container
 from schemas.video.decoder import choose_stream, decoded_frames
 from schemas.video.index import AccessPoint, IndexMaker, VideoIndex
-from schemas.video.orientation import turn_of, turned
+from schemas.video.orientation import Turn, turned
 
 RGBPicture = NDArray[np.uint8]
 """[H, W, 3]."""
@@ -121,7 +121,7 @@ class VideoFile:
             self._next += 1
             self._compare(frame, here)
             if here == number:
-                return self._rgb(frame)
+                return self._rgb(frame, self.index().turn)
         raise VideoError(f"picture {number} did not come out of a second decode")
 
     def _refuse_past_the_end(self, numbers: Sequence[int]) -> None:
@@ -144,11 +144,11 @@ class VideoFile:
             for number, frame in enumerate(
                 decoded_frames(container, stream, note=maker.add_packet)
             ):
-                maker.add_frame(frame, turn_of(frame))
+                maker.add_frame(frame)
                 if frame.height * frame.width > MAX_PIXELS:
                     raise TooLargeError(f"{frame.width}x{frame.height} is over {MAX_PIXELS} pixels")
                 if number in chosen:
-                    yield number, self._rgb(frame)
+                    yield number, self._rgb(frame, maker.turn)
                 if number + 1 == most:
                     break
             self._index = maker.finish(complete=most is None or maker.count < most)
@@ -192,14 +192,14 @@ class VideoFile:
             self._frames = None
             raise VideoError(f"picture {number} has another timestamp than in the first decode")
 
-    def _rgb(self, frame: av.VideoFrame) -> RGBPicture:
+    def _rgb(self, frame: av.VideoFrame, turn: Turn) -> RGBPicture:
         """[H, W, 3] as shown. Matrix and range are the frame's own; BT.601 and limited where it states none. Alpha is
         dropped, fields stay woven, 10 and more bits become 8, pixels are not stretched by their aspect."""
         if frame.colorspace == RESERVED:  # some encoders write it for "not stated"
             frame.colorspace = NOT_STATED
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-            return turned(np.ascontiguousarray(rgb.to_ndarray()), turn_of(frame))
+            return turned(np.ascontiguousarray(rgb.to_ndarray()), turn)
         except (FFmpegError, ValueError) as error:
             matrix = int(frame.colorspace)
             raise VideoError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.video.access import access_proof
 from schemas.video.container import VideoError
-from schemas.video.orientation import Turn
+from schemas.video.orientation import UPRIGHT, Turn, turn_of
 
 TIMES_FROM_ZERO = ("mov", "matroska", "avi", "flv", "asf", "ogg", "ivf", "gif")
 """Containers whose clock begins at 0, so that a stream that begins later has lost its head, or was delayed."""
@@ -120,6 +120,7 @@ class IndexMaker:
         self._concealed: list[int] = []
         self._interlaced = 0
         self._size = (0, 0)
+        self._rotation = 0
         self._turn: Turn | None = None
         self._colour = ""
 
@@ -141,17 +142,23 @@ class IndexMaker:
             )
         )
 
-    def add_frame(self, frame: av.VideoFrame, turn: Turn) -> None:
+    @property
+    def turn(self) -> Turn:
+        """How the first frame, and so every one, asks to be turned."""
+        return self._turn or UPRIGHT
+
+    def add_frame(self, frame: av.VideoFrame) -> None:
         """A frame in the order of output. VideoError if it is of another size, or lies otherwise, than the first."""
         size = (frame.height, frame.width)
         if self._turn is None:
-            self._size, self._turn, self._colour = size, turn, _colour_of(frame)
+            self._size, self._rotation = size, frame.rotation
+            self._turn, self._colour = turn_of(frame), _colour_of(frame)
         if size != self._size:
             first = f"{self._size[1]}x{self._size[0]}"
             raise VideoError(
                 f"picture {self.count} is {size[1]}x{size[0]}, those before are {first}"
             )
-        if turn != self._turn:
+        if frame.rotation != self._rotation:
             raise VideoError(f"picture {self.count} has another display matrix than those before")
         if frame.is_corrupt:
             self._concealed.append(self.count)
@@ -206,8 +213,11 @@ class IndexMaker:
         return sum(note.pts is not None and note.pts < first for note in shown)
 
     def _late_start(self) -> float:
+        """With a negative first dts the clock was set so that the first picture is due at 0. Else the first dts is the
+        start: without an edit list, pictures are due later than their dts by the delay of reordering."""
         first = self._packets[0]
-        start = first.pts if first.dts is None else first.dts
+        normalised = first.dts is None or first.dts < 0
+        start = self._pts[0] if normalised else first.dts
         if start is None or self._stream.time_base is None:
             return 0.0
         seconds = float(start * self._stream.time_base)

@@ -37,7 +37,11 @@ _TOLERANCE = 0.01
 
 
 def turn_of(frame: av.VideoFrame) -> Turn:
-    """How a decoded frame asks to be turned. VideoError if it is by no multiple of a right angle."""
+    """How a decoded frame asks to be turned. VideoError if it is by no multiple of a right angle.
+
+    Not for every frame of a video: PyAV's view of side data keeps its frame in memory until the next full garbage
+    collection. `frame.rotation` tells whether later frames are turned otherwise.
+    """
     side_data: Any = frame.side_data
     if Type.DISPLAYMATRIX not in side_data:
         return UPRIGHT

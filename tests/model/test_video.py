@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from model.video import BACK, Video, as_frames
+from schemas.video.file import VideoFile
 from schemas.video.stored import encode_mp4
 from tests.made import moving_square
+from tests.schemas.video.made import encode, number, numbered
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,19 @@ def test_little_is_kept_and_little_is_decoded_twice(path):
         _ = video[t]
         assert len(kept._latest) + len(kept._before) <= BACK + 1
     assert len(asked) <= 40 + 40
+
+
+def test_going_back_in_a_file_without_access_points_decodes_it_few_times(tmp_path, monkeypatch):
+    """40 frames backwards: 16 at a time would be three decodes from the start."""
+    options = {"x265-params": "log-level=none:keyint=250"}
+    path = encode(tmp_path / "v.mkv", "libx265", frames=numbered(150), **options)
+    starts = []
+    real = VideoFile._from_start
+    monkeypatch.setattr(VideoFile, "_from_start", lambda self: starts.append(1) or real(self))
+    monkeypatch.setattr(VideoFile, "_enter", lambda self, point: self._from_start())
+    video = Video.open(path)
+    assert [number(video[t]) for t in range(149, -1, -1)] == list(range(149, -1, -1))
+    assert len(starts) <= 150 // (4 * BACK) + 2
 
 
 def test_threads_may_share_one(path, truth):

@@ -12,28 +12,12 @@ import pytest
 from pipeline.sources.base import DataRoot
 from pipeline.video import DecodeConfig, decode, fingerprint
 from schemas.records import Clip, Media, Quarantined, Reason
+from schemas.video.file import VideoFile
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
+from tests.schemas.video.made import encode, number, numbered
 
 N = 30
-
-
-def numbered(n: int, height: int = 64, width: int = 96) -> np.ndarray:
-    """Frames that carry their index as eight black or white blocks along the top."""
-    frames = np.full((n, height, width, 3), 90, np.uint8)
-    for t in range(n):
-        for bit in range(8):
-            frames[t, : height // 2, bit * width // 8 : (bit + 1) * width // 8] = 255 * (
-                t >> bit & 1
-            )
-    return frames
-
-
-def number(frame: np.ndarray) -> int:
-    height, width = frame.shape[:2]
-    return sum(
-        int(frame[height // 4, (2 * bit + 1) * width // 16].mean() > 128) << bit for bit in range(8)
-    )
 
 
 def clip_of(media: Media, start: int = 0, stop: int = N, **changes) -> Clip:
@@ -169,6 +153,65 @@ def test_another_number_of_frames_than_annotated_is_a_mismatch(root, count):
         )
         == 5
     )
+
+
+@pytest.fixture
+def hurt(root) -> DataRoot:
+    """Videos that have N - 1 of N pictures, for different reasons."""
+    encode(root.path / "late.mp4", frames=numbered(N)[1:], times=lambda t: t + 1)
+    encode(root.path / "gap.mp4", frames=numbered(N)[1:], times=lambda t: t + (t > 9))
+    whole = encode(root.path / "whole.mkv", frames=numbered(N), gop=1, bf="0", preset="ultrafast")
+    with av.open(str(whole)) as old, av.open(str(root.path / "lost.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            if i == 0:  # its bytes are lost, its place is not
+                packet = av.Packet(b"\0\0\0\x02\x09\x10")
+                packet.pts, packet.dts, packet.time_base = 0, 0, stream.time_base
+            packet.stream = stream
+            new.mux(packet)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lost.mkv", "the first 1 cannot be decoded"),
+        ("late.mp4", "the video begins 0.04 s late"),
+        ("gap.mp4", "time is missing before picture 10"),
+    ],
+)
+def test_the_tolerance_is_for_the_tail_only(hurt, name, said):
+    clip = clip_of(Media("video", name), 0, 5, frame_count=N, frame_tolerance=2)
+    error = refused(hurt, clip)
+    assert error.reason is Reason.FRAME_MISMATCH
+    assert f"{N - 1} of {N} annotated pictures decode, and {said}" in error.message
+    assert len(decode(hurt, replace(clip, frame_count=N - 1), DecodeConfig()).frames) == 5
+
+
+def test_a_missing_tail_is_tolerated(root):
+    encode(root.path / "short.mp4", frames=numbered(N)[:-1])
+    clip = clip_of(Media("video", "short.mp4"), 0, 5, frame_count=N, frame_tolerance=2)
+    assert [number(f) for f in decode(root, clip, DecodeConfig()).frames] == list(range(5))
+
+
+def test_a_clip_with_too_much_damage_is_refused(root):
+    noise = np.random.default_rng(0).integers(0, 80, (N, 64, 96, 3)).astype(np.uint8)
+    path = encode(root.path / "hurt.mp4", frames=np.maximum(numbered(N), noise), sc_threshold="0")
+    whole = path.read_bytes()
+    for place in range(len(whole) // 2, len(whole), 501):  # not every place is one of pixels
+        path.write_bytes(whole[:place] + bytes(5) + whole[place + 5 :])
+        with VideoFile(path) as video:
+            if video.index().count == N and len(video.index().concealed) == 1:
+                break
+    clip = clip_of(Media("video", "hurt.mp4"))
+    error = refused(root, clip)
+    assert error.reason is Reason.MEDIA_UNREADABLE
+    assert f"1 of the clip's {N} pictures are damaged" in error.message
+    decoded = decode(root, clip, DecodeConfig(max_concealed=0.1))
+    assert decoded.concealed == 1
+    damaged = decoded.index.concealed[0]
+    elsewhere = decode(root, clip_of(Media("video", "hurt.mp4"), 0, damaged), DecodeConfig())
+    assert elsewhere.concealed == 0
 
 
 def test_a_clip_behind_the_end_is_a_mismatch(root):

@@ -10,6 +10,7 @@ from tests.schemas.video.made import encode, number
 OPEN = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
 REFRESH = {"bf": "0", "x264-params": "intra-refresh=1:keyint=12"}
 X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12:scenecut=0"}
+RADL = {"x265-params": X265["x265-params"] + ":open-gop=0:radl=2:bframes=3"}
 X265_CLOSED = {"x265-params": X265["x265-params"] + ":open-gop=0"}
 
 FILES = {
@@ -23,6 +24,7 @@ FILES = {
     "closed_265.mp4": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
     "closed_265.ts": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
     "open_265.mkv": ("libx265", X265, [0]),
+    "leading_265.mkv": ("libx265", RADL, [0]),
     "key.webm": ("libvpx-vp9", {}, [0, 12, 24, 36]),
     "key8.webm": ("libvpx", {}, [0, 12, 24, 36]),
     "key.ivf": ("libvpx-vp9", {}, [0, 12, 24, 36]),

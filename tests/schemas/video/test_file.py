@@ -2,6 +2,9 @@
 
 import os
 import stat
+import struct
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -248,11 +251,18 @@ def test_the_second_reader_of_a_file_decodes_only_what_it_needs(noisy, monkeypat
 
 
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
-    path = encode(tmp_path / "v.mp4", frames=numbered(40))
+    """Also where its size and its mtime are as before, as after `cp -p` and `rsync -t`."""
+    path = encode(tmp_path / "v.mp4", gop=12)
+    other = encode(tmp_path / "w.mp4", frames=numbered(80)[40:], gop=5, times=lambda t: 2 * t)
+    size = max(path.stat().st_size, other.stat().st_size) + 8
+    for file in (path, other):
+        free = size - file.stat().st_size
+        file.write_bytes(file.read_bytes() + struct.pack(">I4s", free, b"free") + bytes(free - 8))
     assert numbers(path, [7]) == [7]
-    times = path.stat()
-    path.write_bytes(encode(tmp_path / "w.mp4", frames=numbered(80)[40:]).read_bytes())
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = path.stat()
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
     assert numbers(path, [7]) == [47]
 
 
@@ -310,6 +320,27 @@ def test_a_second_decode_that_differs_is_an_error(noisy, monkeypatch):
         with pytest.raises(VideoError, match="picture 20 has another timestamp"):
             video.picture(21)
     video_file._kept.clear()
+
+
+MEMORY = """
+import resource, sys
+from schemas.video.file import VideoFile
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+with VideoFile(sys.argv[1]) as video:
+    video.index(most=30)
+before = peak()
+with VideoFile(sys.argv[1]) as video:
+    for t, _ in video.pictures(range(289)): pass
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(shared):
+    """289 pictures of 1280x720 are 381 MiB as the decoder has them."""
+    film = shared / "data" / "video" / "01_dog.mp4"
+    command = [sys.executable, "-c", MEMORY, str(film)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30
 
 
 # --- what may be asked ---
