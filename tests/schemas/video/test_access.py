@@ -14,25 +14,31 @@ RADL = {"x265-params": X265["x265-params"] + ":open-gop=0:radl=2:bframes=3"}
 X265_CLOSED = {"x265-params": X265["x265-params"] + ":open-gop=0"}
 
 FILES = {
+    # Closed GOPs: every key frame is an IDR picture.
     "closed.mp4": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
     "closed.mkv": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
     "closed.ts": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
     "closed.flv": ("libx264", {"sc_threshold": "0"}, [0, 12, 24, 36]),
+    # Open GOPs and intra refresh: only the first packet is.
     "open.mp4": ("libx264", OPEN, [0]),
     "open.ts": ("libx264", OPEN, [0]),
     "refresh.mkv": ("libx264", REFRESH, [0]),
+    # HEVC: x265 makes open GOPs unless it is told otherwise; leading pictures are shown before their IDR.
     "closed_265.mp4": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
     "closed_265.ts": ("libx265", X265_CLOSED, [0, 12, 24, 36]),
     "open_265.mkv": ("libx265", X265, [0]),
     "leading_265.mkv": ("libx265", RADL, [0]),
+    # Codecs whose key frames forget all that was before.
     "key.webm": ("libvpx-vp9", {}, [0, 12, 24, 36]),
     "key8.webm": ("libvpx", {}, [0, 12, 24, 36]),
     "key.ivf": ("libvpx-vp9", {}, [0, 12, 24, 36]),
     "av1.mp4": ("libsvtav1", {"preset": "10"}, [0, 12, 24, 36]),
+    # MPEG-2 marks closed GOPs; older codecs mark nothing.
     "no_b.mpg": ("mpeg2video", {"bf": "0"}, None),
     "b.ts": ("mpeg2video", {"bf": "2"}, [0]),
     "asp.avi": ("mpeg4", {}, []),
     "wmv.wmv": ("wmv2", {}, []),
+    # Every picture for itself; FFV1 looks like it and carries its context on.
     "intra.mov": ("prores_ks", {"pixels": "yuv422p10le"}, list(range(40))),
     "context.mkv": ("ffv1", {}, []),
 }

@@ -19,12 +19,15 @@ def test_a_pixel_lands_where_the_matrix_sends_it(turn):
     a, b, c, d = turn
     height, width = PICTURE.shape[:2]
     shown = turned(PICTURE, turn)
-    places = {(x, y): (a * x + c * y, b * x + d * y) for x in range(width) for y in range(height)}
-    left = min(x for x, _ in places.values())
-    top = min(y for _, y in places.values())
     assert shown.flags.c_contiguous
-    for (x, y), (to_x, to_y) in places.items():
-        assert np.array_equal(shown[to_y - top, to_x - left], PICTURE[y, x])
+    corners = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)]
+    left = min(a * x + c * y for x, y in corners)
+    top = min(b * x + d * y for x, y in corners)
+    for y in range(height):
+        for x in range(width):
+            to_x = a * x + c * y - left
+            to_y = b * x + d * y - top
+            assert np.array_equal(shown[to_y, to_x], PICTURE[y, x])
 
 
 @pytest.mark.parametrize(("turn", "name"), TURN_NAMES.items())
@@ -52,7 +55,12 @@ def test_scale_offset_and_rounding_change_nothing(numbers, turn):
 
 
 @pytest.mark.parametrize(
-    "numbers", [(46341, 46341, 0, -46341, 46341), (ONE, 0, 0, ONE, ONE), (ONE, 0, 0, 0, 0)]
+    "numbers",
+    [
+        (46341, 46341, 0, -46341, 46341),  # 45 degrees
+        (ONE, 0, 0, ONE, ONE),  # sheared
+        (ONE, 0, 0, 0, 0),  # flat
+    ],
 )
 def test_a_matrix_of_no_right_angle_is_refused(numbers):
     with pytest.raises(VideoError, match="no right angle"):
