@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from model.video import Video
 
 Tell = Callable[[str], None]
+SLOW_TO_COUNT = 64 << 20
+"""Bytes of a video from which on counting its frames takes long enough to be mentioned."""
 
 
 class Request(Config):
@@ -75,7 +77,10 @@ def run(request: Request, tell: Tell = print, ask: Callable[[], str] = input) ->
     from model.video import Video
 
     request.check()
-    frames = Video.open(request.video, request.max_frames)
+    path = request.video
+    if path.is_file() and path.stat().st_size > SLOW_TO_COUNT:
+        tell(f"{request.video}: counting its frames, which decodes it once")
+    frames = Video.open(path, request.max_frames)
     _check_frames(request, frames)
     tsf = _tsf(request)
     changes = {} if tsf is None else {"tsf.infer": True}

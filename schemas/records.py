@@ -89,7 +89,8 @@ class Clip:
     """A span of frames of one video: source frames `start, start + step, ...` below `stop`.
 
     frame_count: frames that the whole video has according to the annotation, where it says so; a decoder that finds
-    another number (beyond `frame_tolerance`) means that boxes and pictures do not line up.
+    another number (beyond `frame_tolerance`) means that boxes and pictures do not line up. frame_tolerance: pictures
+    that may be missing at the end, or be more; what is missing elsewhere is never tolerated.
     """
 
     clip_id: str

@@ -66,7 +66,7 @@ class A2DConfig(SourceConfig):
         its IoU threshold is not printed, 0.5 is ours).
     min_frames: a clip spans its annotated frames, and is widened on both sides to so many frames where the video has
         them ("extending trajectories to up to 20 frames where possible", Appendix A).
-    frame_tolerance: frames by which a video may differ from `total_frames` of videoset.csv; our choice.
+    frame_tolerance: frames that a video may lack at its end, or have more, than `total_frames` of videoset.csv; our choice.
     """
 
     rules: Rules = Rules(

@@ -69,7 +69,7 @@ class HCSTVGConfig(SourceConfig):
         not printed, 0.5 is ours).
     span: "video" tracks across the whole 20 s ("across the whole clip", Appendix A), "tube" cuts to the annotated
         span. The annotation knows nothing outside the tube.
-    frame_tolerance: frames by which a video may differ from `img_num`; our choice.
+    frame_tolerance: frames that a video may lack at its end, or have more, than `img_num`; our choice.
     """
 
     rules: Rules = Rules(boxes="tracked", key_frames=3, min_iou=0.5, masks="segment")
