@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from schemas.geometry import MAX_PIXELS
-from schemas.video.container import TooLargeError, VideoError, open_container
+from schemas.video.container import FileView, TooLargeError, VideoError, open_container
 from schemas.video.decoder import choose_stream, decoded_frames
 from schemas.video.index import AccessPoint, IndexMaker, VideoIndex
 from schemas.video.orientation import Turn, turned
@@ -48,8 +48,9 @@ class VideoFile:
     """
 
     def __init__(self, source: str | Path | bytes):
+        self._data = source if isinstance(source, bytes) else None
         self._file = _open(source)
-        self._key = None if isinstance(source, bytes) else _fingerprint(self._file)
+        self._key = None if self._data is not None else _fingerprint(self._file)
         self._index = _recall(self._key)
         self._reformatter = VideoReformatter()
         self._opened: tuple[InputContainer, VideoStream] | None = None
@@ -115,13 +116,16 @@ class VideoFile:
         """One picture, [H, W, 3] uint8 RGB. Reading on is cheap; going back decodes from the access point before."""
         self.index()
         self._refuse_past_the_end([number])
-        frames = self._frames_at(number)
-        for frame in frames:
-            here = self._next
-            self._next += 1
-            self._compare(frame, here)
-            if here == number:
-                return self._rgb(frame, self.index().turn)
+        try:
+            for frame in self._frames_at(number):
+                here = self._next
+                self._next += 1
+                self._compare(frame, here)
+                if here == number:
+                    return self._rgb(frame, self.index().turn)
+        except VideoError:
+            self._frames = None
+            raise
         raise VideoError(f"picture {number} did not come out of a second decode")
 
     def _refuse_past_the_end(self, numbers: Sequence[int]) -> None:
@@ -138,7 +142,7 @@ class VideoFile:
     ) -> Iterator[tuple[int, RGBPicture]]:
         """A forward decode to the end that makes the index, and gives the wanted pictures on the way."""
         chosen = frozenset(wanted)
-        with open_container(self._file) as container:
+        with self._container() as container:
             stream = choose_stream(container)
             maker = IndexMaker(container, stream)
             for number, frame in enumerate(
@@ -166,8 +170,14 @@ class VideoFile:
             self._frames = self._enter(point) if point else self._from_start()
         return self._frames
 
+    def _container(self) -> InputContainer:
+        """A container with a place in the file of its own, so that two may be read in turns."""
+        if self._data is not None:
+            return open_container(io.BytesIO(self._data))
+        return open_container(FileView(self._file.fileno()))
+
     def _from_start(self) -> Iterator[av.VideoFrame]:
-        container = open_container(self._file)
+        container = self._container()
         self._opened = container, choose_stream(container)
         self._next = 0
         return decoded_frames(*self._opened)
@@ -175,7 +185,7 @@ class VideoFile:
     def _enter(self, point: AccessPoint) -> Iterator[av.VideoFrame]:
         """Frames from an access point on; from the start if the demuxer does not lead there, now and later."""
         if self._opened is None:
-            container = open_container(self._file)
+            container = self._container()
             self._opened = container, choose_stream(container)
         frames = decoded_frames(*self._opened, start=point)
         first = next(frames, None)
@@ -189,7 +199,6 @@ class VideoFile:
         index = self.index()
         known = number < index.count
         if known and frame.pts != index.pts[number]:
-            self._frames = None
             raise VideoError(f"picture {number} has another timestamp than in the first decode")
 
     def _rgb(self, frame: av.VideoFrame, turn: Turn) -> RGBPicture:

@@ -343,6 +343,17 @@ def test_memory_does_not_grow_with_the_length_of_a_video(shared):
     assert int(done.stdout) < 30
 
 
+def test_readings_of_one_file_may_take_turns(noisy):
+    video_file._kept.clear()
+    with VideoFile(noisy) as video:
+        first = video.pictures(range(0, 40, 4))
+        assert number(next(first)[1]) == 0
+        assert number(video.picture(33)) == 33
+        second = video.pictures(range(1, 40, 4))
+        found = [number(next(reading)[1]) for _ in range(9) for reading in (first, second)]
+        assert found == [n for t in range(0, 36, 4) for n in (t + 4, t + 1)]
+
+
 # --- what may be asked ---
 
 
