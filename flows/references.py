@@ -14,7 +14,7 @@ from manifests.leaks import HELD_OUT, Known
 from manifests.leaks.looks import Footage, Pictures, of_files, of_video
 from pipeline.sources.base import DataRoot, clean, first_of, load_source, locate
 from schemas.records import Media, Planned, Quarantined
-from schemas.video.pictures import in_picture_order
+from schemas.video.order import in_picture_order
 
 _TOPS = (
     "",

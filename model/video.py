@@ -12,9 +12,10 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
-from schemas.video.pictures import decode_picture, in_picture_order, picture_size
+from schemas.video.order import in_picture_order
+from schemas.video.pictures import decode_picture, picture_size
 
 Picture = NDArray[np.uint8]
 """[H, W, 3] RGB."""

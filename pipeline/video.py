@@ -21,8 +21,8 @@ from pipeline.sources.base import MACHINE_ERRORS, DataRoot
 from schemas.config import Config
 from schemas.geometry import MAX_PIXELS
 from schemas.records import Clip, Quarantined, Reason
-from schemas.video.container import TooLargeError, VideoError
 from schemas.video.decord_reader import decord_pictures
+from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.file import RGBPicture, VideoFile
 from schemas.video.index import VideoIndex
 from schemas.video.pictures import decode_picture

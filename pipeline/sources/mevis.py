@@ -39,6 +39,7 @@ from schemas.records import (
     Referent,
     Rejected,
 )
+from schemas.video.order import number_key
 
 _META = "meta_expressions.json"
 _MASKS = "mask_dict.json"
@@ -122,8 +123,8 @@ class MeViS:
             raise malformed(
                 f"{len(frames)} frames; the official loader skips videos with fewer than 2"
             )
-        names = tuple(f"{name}.jpg" for name in sorted(frames))
-        if len(set(names)) < len(names):
+        names = tuple(f"{name}.jpg" for name in sorted(frames, key=number_key))
+        if len({number_key(name) for name in frames}) < len(names):
             raise malformed("`frames` names one frame twice")
         clip = Clip(
             clip_id=clip_key(self.name, split, video, 0, len(names)),

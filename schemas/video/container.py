@@ -16,6 +16,7 @@ import av
 from av.container import InputContainer
 
 from schemas.geometry import MAX_PIXELS
+from schemas.video.errors import VideoError
 
 HEAD = 8192
 """Bytes that are looked at to name a container."""
@@ -24,14 +25,6 @@ LARGEST_MOVIE_HEADER = 512 << 20
 
 TS_PACKETS = 5
 """Sync bytes in a row that make a transport stream."""
-
-
-class VideoError(ValueError):
-    """Why a file cannot be read picture by picture. The message does not hold the file's name: the caller adds it."""
-
-
-class TooLargeError(VideoError):
-    """A picture has more than MAX_PIXELS."""
 
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (

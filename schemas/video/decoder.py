@@ -8,7 +8,8 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from schemas.video.container import VideoError, reason_of
+from schemas.video.container import reason_of
+from schemas.video.errors import VideoError
 from schemas.video.index import AccessPoint
 
 _PICTURES_ONLY = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails

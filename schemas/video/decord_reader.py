@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.file import RGBPicture
 from schemas.video.index import VideoIndex
 from schemas.video.orientation import UPRIGHT

@@ -25,8 +25,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from schemas.geometry import MAX_PIXELS
-from schemas.video.container import FileView, TooLargeError, VideoError, open_container
+from schemas.video.container import FileView, open_container
 from schemas.video.decoder import choose_stream, decoded_frames
+from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.index import AccessPoint, IndexMaker, VideoIndex
 from schemas.video.orientation import Turn, turned
 

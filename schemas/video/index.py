@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from schemas.video.access import access_proof
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.orientation import UPRIGHT, Turn, turn_of
 
 TIMES_FROM_ZERO = ("mov", "matroska", "avi", "flv", "asf", "ogg", "ivf", "gif")

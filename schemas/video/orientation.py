@@ -14,7 +14,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 
 Turn = tuple[int, int, int, int]
 """(a, b, c, d), each -1, 0 or 1: pixel (x, y) is shown at (a x + c y, b x + d y), up to an offset."""

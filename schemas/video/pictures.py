@@ -1,4 +1,4 @@
-"""Picture files: decoding one, and the order of a folder of them.
+"""Picture files.
 
 One rule for all readers: alpha is dropped, 16 bits become 8 by their upper byte, EXIF orientation is not applied (boxes
 and masks of the datasets are in the pixels as they are stored), and a picture of more than MAX_PIXELS is refused by its
@@ -6,20 +6,17 @@ header.
 """
 
 import io
-import re
-from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from schemas.geometry import MAX_PIXELS
-from schemas.video.container import TooLargeError, VideoError
+from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.file import RGBPicture
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 """Kinds of pictures that are read, by their content."""
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads cost determinism and gain nothing
 
@@ -60,24 +57,3 @@ def encode_jpeg(picture: RGBPicture, quality: int = 92) -> bytes:
     if not done:
         raise ValueError(f"cannot encode a picture of shape {picture.shape} as JPEG")
     return data.tobytes()
-
-
-def in_picture_order(names: Iterable[str]) -> list[str]:
-    """File names of pictures by the numbers in them: 2.png before 10.png. Hidden files and other kinds are left out.
-
-    VideoError where two files stand for one number (1.png and 01.png, 7.jpg and 7.png): which one is meant is unknown.
-    """
-    pictures = [n for n in names if n.lower().endswith(PICTURE_SUFFIXES) and not n.startswith(".")]
-    by_number: dict[tuple[tuple[str, int], ...], str] = {}
-    for name in sorted(pictures):
-        number = _numbers_in(name.rpartition(".")[0])
-        if number in by_number:
-            raise VideoError(f"{by_number[number]} and {name} stand for the same number")
-        by_number[number] = name
-    return [by_number[number] for number in sorted(by_number)]
-
-
-def _numbers_in(stem: str) -> tuple[tuple[str, int], ...]:
-    """ "take2_007" -> (("take", 2), ("_", 7), ("", -1)): what stands before each number, and the number."""
-    found = re.findall(r"([^0-9]*)([0-9]*)", stem)
-    return tuple((text, int(digits) if digits else -1) for text, digits in found)

@@ -41,7 +41,7 @@ from schemas.geometry import (
     rle_decode,
 )
 from schemas.records import KEY, Quarantined
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.pictures import decode_picture
 from tests.badinput.corpora import Files, good, write
 from tests.badinput.harness import bounded, outcome

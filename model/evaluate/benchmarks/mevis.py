@@ -21,6 +21,7 @@ from model.metrics import Interval, merge_objects
 from pipeline.sources.base import DataRoot, clean
 from schemas.geometry import RLE, rle_check
 from schemas.records import Media, Quarantined
+from schemas.video.order import in_picture_order, stems
 
 _FOLDERS = {"val_u": "valid_u", "val": "valid"}
 _EXPECTED = """\
@@ -69,15 +70,12 @@ class MeViS:
         return self.root.has(f"{self.base}/mask_dict.json")
 
     def videos(self) -> list[Video]:
-        return [self._video(name, sorted(entry["frames"])) for name, entry in self._meta.items()]
+        return [self._video(name, entry["frames"]) for name, entry in self._meta.items()]
 
     def _video(self, name: str, frames: list[str]) -> Video:
-        images = Media(
-            "frames",
-            f"{self.base}/JPEGImages/{name}",
-            names=tuple(f"{frame}.jpg" for frame in frames),
-        )
-        return Video(name, tuple(frames), None, self.root, images)
+        names = tuple(in_picture_order(f"{frame}.jpg" for frame in frames))
+        images = Media("frames", f"{self.base}/JPEGImages/{name}", names=names)
+        return Video(name, stems(names), None, self.root, images)
 
     def queries(self, video: Video) -> list[Query]:
         expressions = self._meta[video.id]["expressions"]

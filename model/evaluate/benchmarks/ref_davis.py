@@ -34,7 +34,7 @@ from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, davis
 from pipeline.sources.base import DataRoot, clean, first_of
 from schemas.records import Media
-from schemas.video.pictures import in_picture_order
+from schemas.video.order import in_picture_order, stems
 
 Scorer = Literal["official", "expression"]
 
@@ -154,7 +154,7 @@ class RefDAVIS17:
         """The truth says which frames there are, as the official tool has it; the images where there is none."""
         masks = in_picture_order(self.root.listdir(f"{self._masks}/{name}"))
         files = masks or in_picture_order(self.root.listdir(f"{self._images}/{name}"))
-        frames = tuple(file.rpartition(".")[0] for file in files)
+        frames = stems(files)
         names = tuple(f"{frame}.jpg" for frame in frames)
         return Video(
             name, frames, None, self.root, Media("frames", f"{self._images}/{name}", names=names)

@@ -27,6 +27,7 @@ from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval
 from pipeline.sources.base import DataRoot, clean
 from schemas.records import Media
+from schemas.video.order import in_picture_order, stems
 
 _META = "meta_expressions/valid/meta_expressions.json"
 _TEST = "meta_expressions/test/meta_expressions.json"
@@ -90,21 +91,12 @@ class RefYTVOS:
         return bool(self._truth)
 
     def videos(self) -> list[Video]:
-        return [
-            Video(
-                name,
-                frames,
-                None,
-                self.root,
-                Media(
-                    "frames",
-                    f"{self.base}valid/JPEGImages/{name}",
-                    names=tuple(f"{frame}.jpg" for frame in frames),
-                ),
-            )
-            for name, entry in self._meta.items()
-            for frames in [tuple(sorted(entry["frames"]))]
-        ]
+        return [self._video(name, entry["frames"]) for name, entry in self._meta.items()]
+
+    def _video(self, name: str, frames: list[str]) -> Video:
+        names = tuple(in_picture_order(f"{frame}.jpg" for frame in frames))
+        images = Media("frames", f"{self.base}valid/JPEGImages/{name}", names=names)
+        return Video(name, stems(names), None, self.root, images)
 
     def queries(self, video: Video) -> list[Query]:
         expressions = self._meta[video.id]["expressions"]

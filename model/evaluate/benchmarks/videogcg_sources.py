@@ -23,7 +23,7 @@ from model.evaluate.task import Video
 from pipeline.sources.base import DataRoot, clean
 from schemas.geometry import RLE, rle_check, rle_decode
 from schemas.records import Media
-from schemas.video.pictures import in_picture_order
+from schemas.video.order import in_picture_order
 
 SOURCES = {
     "video_gcg": "video_gcg/instruction_data/test.json",

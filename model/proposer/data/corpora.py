@@ -18,7 +18,7 @@ from model.proposer.config import Head
 from pipeline.sources.base import DataRoot
 from schemas.geometry import Boxes, is_box
 from schemas.records import Quarantined, Reason
-from schemas.video.container import TooLargeError, VideoError
+from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.pictures import decode_picture, picture_size
 
 FORMAT = 1

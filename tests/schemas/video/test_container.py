@@ -9,7 +9,8 @@ import textwrap
 
 import pytest
 
-from schemas.video.container import VideoError, demuxer_of, open_container
+from schemas.video.container import demuxer_of, open_container
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
 from tests.schemas.video.made import encode, number
 
@@ -119,7 +120,7 @@ def test_a_demuxer_is_named_from_few_bytes():
 SEGMENT = """
 import sys
 from pathlib import Path
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
 
 with VideoFile(sys.argv[1]) as video:  # what Python imports at the first use is not looked at

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from schemas.video.container import VideoError
 from schemas.video.decord_reader import decord_is_proved, decord_pictures
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
 from schemas.video.stored import encode_mp4
 from tests.schemas.video.made import encode, number, numbered

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from schemas.video import file as video_file
-from schemas.video.container import TooLargeError, VideoError
+from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.file import VideoFile
 from tests.schemas.video.made import encode, forward, number, numbered, packed
 

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from schemas.video.container import VideoError
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
 from schemas.video.orientation import TURN_NAMES, UPRIGHT, parse_matrix, turned
 from tests.schemas.video.made import encode, number

@@ -1,4 +1,4 @@
-"""Picture files: one decoder for all, and folders in the order of their numbers."""
+"""Picture files: one decoder for all."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.video.container import TooLargeError, VideoError
-from schemas.video.pictures import decode_picture, encode_jpeg, in_picture_order
+from schemas.video.errors import TooLargeError, VideoError
+from schemas.video.pictures import decode_picture, encode_jpeg
 from tests.schemas.video.made import number, numbered
 
 RAMP = np.linspace(0, 65535, 64 * 96).astype(np.uint16).reshape(64, 96)
@@ -78,28 +78,3 @@ def test_jpeg_there_and_back():
     picture = numbered(6)[5]
     assert number(decode_picture(encode_jpeg(picture))) == 5
     assert encode_jpeg(picture) == encode_jpeg(picture)
-
-
-@pytest.mark.parametrize(
-    ("names", "ordered"),
-    [
-        (["10.png", "9.png", "1.png", "0.png"], ["0.png", "1.png", "9.png", "10.png"]),
-        (["00010.jpg", "00002.jpg"], ["00002.jpg", "00010.jpg"]),
-        (["img10.JPG", "img9.jpg"], ["img9.jpg", "img10.JPG"]),
-        (["b_2_10.png", "b_2_9.png", "a_3_1.png"], ["a_3_1.png", "b_2_9.png", "b_2_10.png"]),
-        (["._1.png", "1.png", "notes.txt", ".DS_Store", "2.PNG"], ["1.png", "2.PNG"]),
-        (["b.png", "a.png"], ["a.png", "b.png"]),
-        (["1" * 200 + ".png", "2.png"], ["2.png", "1" * 200 + ".png"]),
-        ([], []),
-    ],
-)
-def test_a_folder_is_in_the_order_of_its_numbers(names, ordered):
-    assert in_picture_order(names) == ordered
-
-
-@pytest.mark.parametrize(
-    "pair", [("1.png", "01.png"), ("7.jpg", "7.png"), ("a1b.png", "a001b.jpg")]
-)
-def test_two_files_for_one_number_are_refused(pair):
-    with pytest.raises(VideoError, match="same number"):
-        in_picture_order(["0.png", *pair])
