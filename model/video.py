@@ -62,9 +62,9 @@ class Video:
         count. ValueError if it is neither, has no picture in it, or pictures of different sizes.
         """
         path = Path(path)
-        if not path.exists():
-            raise ValueError(f"{path}: no such video or folder")
         with _named(path):
+            if not path.exists():
+                raise VideoError("no such video or folder")
             reader: Reader = _Folder(path) if path.is_dir() else _File(path, most)
         return cls(_Kept(reader), most=most)
 
@@ -103,7 +103,7 @@ class _Kept:
             reader.fps,
         )
         self._reader, self._lock, self._last = reader, Lock(), -1
-        self._budget = max(BACK, KEPT_BYTES // (3 * reader.height * reader.width))
+        self._budget = max(2, KEPT_BYTES // (3 * reader.height * reader.width))
         self._latest: dict[int, Picture] = {}
         self._before: dict[int, Picture] = {}
 
@@ -127,7 +127,7 @@ class _Kept:
     def _how_many(self, t: int) -> int:
         """Frames to keep when going back to frame t: more where it takes a long decode to get there."""
         decoded = t - self._reader.decoded_from(t) + 1
-        return BACK if decoded <= 4 * BACK else min(decoded, self._budget)
+        return min(BACK if decoded <= 4 * BACK else decoded, self._budget)
 
 
 class _Folder:
@@ -148,7 +148,10 @@ class _Folder:
 
     def __call__(self, t: int) -> Picture:
         with _named(self._path):
-            return self._read(self._files[t], decode_picture)
+            picture = self._read(self._files[t], decode_picture)
+            if picture.shape[:2] != (self.height, self.width):
+                raise VideoError(f"{self._files[t].name} has another size than when it was opened")
+            return picture
 
     def decoded_from(self, t: int) -> int:
         return t

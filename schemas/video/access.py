@@ -3,7 +3,8 @@
 A container's key frame flag is no proof. It is also set on I pictures of open GOPs, whose leading pictures need what
 came before, and on the recovery points of intra refresh. What is accepted here: an IDR picture of H.264 or HEVC, a
 shown key frame of VP8, VP9 or AV1, a GOP that MPEG-1 or MPEG-2 marks as closed, and every picture of a codec that has
-intra pictures only.
+intra pictures only. Parameter sets and tables that came earlier are not part of this proof; a reader compares what it
+gets with the first decode (`schemas.video.index.sketch_of`).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +26,12 @@ _AV1_HEADERS = (3, 6)  # OBU_FRAME_HEADER, OBU_FRAME
 def access_proof(codec: av.CodecContext) -> Proof | None:
     """The test for packets of a stream; None where no packet but the first is a place to begin."""
     name = codec.codec.canonical_name
-    extradata = codec.extradata or b""
+    length = _length_of_units(name, codec.extradata or b"")
     if codec.codec.intra_only:
         return lambda data: True
     if name == "h264":
-        length = (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 4 else 0
         return lambda data: _first_slice(data, length, _h264_kind, _H264_SLICES) == _H264_IDR
     if name == "hevc":
-        length = (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 21 else 0
         return lambda data: _first_slice(data, length, _hevc_kind, _HEVC_SLICES) in _HEVC_IDR
     return {
         "vp8": _vp8_key,
@@ -43,12 +42,33 @@ def access_proof(codec: av.CodecContext) -> Proof | None:
     }.get(name)
 
 
+def has_parameter_sets(codec: av.CodecContext, data: bytes) -> bool:
+    """Whether a packet of H.264 or HEVC brings parameter sets of its own, besides those of the container's header."""
+    kind, sets = _PARAMETER_SETS.get(codec.codec.canonical_name, (_h264_kind, ()))
+    extradata = codec.extradata or b""
+    length = _length_of_units(codec.codec.canonical_name, extradata)
+    units = _by_length(data, length) if length else _by_start_code(data)
+    return any(kind(data[unit]) in sets for unit in units)
+
+
+def _length_of_units(name: str, extradata: bytes) -> int:
+    """Bytes of the length before each unit; 0 where units begin with start codes."""
+    place = {"h264": 4, "hevc": 21}.get(name, 0)
+    if not place or extradata[:1] != b"\x01" or len(extradata) <= place:
+        return 0
+    return (extradata[place] & 3) + 1
+
+
 def _h264_kind(first_byte: int) -> int:
     return first_byte & 31
 
 
 def _hevc_kind(first_byte: int) -> int:
     return first_byte >> 1 & 63
+
+
+_PARAMETER_SETS = {"h264": (_h264_kind, (7, 8)), "hevc": (_hevc_kind, (32, 33, 34))}
+"""Codec -> (type of a unit from its first byte, types of parameter sets)."""
 
 
 def _first_slice(data: bytes, length: int, kind: Callable[[int], int], slices: range) -> int:

@@ -42,21 +42,22 @@ def decoded_frames(
 ) -> Iterator[av.VideoFrame]:
     """Frames in the order of output, from the start of the file or from an access point, to the end.
 
-    note: is given every packet that goes to the decoder. A packet that fails before the first picture is skipped, as a
-    stream that was cut begins with such packets; later ones raise VideoError, because a picture would be missing and
+    note: is given every packet that goes to the decoder. A packet that fails before the first key frame is skipped, as
+    a stream that was cut begins with such packets; later ones raise VideoError, because a picture would be missing and
     all later numbers wrong. Nothing comes out if the access point is not found.
     """
-    delivered, searching = 0, start is not None
+    delivered, searching, begun = 0, start is not None, False
+    if start is not None and not _sought(container, stream, start):
+        return
     try:
-        if start is not None:
-            container.seek(start.pts if start.dts is None else start.dts, stream=stream)
         for packet in container.demux(stream):
             if searching and (start is None or packet.pts != start.pts):
                 continue
             searching = False
+            begun = begun or packet.is_keyframe
             if note is not None and packet.size:
                 note(packet)
-            for frame in _decode(packet, delivered):
+            for frame in _decode(packet, begun, delivered):
                 delivered += 1
                 yield frame
     except FFmpegError as error:
@@ -65,11 +66,19 @@ def decoded_frames(
         ) from error
 
 
-def _decode(packet: av.Packet, delivered: int) -> list[av.VideoFrame]:
+def _sought(container: InputContainer, stream: VideoStream, start: AccessPoint) -> bool:
+    try:
+        container.seek(start.pts if start.dts is None else start.dts, stream=stream)
+    except FFmpegError:
+        return False
+    return True
+
+
+def _decode(packet: av.Packet, begun: bool, delivered: int) -> list[av.VideoFrame]:
     try:
         return packet.decode()
     except FFmpegError as error:
-        if not delivered:
+        if not begun:
             return []
-        what = f"a packet behind picture {delivered - 1} cannot be decoded"
-        raise VideoError(f"{what}: {reason_of(error)}") from error
+        what = f"a packet behind picture {delivered - 1}" if delivered else "its first key frame"
+        raise VideoError(f"{what} cannot be decoded: {reason_of(error)}") from error

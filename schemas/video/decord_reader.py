@@ -22,6 +22,8 @@ _CONTAINERS = ("mov", "matroska")
 def decord_is_proved(index: VideoIndex) -> bool:
     """Whether decord delivers picture i as picture i of this video."""
     plain = index.turn == UPRIGHT and index.streams == 1 and not index.lost_head
+    # Its colours differ for more bits and for fields; parameter sets that change are lost when it seeks.
+    plain = plain and index.pixels == "yuv420p" and not index.interlaced and not index.in_band
     timed = bool(np.isfinite(index.times).all()) and not index.variable_rate
     known = index.container in _CONTAINERS and index.codec == "h264"
     return plain and timed and known and index.complete and index.closed

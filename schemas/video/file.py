@@ -3,7 +3,7 @@
 Picture i is the i-th picture, in the order of output, that one forward decode of the chosen stream delivers, with the
 container's edit list and display matrix applied. The first reading is such a decode. It makes an index, which is kept
 by the file's fingerprint; later readings enter in the middle where the index proves that the same pictures come out
-(`schemas.video.access`), and compare the timestamp of every picture that they pass with the index.
+(`schemas.video.access`), and compare the timestamps that they pass, and a checksum of what they give, with the index.
 """
 
 import io
@@ -28,12 +28,12 @@ from schemas.geometry import MAX_PIXELS
 from schemas.video.container import FileView, open_container
 from schemas.video.decoder import choose_stream, decoded_frames
 from schemas.video.errors import TooLargeError, VideoError
-from schemas.video.index import AccessPoint, IndexMaker, VideoIndex
+from schemas.video.index import AccessPoint, IndexMaker, VideoIndex, sketch_of
 from schemas.video.orientation import Turn, turned
 
 RGBPicture = NDArray[np.uint8]
 """[H, W, 3]."""
-NOT_STATED, RESERVED = 2, 3
+RGB_MATRIX, NOT_STATED, RESERVED = 0, 2, 3
 """Numbers of colour matrices in ITU-T H.273."""
 KEPT_INDEXES = 256
 """Indexes of files that a process remembers."""
@@ -117,17 +117,35 @@ class VideoFile:
         """One picture, [H, W, 3] uint8 RGB. Reading on is cheap; going back decodes from the access point before."""
         self.index()
         self._refuse_past_the_end([number])
-        try:
-            for frame in self._frames_at(number):
-                here = self._next
-                self._next += 1
-                self._compare(frame, here)
-                if here == number:
-                    return self._rgb(frame, self.index().turn)
-        except VideoError:
+        if self._may_enter:
+            try:
+                found = self._read(number)
+            except VideoError:
+                found = None
+            if found is not None:
+                return found
+            self._may_enter = (
+                False  # what was entered is another picture: from now on from the start
+            )
             self._frames = None
-            raise
-        raise VideoError(f"picture {number} did not come out of a second decode")
+        found = self._read(number)
+        if found is None:
+            raise VideoError(f"picture {number} is another one when it is decoded again")
+        return found
+
+    def _read(self, number: int) -> RGBPicture | None:
+        """A picture by going on, or from an access point; None unless it is the one of the first decode."""
+        index = self.index()
+        for frame in self._frames_at(number):
+            here = self._next
+            self._next += 1
+            if here < index.count and frame.pts != index.pts[here]:
+                break
+            if here == number:
+                same = sketch_of(frame) == index.sketches[here]
+                return self._rgb(frame, index.turn) if same else None
+        self._frames = None
+        return None
 
     def _refuse_past_the_end(self, numbers: Sequence[int]) -> None:
         count = self.index().count
@@ -175,6 +193,8 @@ class VideoFile:
         """A container with a place in the file of its own, so that two may be read in turns."""
         if self._data is not None:
             return open_container(io.BytesIO(self._data))
+        if _fingerprint(self._file) != self._key:
+            raise VideoError("the file has changed since it was opened")
         return open_container(FileView(self._file.fileno()))
 
     def _from_start(self) -> Iterator[av.VideoFrame]:
@@ -196,15 +216,11 @@ class VideoFile:
         self._next = point.picture
         return chain([first], frames)
 
-    def _compare(self, frame: av.VideoFrame, number: int) -> None:
-        index = self.index()
-        known = number < index.count
-        if known and frame.pts != index.pts[number]:
-            raise VideoError(f"picture {number} has another timestamp than in the first decode")
-
     def _rgb(self, frame: av.VideoFrame, turn: Turn) -> RGBPicture:
         """[H, W, 3] as shown. Matrix and range are the frame's own; BT.601 and limited where it states none. Alpha is
         dropped, fields stay woven, 10 and more bits become 8, pixels are not stretched by their aspect."""
+        if frame.colorspace == RGB_MATRIX and not frame.format.is_rgb:
+            raise VideoError("it states the colour matrix of RGB for pixels that are not RGB")
         if frame.colorspace == RESERVED:  # some encoders write it for "not stated"
             frame.colorspace = NOT_STATED
         try:

@@ -4,9 +4,11 @@ A container's own list of timestamps is not used for counting. It has entries fo
 times need not be those of the pictures (H.264 in AVI), and it may hold a time twice.
 """
 
+import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import av
 import numpy as np
@@ -14,12 +16,17 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from schemas.video.access import access_proof
+from schemas.video.access import access_proof, has_parameter_sets
 from schemas.video.errors import VideoError
 from schemas.video.orientation import UPRIGHT, Turn, turn_of
 
 TIMES_FROM_ZERO = ("mov", "matroska", "avi", "flv", "asf", "ogg", "ivf", "gif")
 """Containers whose clock begins at 0, so that a stream that begins later has lost its head, or was delayed."""
+
+WITHOUT_TIMES = ("h264", "hevc", "mpegvideo", "m4v")
+"""Bare streams, whose times libav makes up."""
+SKETCHED_ROWS = 8
+"""Every so many rows of each plane go into a picture's checksum: an eighth of the reading, and every block is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +59,14 @@ class VideoIndex:
     times: [count] seconds on the container's clock; all NaN where it gives none, or they do not ascend.
     fps: the mean rate that the container states, the one of the packets' times where the two contradict each other (AVI
         states its clock); None if neither says.
+    pixels: libav's name of the pixel format of the first picture.
+    in_band: whether key frames bring parameter sets of their own (H.264, HEVC).
     lost_head: packets before the first picture that gave none, and that no edit list hides.
     late_start: seconds by which the stream begins after its container's clock.
     concealed: numbers of pictures with damage that the decoder covered up, or that came from damaged packets.
     interlaced: pictures that are two woven fields.
     pts: [count] timestamps in the stream's time base, as the decoder gave them.
+    sketches: [count] checksums of each picture, by which a later decode is known to give the same one.
     access: where decoding may begin, ascending; empty where nothing but the start is proved.
     closed: every key frame of the container is such a point, and every packet gives one picture.
     """
@@ -74,11 +84,14 @@ class VideoIndex:
     streams: int
     pixel_aspect: str
     colour: str
+    pixels: str
+    in_band: bool
     lost_head: int
     late_start: float
     concealed: tuple[int, ...]
     interlaced: int
     pts: tuple[int | None, ...] = field(repr=False)
+    sketches: tuple[int, ...] = field(repr=False)
     access: tuple[AccessPoint, ...] = field(repr=False)
     closed: bool
 
@@ -99,7 +112,9 @@ class VideoIndex:
         if self.concealed:
             return f"picture {self.concealed[0]} is damaged"
         steps = np.diff(self.times)
-        if len(steps) and np.isfinite(steps).all() and steps.max() > 1.6 * np.median(steps):
+        if not np.isfinite(steps).all() or self.container in WITHOUT_TIMES:
+            return "its timestamps do not show where pictures are missing"
+        if len(steps) and steps.max() > 1.6 * np.median(steps):
             return f"time is missing before picture {int(steps.argmax()) + 1}"
         return ""
 
@@ -122,7 +137,9 @@ class IndexMaker:
         self._size = (0, 0)
         self._rotation = 0
         self._turn: Turn | None = None
-        self._colour = ""
+        self._colour = self._pixels = ""
+        self._sketches: list[int] = []
+        self._in_band = False
 
     @property
     def count(self) -> int:
@@ -131,6 +148,8 @@ class IndexMaker:
     def add_packet(self, packet: av.Packet) -> None:
         """A packet on its way to the decoder."""
         proved = bool(packet.is_keyframe and self._proof and self._proof(bytes(packet)))
+        if packet.is_keyframe and not self._in_band:
+            self._in_band = has_parameter_sets(self._stream.codec_context, bytes(packet))
         self._packets.append(
             PacketNote(
                 packet.pts,
@@ -153,6 +172,7 @@ class IndexMaker:
         if self._turn is None:
             self._size, self._rotation = size, frame.rotation
             self._turn, self._colour = turn_of(frame), _colour_of(frame)
+            self._pixels = frame.format.name
         if size != self._size:
             first = f"{self._size[1]}x{self._size[0]}"
             raise VideoError(
@@ -164,6 +184,7 @@ class IndexMaker:
             self._concealed.append(self.count)
         self._interlaced += frame.interlaced_frame
         self._pts.append(frame.pts)
+        self._sketches.append(sketch_of(frame))
 
     def finish(self, *, complete: bool) -> VideoIndex:
         """The index of all that was added. VideoError if no picture came out."""
@@ -190,11 +211,14 @@ class IndexMaker:
             streams=len(self._container.streams.video),
             pixel_aspect=f"{aspect.numerator}:{aspect.denominator}" if aspect else "1:1",
             colour=self._colour,
+            pixels=self._pixels,
+            in_band=self._in_band,
             lost_head=self._lost_head(),
             late_start=self._late_start(),
             concealed=concealed,
             interlaced=self._interlaced,
             pts=tuple(self._pts),
+            sketches=tuple(self._sketches),
             access=() if concealed else access,
             closed=len(access) == starts > 0 and len(self._packets) == self.count and not concealed,
         )
@@ -248,6 +272,21 @@ def access_points(packets: list[PacketNote], pts: list[int | None]) -> tuple[Acc
         if note.proved and not note.hidden and time in numbers and before < time < after:
             found.append(AccessPoint(numbers[time], time, note.dts))
     return tuple(found)
+
+
+def sketch_of(frame: av.VideoFrame) -> int:
+    """A checksum of some rows of each plane of a decoded frame."""
+    checksum = 0
+    bits = min(8, frame.format.padded_bits_per_pixel)
+    for plane in frame.planes:
+        stride, height = plane.line_size, plane.height
+        if stride <= 0 or plane.buffer_size < stride * height:
+            continue
+        buffer: Any = plane
+        rows = np.frombuffer(buffer, np.uint8, stride * height).reshape(height, stride)
+        used = rows[::SKETCHED_ROWS, : plane.width * bits // 8]
+        checksum = zlib.crc32(used.tobytes(), checksum)
+    return checksum
 
 
 def _ascending(pts: list[int | None]) -> bool:

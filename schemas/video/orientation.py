@@ -42,8 +42,13 @@ def turn_of(frame: av.VideoFrame) -> Turn:
     Not for every frame of a video: PyAV's view of side data keeps its frame in memory until the next full garbage
     collection. `frame.rotation` tells whether later frames are turned otherwise.
     """
-    side_data: Any = frame.side_data
-    if Type.DISPLAYMATRIX not in side_data:
+    try:
+        side_data: Any = frame.side_data
+        if Type.DISPLAYMATRIX not in side_data:
+            return UPRIGHT
+    except ValueError as error:  # PyAV does not know every kind that libav attaches, such as EXIF
+        if frame.rotation:
+            raise VideoError("its display matrix cannot be read") from error
         return UPRIGHT
     return parse_matrix(struct.unpack("=9i", bytes(side_data[Type.DISPLAYMATRIX])[:36]))
 

@@ -15,7 +15,7 @@ from schemas.geometry import MAX_PIXELS
 from schemas.video.errors import TooLargeError, VideoError
 from schemas.video.file import RGBPicture
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 """Kinds of pictures that are read, by their content."""
 
 cv2.setNumThreads(1)  # one clip per process; OpenCV's own threads cost determinism and gain nothing

@@ -5,6 +5,7 @@ The colours are converted by OpenCV's I420 (BT.601, limited range) on the way in
 
 import io
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from typing import IO, Any
@@ -12,12 +13,14 @@ from typing import IO, Any
 import av
 import cv2
 import numpy as np
-from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from numpy.typing import NDArray
 
 from schemas.geometry import MAX_PIXELS
 from schemas.video.access import access_proof
+from schemas.video.container import reason_of
+from schemas.video.errors import VideoError
 from schemas.video.file import RGBPicture
 
 BT601 = 6
@@ -94,20 +97,16 @@ def stored_pictures(
     frame refers to. That needs no forward decode first, because the bitstream is asked: where a key frame is not a
     proved place to begin, everything is decoded from the start.
 
-    count: pictures that there must be. ValueError if there are others, or a wanted one does not come out; libav's own
-    errors are ValueError or OSError.
+    count: pictures that there must be. VideoError (a ValueError) if there are others, if a wanted one does not come out,
+    and for bytes that are no video.
     """
-    with _open_quickly(data) as container:
-        stream = container.streams.video[0]
-        codec = stream.codec_context
-        codec.thread_count = 1
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+    with _opened_quickly(data) as (codec, packets):
         times = [packet.pts or 0 for packet in packets]
         number = {pts: n for n, pts in enumerate(sorted(times))}
         if len(number) < len(packets):
-            raise ValueError("two pictures of the clip's video have one timestamp")
+            raise VideoError("two pictures of the clip's video have one timestamp")
         if count not in (None, len(packets)):
-            raise ValueError(f"the clip's video has {len(packets)} pictures, the clip {count}")
+            raise VideoError(f"the clip's video has {len(packets)} pictures, the clip {count}")
         missing = set(number.values() if wanted is None else wanted)
         for start, stop in pairwise([*_starts(codec, packets, times), len(packets)]):
             needed = missing & {number[pts] for pts in times[start:stop]}
@@ -115,24 +114,36 @@ def stored_pictures(
                 yield from _stretch(codec, packets[start:stop], number, needed)
             missing -= needed
         if missing:
-            raise ValueError(f"the clip's video has no frame {min(missing)}")
+            raise VideoError(f"the clip's video has no frame {min(missing)}")
 
 
 def stored_key_frames(data: bytes) -> list[int]:
     """Numbers of the pictures that are cheap to get: those at which a stretch begins."""
-    with _open_quickly(data) as container:
-        packets = [p for p in container.demux(container.streams.video[0]) if p.pts is not None]
+    with _opened_quickly(data) as (_, packets):
         order = sorted(packet.pts or 0 for packet in packets)
         return sorted(order.index(packet.pts or 0) for packet in packets if packet.is_keyframe)
 
 
-def _open_quickly(data: bytes) -> InputContainer:
-    """Without these options, opening decodes a frame to learn what the header and the decoder say anyway."""
+@contextmanager
+def _opened_quickly(data: bytes) -> Iterator[tuple[av.VideoCodecContext, list[av.Packet]]]:
+    """The decoder and the packets of an mp4; what libav raises meanwhile becomes VideoError.
+
+    Without these options, opening decodes a frame to learn what the header and the decoder say anyway.
+    """
     quick: dict[str, Any] = {  # PyAV's types ask for a list of str where it takes dicts
         "options": {"probesize": "32", "max_pixels": str(MAX_PIXELS)},
         "stream_options": [{"skip_frame": "all"}],
     }
-    return av.open(io.BytesIO(data), "r", format="mp4", **quick)
+    try:
+        with av.open(io.BytesIO(data), "r", format="mp4", **quick) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise VideoError("no video in it that can be decoded")
+            stream.codec_context.thread_count = 1
+            packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+            yield stream.codec_context, packets
+    except FFmpegError as error:
+        raise VideoError(f"the clip's video cannot be read: {reason_of(error)}") from error
 
 
 def _starts(codec: av.VideoCodecContext, packets: list[av.Packet], times: list[int]) -> list[int]:
@@ -162,9 +173,15 @@ def _stretch(
         for frame in codec.decode(packet):
             n = number[frame.pts or 0]
             if n in left:
-                i420 = frame.to_ndarray(format="yuv420p")
-                yield n, np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)
+                yield n, _rgb_of(frame)
                 left.remove(n)
         if not left:
             return
-    raise ValueError(f"the clip's video has no frame {min(left)}")
+    raise VideoError(f"the clip's video has no frame {min(left)}")
+
+
+def _rgb_of(frame: av.VideoFrame) -> RGBPicture:
+    if frame.height % 2 or frame.width % 2:  # of another maker: OpenCV's I420 has no odd sizes
+        return np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+    i420 = frame.to_ndarray(format="yuv420p")
+    return np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)

@@ -310,15 +310,18 @@ def test_an_access_point_that_the_demuxer_does_not_find_is_not_needed(noisy, mon
         assert entered == [36]
 
 
-def test_a_second_decode_that_differs_is_an_error(noisy, monkeypatch):
+@pytest.mark.parametrize("field", ["pts", "sketches"])
+def test_a_second_decode_that_differs_is_an_error(noisy, field):
+    """First from an access point, then from the start: both are another picture than in the first decode."""
     video_file._kept.clear()
     with VideoFile(noisy) as video:
         index = video.index()
-        pts = (*index.pts[:20], index.pts[20] + 1, *index.pts[21:])
-        object.__setattr__(index, "pts", pts)
+        values = list(getattr(index, field))
+        values[20] += 1
+        object.__setattr__(index, field, tuple(values))
         assert number(video.picture(19)) == 19
-        with pytest.raises(VideoError, match="picture 20 has another timestamp"):
-            video.picture(21)
+        with pytest.raises(VideoError, match="picture 20 is another one when it is decoded again"):
+            video.picture(20)
     video_file._kept.clear()
 
 
