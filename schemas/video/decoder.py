@@ -80,5 +80,6 @@ def _decode(packet: av.Packet, begun: bool, delivered: int) -> list[av.VideoFram
     except FFmpegError as error:
         if not begun:
             return []
-        what = f"a packet behind picture {delivered - 1}" if delivered else "its first key frame"
+        place = f"picture {delivered - 1}" if delivered else "the start"
+        what = f"a packet behind {place}"
         raise VideoError(f"{what} cannot be decoded: {reason_of(error)}") from error

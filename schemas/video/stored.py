@@ -135,7 +135,11 @@ def _opened_quickly(data: bytes) -> Iterator[tuple[av.VideoCodecContext, list[av
         "stream_options": [{"skip_frame": "all"}],
     }
     try:
-        with av.open(io.BytesIO(data), "r", format="mp4", **quick) as container:
+        opened = av.open(io.BytesIO(data), "r", format="mp4", **quick)
+    except (FFmpegError, ValueError) as error:
+        raise VideoError(f"the clip's video cannot be opened: {reason_of(error)}") from error
+    try:
+        with opened as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise VideoError("no video in it that can be decoded")

@@ -167,3 +167,23 @@ def test_what_is_no_video_is_refused(tmp_path, path):
     for other in (np.zeros((6, 96, 160), np.uint8), np.zeros((2, 96, 160, 3), np.float32), [1, 2]):
         with pytest.raises(ValueError, match="T, H, W, 3"):
             as_frames(other)
+
+
+def test_names_and_pictures_that_change_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        Video.open("x" * 300)
+    for t in range(3):
+        Image.fromarray(numbered(3)[t]).save(tmp_path / f"{t}.png")
+    video = Video.open(tmp_path)
+    Image.fromarray(numbered(3, 32, 48)[2]).save(tmp_path / "2.png")
+    assert number(video[1]) == 1
+    with pytest.raises(ValueError, match=r"2\.png has another size than when it was opened"):
+        _ = video[2]
+
+
+def test_few_large_pictures_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("model.video.KEPT_BYTES", 3 * 3 * 64 * 96)
+    video = Video.open(encode(tmp_path / "v.mp4"))
+    for t in range(39, -1, -1):
+        assert number(video[t]) == t
+        assert len(video._reader._before) <= 3

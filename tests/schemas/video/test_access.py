@@ -1,12 +1,15 @@
 """Where decoding may begin is read from the bitstream; a container's key frame flag is not believed."""
 
+from fractions import Fraction
+
 import av
+import numpy as np
 import pytest
 
 from schemas.video import file as video_file
 from schemas.video.access import access_proof
 from schemas.video.file import VideoFile
-from tests.schemas.video.made import encode, number
+from tests.schemas.video.made import encode, forward, number, numbered
 
 OPEN = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}
 REFRESH = {"bf": "0", "x264-params": "intra-refresh=1:keyint=12"}
@@ -112,3 +115,49 @@ def test_cut_and_senseless_packets_prove_nothing_and_break_nothing(tmp_path, nam
     for junk in (b"", b"\0", b"\0\0\x01", b"\xff" * 30, bytes(30), bytes(range(256))):
         assert proof(junk) in (True, False)
     assert not proof(b"")
+
+
+def parameter_sets(extradata: bytes) -> list[bytes]:
+    """The units in the header of H.264 in mp4 (avcC): one sequence and one picture parameter set."""
+    found, place = [], 6
+    for _ in range(2):
+        size = int.from_bytes(extradata[place : place + 2])
+        found.append(extradata[place + 2 : place + 2 + size])
+        place += 2 + size + 1
+    return found
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["once", "at every key frame"])
+@pytest.mark.parametrize("name", ["joined.mp4", "joined.mkv", "joined.flv"])
+def test_parameter_sets_that_change_are_noticed(tmp_path, name, every):
+    """Two parts with closed GOPs, of which the second brings other sets (as a recorder that restarts writes them). An
+    IDR picture alone proves nothing then: with the sets of the other part it decodes to other pixels, without an error.
+    """
+    plain = "keyint=10:scenecut=0:aq-mode=0:weightp=0:chroma-qp-offset="
+    parts = [
+        encode(tmp_path / f"{n}.mp4", gop=10, bf="0", frames=numbered(60)[n : n + 30], **options)
+        for n, options in (
+            (0, {"x264-params": plain + "0:qp=12"}),
+            (30, {"x264-params": plain + "6:qp=24"}),
+        )
+    ]
+    path, time = tmp_path / name, 0
+    with av.open(str(parts[0])) as first, av.open(str(parts[1])) as second:
+        sets = parameter_sets(second.streams.video[0].codec_context.extradata)
+        in_band = b"".join(len(unit).to_bytes(4) + unit for unit in sets)
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream_from_template(first.streams.video[0])
+            packets = [*first.demux(video=0), *second.demux(video=0)]
+            for packet in (packet for packet in packets if packet.size):
+                brings = time == 30 or (every and time > 30 and packet.is_keyframe)
+                made = av.Packet((in_band if brings else b"") + bytes(packet))
+                made.stream, made.time_base = stream, Fraction(1, 25)
+                made.pts = made.dts = time
+                made.is_keyframe = packet.is_keyframe
+                target.mux(made)
+                time += 1
+    truth = forward(path)
+    for order in ([55], [59, 25], [25, 55, 5], range(59, -1, -7)):
+        with VideoFile(path) as video:
+            for t in order:
+                assert np.array_equal(video.picture(t), truth[t]), (order, t)

@@ -1,5 +1,6 @@
 """A video file by number: streams, timestamps, damage, sizes, and what is remembered of a file."""
 
+import io
 import os
 import stat
 import struct
@@ -10,6 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from schemas.video import file as video_file
 from schemas.video.errors import TooLargeError, VideoError
@@ -222,6 +224,41 @@ def test_packets_that_fail_before_the_first_picture_are_a_lost_head(noisy, tmp_p
     assert max(lost) > 0
 
 
+def test_a_packet_that_fails_before_the_first_picture_comes_out_is_an_error(noisy, tmp_path):
+    """The decoder has the first picture and keeps it for reordering: this is no lost head."""
+    path = tmp_path / "cut.mkv"
+    with av.open(str(noisy)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            if i == 1:
+                cut = av.Packet(bytes(packet)[:20])
+                cut.pts, cut.dts, cut.time_base = packet.pts, packet.dts, packet.time_base
+                packet = cut
+            packet.stream = stream
+            new.mux(packet)
+    with pytest.raises(VideoError, match="a packet behind the start cannot be decoded"):
+        numbers(path)
+
+
+def test_side_data_that_pyav_does_not_know_is_no_error(tmp_path):
+    """EXIF in the first picture of a motion JPEG, as cameras write it."""
+    path = tmp_path / "v.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        exif = Image.Exif()
+        exif[0x010F] = "a maker of cameras"
+        for t, picture in enumerate(numbered(5)):
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", exif=exif, quality=95)
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = t
+            packet.is_keyframe = True
+            container.mux(packet)
+    assert numbers(path, range(5)) == list(range(5))
+
+
 def test_what_says_that_pictures_are_missing_before_the_tail(noisy, tmp_path):
     def verdict(source) -> str:
         with VideoFile(source) as video:
@@ -233,6 +270,9 @@ def test_what_says_that_pictures_are_missing_before_the_tail(noisy, tmp_path):
     assert "s late" in verdict(encode(tmp_path / "late.mp4", times=lambda t: t + 9))
     assert "picture 19 is damaged" not in verdict(noisy)
     assert "damaged" in verdict(damaged(noisy, 0.5, 50))
+    unknown = verdict(encode(tmp_path / "a.avi", "libx264"))
+    assert unknown == "its timestamps do not show where pictures are missing"
+    assert verdict(encode(tmp_path / "a.m2v", "mpeg2video", container="mpeg2video")) == unknown
     gap = encode(tmp_path / "gap.mp4", times=lambda t: t + (t > 20))
     assert verdict(gap) == "time is missing before picture 21"
 
@@ -264,6 +304,17 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
     assert numbers(path, [7]) == [47]
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    pictures = np.maximum(numbered(80), np.concatenate([NOISE, NOISE]))
+    path = encode(tmp_path / "v.avi", "ffv1", frames=pictures[:40])
+    other = encode(tmp_path / "w.avi", "ffv1", frames=pictures[40:])
+    with VideoFile(path) as video:
+        assert number(video.picture(35)) == 35
+        path.write_bytes(other.read_bytes())
+        with pytest.raises(VideoError, match="changed since it was opened"):
+            video.picture(2)
 
 
 def test_no_more_indexes_are_kept_than_stated(tmp_path, monkeypatch):

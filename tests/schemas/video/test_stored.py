@@ -1,5 +1,6 @@
 """The mp4 in a shard: equal bytes, stated colours, and the pictures that were put in."""
 
+import contextlib
 import io
 
 import av
@@ -8,6 +9,7 @@ import pytest
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from schemas.video import stored
+from schemas.video.errors import VideoError
 from schemas.video.file import VideoFile
 from schemas.video.stored import encode_mp4, stored_key_frames, stored_pictures
 from tests.schemas.video.made import encode, number, numbered
@@ -115,3 +117,29 @@ def test_an_mp4_of_another_maker_is_read_right_too(tmp_path, options):
 
 def test_key_frames_are_known_without_decoding():
     assert stored_key_frames(encode_mp4(numbered(30), 25, gop=12)) == [0, 12, 24]
+
+
+def test_bytes_that_are_no_such_mp4_are_one_kind_of_error(tmp_path):
+    """The loader counts them as corrupt samples; anything else would end a training."""
+    data = encode_mp4(numbered(12), 25)
+    rng = np.random.default_rng(0)
+    cases = [b"", b"no video", data[:100], data[:-200], encode(tmp_path / "v.mkv").read_bytes()]
+    for _ in range(150):
+        hurt = bytearray(data)
+        for place in rng.integers(0, len(hurt), 4):
+            hurt[place] = rng.integers(256)
+        cases.append(bytes(hurt))
+    for case in cases:
+        for read in (lambda data: list(stored_pictures(data)), stored_key_frames):
+            with contextlib.suppress(VideoError):
+                read(case)
+    with pytest.raises(VideoError):
+        list(stored_pictures(b"no video"))
+
+
+def test_odd_sizes_of_another_maker_are_read(tmp_path):
+    frames = numbered(5, 63, 97)
+    data = encode(tmp_path / "v.mp4", frames=frames, pixels="yuv444p").read_bytes()
+    found = dict(stored_pictures(data))
+    assert [number(picture) for picture in found.values()] == list(range(5))
+    assert found[0].shape == (63, 97, 3)
