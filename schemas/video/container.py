@@ -10,7 +10,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NoReturn
+from typing import NoReturn, Protocol
 
 import av
 from av.container import InputContainer
@@ -116,17 +116,19 @@ def _elementary_stream(head: bytes) -> str:
     return "m4v" if first in (0x00, 0xB0, 0xB5) else ""
 
 
-class FileView(io.RawIOBase):
+class SeekableFile(Protocol):
+    """What libav reads from."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+class FileView:
     """An open file from its start, with a place of its own. The file has to stay open."""
 
     def __init__(self, descriptor: int):
         self._descriptor, self._place = descriptor, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         length = os.fstat(self._descriptor).st_size if size < 0 else size
@@ -144,7 +146,7 @@ class FileView(io.RawIOBase):
         return self._place
 
 
-def open_container(file: BinaryIO | io.RawIOBase) -> InputContainer:
+def open_container(file: SeekableFile) -> InputContainer:
     """A libav container over an open, seekable file. VideoError if it is no video that is known here.
 
     Pictures of more than MAX_PIXELS are refused by the decoder itself, before it takes memory for them.
@@ -174,7 +176,7 @@ def reason_of(error: Exception) -> str:
     return text.strip() or type(error).__name__
 
 
-def _read_head(file: BinaryIO | io.RawIOBase) -> bytes:
+def _read_head(file: SeekableFile) -> bytes:
     data = b""
     while len(data) < HEAD and (more := file.read(HEAD - len(data))):
         data += more
@@ -188,7 +190,7 @@ def _refuse_other_files(url: str, flags: int, options: dict) -> NoReturn:
 # --- references to other files in an mp4 or mov ---------------------------------------------------------------------
 
 
-def _refuse_references(file: BinaryIO | io.RawIOBase) -> None:
+def _refuse_references(file: SeekableFile) -> None:
     """VideoError if a QuickTime movie says that its pictures are in other files."""
     movie = _top_level_box(file, b"moov")
     for path, body in _boxes(movie, (b"trak", b"mdia", b"minf", b"dinf", b"rmra")):
@@ -198,7 +200,7 @@ def _refuse_references(file: BinaryIO | io.RawIOBase) -> None:
             raise VideoError("its pictures are in another file, which its data reference names")
 
 
-def _top_level_box(file: BinaryIO | io.RawIOBase, wanted: bytes) -> bytes:
+def _top_level_box(file: SeekableFile, wanted: bytes) -> bytes:
     """The body of the first top-level box of that kind; empty if there is none, or it is too large to be a header."""
     file.seek(0, io.SEEK_END)
     end, place = file.tell(), 0

@@ -134,15 +134,23 @@ def test_parameter_sets_that_change_are_noticed(tmp_path, name, every):
     IDR picture alone proves nothing then: with the sets of the other part it decodes to other pixels, without an error.
     """
     plain = "keyint=10:scenecut=0:aq-mode=0:weightp=0:chroma-qp-offset="
-    parts = [
-        encode(tmp_path / f"{n}.mp4", gop=10, bf="0", frames=numbered(60)[n : n + 30], **options)
-        for n, options in (
-            (0, {"x264-params": plain + "0:qp=12"}),
-            (30, {"x264-params": plain + "6:qp=24"}),
-        )
-    ]
+    frames = numbered(60)
+    part_1 = encode(
+        tmp_path / "1.mp4",
+        gop=10,
+        bf="0",
+        frames=frames[:30],
+        **{"x264-params": plain + "0:qp=12"},
+    )
+    part_2 = encode(
+        tmp_path / "2.mp4",
+        gop=10,
+        bf="0",
+        frames=frames[30:],
+        **{"x264-params": plain + "6:qp=24"},
+    )
     path, time = tmp_path / name, 0
-    with av.open(str(parts[0])) as first, av.open(str(parts[1])) as second:
+    with av.open(str(part_1)) as first, av.open(str(part_2)) as second:
         sets = parameter_sets(second.streams.video[0].codec_context.extradata)
         in_band = b"".join(len(unit).to_bytes(4) + unit for unit in sets)
         with av.open(str(path), "w") as target:

@@ -33,6 +33,7 @@ def numbers(path_or_bytes, wanted=range(40)) -> list[int]:
 def test_the_default_stream_is_read_and_recorded(tmp_path):
     first = encode(tmp_path / "first.mp4")
     second = encode(tmp_path / "second.mp4", frames=numbered(80)[40:])
+    # name, streams with the disposition "default", stream that is read
     for name, default, chosen in (
         ("a.mkv", [1], 1),
         ("b.mkv", [], 0),
