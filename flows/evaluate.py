@@ -134,7 +134,7 @@ def evaluate(
     show(results, out, print)
     if archive is not None:
         print(f"  {archive}")
-    if results["failed"] == results["queries"]:
+    if results["failed"] + results["unscored"] == results["queries"]:
         raise typer.Exit(3)
 
 

@@ -199,9 +199,12 @@ def run(
     from trackers.runtime import weights_root
 
     benchmark, asking = request.open()
+    _require_truth(request, benchmark)
     every = benchmark.videos()
     videos = every[:limit]
     folder = Folder(Path(request.out), request.settings(benchmark, asking))
+    if not benchmark.scored and archive is None:  # its owners have the truth: their server scores
+        archive = folder.out / "submission.zip"
     with locked(folder.out, "eval"):
         left = [video for video in videos if not folder.finished(video, retry=retry)]
         known = {video.id: video for video in videos}
@@ -256,6 +259,18 @@ def run(
         if archive is not None:
             _archive(folder, benchmark, videos, archive)
     return results
+
+
+def _require_truth(request: Request, benchmark: "Benchmark") -> None:
+    """ValueError before the first question if nothing could be scored, though the truth is published."""
+    if benchmark.scored or not benchmark.truth_places:
+        return
+    root = Path(request.data_root)
+    lies = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    raise ValueError(
+        f"{benchmark.name} {benchmark.split}: no truth under {root}, so no answer could be scored. Looked for "
+        f"{' or '.join(benchmark.truth_places)}; found there: {', '.join(lies[:12]) or 'nothing'}"
+    )
 
 
 def _archive(folder: "Folder", benchmark: "Benchmark", videos: "list[Video]", out: Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.sources.base import clip_key
 from schemas.config import Config
 from schemas.geometry import RLE, rle_decode
 
-FORMAT = 1
+FORMAT = 2
 """Of run.json and parts; goes up when older runs cannot go on."""
 
 
@@ -179,7 +179,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 _LISTS = {"answer_phrases": pa.list_(pa.string()), "masks": pa.list_(pa.list_(pa.string()))}
 _FIXED = {
-    **dict.fromkeys(("video", "query", "group", "kind", "text", "answer", "error"), pa.string()),
+    **dict.fromkeys(
+        (
+            "video",
+            "query",
+            "group",
+            "kind",
+            "text",
+            "answer",
+            "error",
+            "unscored",
+        ),
+        pa.string(),
+    ),
     **dict.fromkeys(("tracks", "frames", "height", "width"), pa.int32()),
     **_LISTS,
 }

@@ -19,11 +19,18 @@ def conclude(
     """Write and return the results of `videos`, whose parts are all there, of the benchmark's `total` videos."""
     rows = [row for video in videos for row in folder.rows(video)]
     settings = folder.settings
-    scored = benchmark.scored and bool(rows)
+    scored = benchmark.scored and any(not row["unscored"] for row in rows)
     summary = benchmark.summary(rows) if scored else {}
     bounds = benchmark.intervals(rows) if scored else {}
     failures = [
-        {name: row[name] for name in ("video", "query", "error")} for row in rows if row["error"]
+        {name: row[name] for name in ("video", "query", "error")}
+        for row in rows
+        if row["error"] and not row["unscored"]
+    ]
+    unscored = [
+        {name: row[name] for name in ("video", "query", "unscored")}
+        for row in rows
+        if row["unscored"]
     ]
     results = {
         "benchmark": settings.benchmark,
@@ -44,7 +51,10 @@ def conclude(
         "of_videos": total,
         "queries": len(rows),
         "failed": len(failures),
-        "without_mask": sum(not row["error"] and not row["tracks"] for row in rows),
+        "unscored": len(unscored),
+        "without_mask": sum(
+            not row["error"] and not row["unscored"] and not row["tracks"] for row in rows
+        ),
         "headline": list(benchmark.headline),
         "summary": summary,
         "intervals": {key: [bound.low, bound.high] for key, bound in bounds.items()},
@@ -55,6 +65,7 @@ def conclude(
             ).items()
         },
         "failures": failures,
+        "annotation_faults": unscored,
     }
     write_atomically(folder.out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     write_atomically(folder.out / "per_query.parquet", parquet(rows))
@@ -62,20 +73,29 @@ def conclude(
 
 
 def caveats(results: dict[str, Any]) -> list[str]:
-    """What must be said beside the numbers."""
-    said = [results["note"]] if results["note"] else []
+    """What must be lines beside the numbers."""
+    lines = [results["note"]] if results["note"] else []
     if results["answer"] == "force":
-        said.append("answers were forced: the language model was not asked whether to ground")
+        lines.append("answers were forced: the language model was not asked whether to ground")
     if results["videos"] < results["of_videos"]:
-        said.append(
+        lines.append(
             f"{results['videos']} of {results['of_videos']} videos: not the benchmark's number"
         )
     if results["failed"]:
-        said.append(f"{results['failed']} of {results['queries']} queries failed and count as zero")
+        lines.append(
+            f"{results['failed']} of {results['queries']} queries failed and count as zero"
+        )
+    if results.get("unscored"):  # runs of older versions say nothing
+        lines.append(
+            f"{results['unscored']} of {results['queries']} queries are not scored, because their annotation is at "
+            "fault; they are listed in results.json"
+        )
     if results["without_mask"]:
-        said.append(
+        lines.append(
             f"{results['without_mask']} of {results['queries']} answers name no object: they are empty masks"
         )
-    if not results["summary"]:
-        said.append("no public truth: make an archive for the benchmark's server (--archive)")
-    return said
+    if not results["summary"] and results.get("unscored") == results["queries"]:
+        lines.append("no query could be scored")
+    elif not results["summary"]:
+        lines.append("no public truth: make an archive for the benchmark's server (--archive)")
+    return lines

@@ -140,8 +140,8 @@ def evaluate_video(
 ) -> tuple[list[dict[str, Any]], float]:
     """Every query of a video asked and scored: rows of its part, and the seconds of reading and asking.
 
-    What cannot be read, asked or scored scores zero, with the reason. Raises ValueError if there is no score even
-    then, for the truth is missing.
+    What cannot be read or asked scores zero, with the reason. A query whose annotation is at fault is not asked, or not
+    scored, and costs no other.
     """
     from model.evaluate.features import Kept
 
@@ -155,7 +155,9 @@ def evaluate_video(
     }
     kept = Kept(sparrow.host, frames, boxed) if len(queries) > 1 else None
     predictions = {
-        query.id: predict(sparrow, frames, query, asking, seed, kept, tsf) for query in queries
+        query.id: predict(sparrow, frames, query, asking, seed, kept, tsf)
+        for query in queries
+        if not query.fault
     }
     seconds = time.perf_counter() - start
     return to_rows(benchmark, video, predictions), seconds
@@ -175,7 +177,7 @@ def to_rows(
 ) -> list[dict[str, Any]]:
     """Predictions of a video, by query -> rows with the benchmark's scores, in the benchmark's order.
 
-    A video whose truth cannot be read scores zero, with the reason, where the benchmark has such a score.
+    Predictions that do not fit the video score zero, with the reason.
     """
     queries = benchmark.queries(video)
     scores: list[Row] = []
@@ -188,21 +190,24 @@ def to_rows(
             }
             scores = benchmark.score(video, predictions)
     else:
-        scores = [
-            {
-                "video": video.id,
-                "query": q.id,
-                "group": q.group,
-                "kind": q.kind,
-                "error": predictions[q.id].error,
-            }
-            for q in queries
-        ]
+        scores = [_row_without_truth(video, query, predictions) for query in queries]
     texts = {query.id: query.text for query in queries}
     return [
         one | _answer_row(texts.get(one["query"], ""), predictions.get(one["query"]))
         for one in scores
     ]
+
+
+def _row_without_truth(video: Video, query: Query, predictions: Mapping[str, Prediction]) -> Row:
+    prediction = predictions.get(query.id)
+    return {
+        "video": video.id,
+        "query": query.id,
+        "group": query.group,
+        "kind": query.kind,
+        "error": "" if prediction is None else prediction.error,
+        "unscored": query.fault,
+    }
 
 
 def _answer_row(text: str, prediction: Prediction | None) -> dict[str, Any]:

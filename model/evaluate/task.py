@@ -21,6 +21,10 @@ from schemas.records import Clip, Media, Quarantined
 Frames = NDArray[np.uint8]
 """[T, H, W, 3] RGB."""
 
+COUNT_TOLERANCE = 0.02
+"""Share of a video's frames by which the annotation may count otherwise; more, and it is another video."""
+SAME_SHAPE = 0.03
+"""By how much width / height may differ from the annotation where pictures are resized: rounding, not a turned video."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -41,7 +45,7 @@ class Video:
     id: the name of its results' folder. frames: names of its frames and of result files, without extension. size:
     (height, width) of what `read` gives, if the annotation says so. root, media, pick: where the pixels are; pick:
     numbers of the frames in `media`, all of them if None. resized: `read` resizes to `size`, as the released script
-    does, so that masks have that size.
+    does, so that masks have that size. count: frames that the whole video has by the annotation.
     """
 
     id: str
@@ -51,6 +55,7 @@ class Video:
     media: Media = field(repr=False)
     pick: tuple[int, ...] | None = field(default=None, repr=False)
     resized: bool = False
+    count: int | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.id, "video")
@@ -68,7 +73,16 @@ class Video:
             )
         wanted = self.pick or tuple(range(len(self)))
         clip = _Picked(
-            self.id, "", "", self.id, self.media, wanted[0], wanted[-1] + 1, wanted=wanted
+            self.id,
+            "",
+            "",
+            self.id,
+            self.media,
+            wanted[0],
+            wanted[-1] + 1,
+            wanted=wanted,
+            frame_count=self.count,
+            frame_tolerance=round(COUNT_TOLERANCE * (self.count or 0)),
         )
         try:
             frames = decode(self.root, clip, DecodeConfig()).frames
@@ -78,12 +92,13 @@ class Video:
             ) from problem
         if self.size is None or frames.shape[1:3] == self.size:
             return frames
-        if not self.resized:
-            raise ValueError(
-                f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]}, "
-                f"the annotation says {self.size[0]}x{self.size[1]}: another video"
-            )
         height, width = self.size
+        shape = frames.shape[2] * height / (frames.shape[1] * width)
+        if not self.resized or abs(shape - 1) > SAME_SHAPE:
+            raise ValueError(
+                f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]} (height x "
+                f"width), by the annotation they become {height}x{width}: another video, or a turned one"
+            )
         resized = [
             cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames
         ]
@@ -107,7 +122,8 @@ class Query:
 
     id: unique within the video, [A-Za-z0-9_-]+; the name of its results' folder. text: as in the annotation.
     kind: "expression" (a phrase), "declarative" or "interrogative" (VidSTG), "gcg" (describe, and segment all of it).
-    group: the annotator (Ref-DAVIS17) or the source (VideoGCG, VidSTG).
+    group: the annotator (Ref-DAVIS17) or the source (VideoGCG, VidSTG). fault: why it cannot be asked, for what is
+    wrong with the annotation; such a query is not scored.
     """
 
     id: str
@@ -115,6 +131,7 @@ class Query:
     text: str
     kind: str = "expression"
     group: str = ""
+    fault: str = ""
 
     def __post_init__(self) -> None:
         checked_name(self.id, f"video {self.video}: query")
@@ -136,7 +153,11 @@ class Prediction:
 
 
 Row = dict[str, Any]
-"""One query's scores, flat: "video", "query", "group", "kind", "error", and the benchmark's own columns."""
+"""One query's scores, flat: "video", "query", "group", "kind", "error", "unscored", and the benchmark's own columns.
+
+error: why the model gave no answer, which scores zero. unscored: what is wrong with the annotation, so that there is
+no score; the columns are None then, and means leave the row out.
+"""
 
 
 class Benchmark(Protocol):
@@ -154,6 +175,11 @@ class Benchmark(Protocol):
         """False where the truth is not at hand: then only an archive can be made."""
         ...
 
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        """Where under the root the truth is looked for; none where its owners do not publish it."""
+        ...
+
     def videos(self) -> list[Video]: ...
 
     def queries(self, video: Video) -> list[Query]: ...
@@ -161,7 +187,8 @@ class Benchmark(Protocol):
     def score(self, video: Video, predictions: Mapping[str, Prediction]) -> list[Row]:
         """A row per query, in order; predictions by query id. A missing or failed one gets the benchmark's zero.
 
-        Raises ValueError for masks that are not [N, T, H, W] of the video, and where the truth cannot be read.
+        A query whose truth cannot be read is unscored, with the reason, and costs no other. Raises ValueError for
+        masks that are not [N, T, H, W] of the video.
         """
         ...
 

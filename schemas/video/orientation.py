@@ -40,7 +40,7 @@ def turn_of(frame: av.VideoFrame) -> Turn:
     """How a decoded frame asks to be turned. VideoError if it is by no multiple of a right angle.
 
     Not for every frame of a video: PyAV's view of side data keeps its frame in memory until the next full garbage
-    collection. `frame.rotation` tells whether later frames are turned otherwise.
+    collection. `frame.rotation` shows whether later frames are turned otherwise.
     """
     try:
         side_data: Any = frame.side_data

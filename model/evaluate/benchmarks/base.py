@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, bootstrap, expression_score
-from pipeline.sources.base import DataRoot, locate
+from pipeline.sources.base import DataRoot, clean, locate
 from schemas.geometry import MAX_PIXELS
 from schemas.records import Quarantined
 
@@ -118,8 +118,30 @@ def row(video: Video, query: Query, prediction: Prediction | None, **scores: Any
         "group": query.group,
         "kind": query.kind,
         "error": error,
+        "unscored": "",
         **scores,
     }
+
+
+def unscored(
+    video: Video, query: Query, prediction: Prediction | None, reason: object, *columns: str
+) -> Row:
+    """The row of a query whose annotation is at fault: nothing in these columns, and the reason."""
+    scores = dict.fromkeys(columns)
+    error = "" if query.fault or prediction is None else prediction.error
+    return row(video, query, prediction, **scores) | {"error": error, "unscored": str(reason)}
+
+
+def scored_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that have a score."""
+    return [one for one in rows if not one.get("unscored")]
+
+
+def expression_of(key: str, video: str, entry: Mapping[str, Any], file: str) -> Query:
+    """The query of an entry `{"exp": text}`; with a fault, and not asked, where it has no text."""
+    text = clean(str(entry.get("exp") or ""))
+    fault = "" if text else f"{file}: {video}/{key} has no `exp`"
+    return Query(key, video, text, fault=fault)
 
 
 def expression_rows(
@@ -130,33 +152,70 @@ def expression_rows(
 ) -> list[Row]:
     """J, F and J&F of each expression, means over frames; 0 without an answer.
 
-    truth: (video, query, size of the prediction) -> masks [T, H, W].
+    truth: (video, query, size of the prediction) -> masks [T, H, W]. An expression without target has a truth that is
+    empty in every frame: an answer without mask scores 1, any other 0. target, answered: whether the truth and the
+    answer have a mask at all.
     """
     rows = []
     for query in queries:
-        prediction, j, f = predictions.get(query.id), 0.0, 0.0
-        if prediction is not None and not prediction.error:
-            truth_thw = truth(video, query, prediction.masks_nthw.shape[-2:])
-            score = expression_score(
-                one_mask(prediction, video, query, truth_thw.shape[1:]), truth_thw
-            )
-            j, f = score["J"], score["F"]
-        rows.append(row(video, query, prediction, J=j, F=f, **{"J&F": (j + f) / 2}))
+        prediction = predictions.get(query.id)
+        size = (0, 0) if prediction is None else prediction.masks_nthw.shape[-2:]
+        try:
+            if query.fault:
+                raise ValueError(query.fault)
+            truth_thw = truth(video, query, size)
+        except ValueError as error:
+            columns = ("J", "F", "J&F", "target", "answered")
+            rows.append(unscored(video, query, prediction, error, *columns))
+            continue
+        target, answered, j, f = bool(truth_thw.any()), False, 0.0, 0.0
+        mask_thw = one_mask(prediction, video, query, truth_thw.shape[1:])
+        if mask_thw is not None:
+            answered = bool(mask_thw.any())
+            j, f = _expression_score(mask_thw, truth_thw)
+        scores = {"J": j, "F": f, "J&F": (j + f) / 2, "target": target, "answered": answered}
+        rows.append(row(video, query, prediction, **scores))
     return rows
 
 
+def _expression_score(
+    mask_thw: NDArray[np.bool_], truth_thw: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """J and F; of an expression without target 1 or 0 as a whole."""
+    if not truth_thw.any():
+        return (0.0, 0.0) if mask_thw.any() else (1.0, 1.0)
+    score = expression_score(mask_thw, truth_thw)
+    return score["J"], score["F"]
+
+
+def target_accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """N-acc, T-acc: shares of the expressions without and with a target that are answered so. Nothing where every
+    expression has a target, as in the first MeViS."""
+    known = [one for one in scored_rows(rows) if one.get("target") is not None]
+    without = [one for one in known if not one["target"]]
+    having = [one for one in known if one["target"]]
+    if not without:
+        return {}
+    accuracies = {"N-acc": float(np.mean([not one["answered"] for one in without]))}
+    if having:
+        accuracies["T-acc"] = float(np.mean([bool(one["answered"]) for one in having]))
+    return accuracies
+
+
 def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    if not rows:
+    known = scored_rows(rows)
+    if not known:
         raise ValueError("rows: no query to average over")
-    return float(np.mean([one[key] for one in rows]))
+    return float(np.mean([one[key] for one in known]))
 
 
 def interval(
     rows: Sequence[Mapping[str, Any]], key: str, weights: str | None = None, by: str = "video"
 ) -> Interval:
     """`bootstrap` of a column, or of the ratio of two; `by`: the column that says which rows belong together."""
+    known = scored_rows(rows)
     return bootstrap(
-        [one[key] for one in rows],
-        None if weights is None else [one[weights] for one in rows],
-        [str(one[by]) for one in rows],
+        [one[key] for one in known],
+        None if weights is None else [one[weights] for one in known],
+        [str(one[by]) for one in known],
     )

@@ -1,7 +1,8 @@
 """MeViS: motion expressions about one or several objects.
 
 - `val_u` (folder `valid_u`, 50 videos, 793 expressions) has masks; `val` (`valid`, 140 videos, 2,236 expressions) has
-  none: scored by the server, which takes an archive.
+  none: scored by the server (Codabench), which takes an archive.
+- In MeViS v2 an expression may have no target: its `obj_id` and `anno_id` are empty, and so is its truth.
 - An expression's truth is the union of the masks of its `anno_id`; `mask_dict.json` has one RLE or null a frame, in
   the order of the sorted `frames`.
 - J and F are means over all frames, then over expressions (tools/eval_mevis.py).
@@ -15,18 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from model.evaluate.benchmarks.base import base_folder, expression_rows, interval, mean, read_json
+from model.evaluate.benchmarks.base import (
+    base_folder,
+    expression_of,
+    expression_rows,
+    interval,
+    mean,
+    read_json,
+    target_accuracies,
+)
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, merge_objects
-from pipeline.sources.base import DataRoot, clean
+from pipeline.sources.base import DataRoot
 from schemas.geometry import RLE, rle_check
 from schemas.records import Media, Quarantined
 from schemas.video.order import in_picture_order, stems
 
 _FOLDERS = {"val_u": "valid_u", "val": "valid"}
+V2 = "meta_expressions_v2.json"
+NAMES = ("meta_expressions.json", V2)
+"""Of the annotation file in the two versions of the dataset; the first that is there is read."""
+HIDDEN = ("val",)
+"""Splits whose masks only the server has (Codabench)."""
 _EXPECTED = """\
   <root>/                                     (or mevis/ below it)
-    {valid_u,valid}/meta_expressions.json
+    {valid_u,valid}/meta_expressions.json   (MeViS v2: meta_expressions_v2.json)
     {valid_u,valid}/JPEGImages/<video>/%05d.jpg
     valid_u/mask_dict.json"""
 
@@ -46,6 +60,16 @@ class _Meta(TypedDict):
     videos: dict[str, _Entry]
 
 
+def _find(root: DataRoot, folders: Sequence[str], folder: str) -> tuple[str, str]:
+    """The split's folder under the root, and the name of its annotation file. ValueError if there is none."""
+    for name in NAMES:
+        for base in folders:
+            if root.has(f"{base}{folder}/{name}"):
+                return f"{base}{folder}", name
+    base = base_folder(root, folders, f"{folder}/{NAMES[0]}", _EXPECTED)
+    return base + folder, NAMES[0]
+
+
 class MeViS:
     """See `model.evaluate.task.Benchmark`."""
 
@@ -55,19 +79,22 @@ class MeViS:
 
     def __init__(self, root: DataRoot, split: str):
         self.split, self.root = split, root
-        self.settings: dict[str, str] = {}
         folder = _FOLDERS[split]
         folders = ("", "mevis/", "MeViS/", "MeViS_release/")
-        self.base = (
-            base_folder(root, folders, f"{folder}/meta_expressions.json", _EXPECTED) + folder
-        )
-        self._meta: dict[str, _Entry] = read_json(
-            root, f"{self.base}/meta_expressions.json", _Meta
-        )["videos"]
+        self.base, name = _find(root, folders, folder)
+        self._file = f"{self.base}/{name}"
+        self._meta: dict[str, _Entry] = read_json(root, self._file, _Meta)["videos"]
+        count = sum(len(entry["expressions"]) for entry in self._meta.values())
+        version = "2" if name == V2 else "1"
+        self.settings = {"version": version, "expressions": str(count)}
 
     @property
     def scored(self) -> bool:
         return self.root.has(f"{self.base}/mask_dict.json")
+
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        return () if self.split in HIDDEN else (f"{self.base}/mask_dict.json",)
 
     def videos(self) -> list[Video]:
         return [self._video(name, entry["frames"]) for name, entry in self._meta.items()]
@@ -79,7 +106,7 @@ class MeViS:
 
     def queries(self, video: Video) -> list[Query]:
         expressions = self._meta[video.id]["expressions"]
-        return [Query(key, video.id, clean(one["exp"])) for key, one in expressions.items()]
+        return [expression_of(key, video.id, one, self._file) for key, one in expressions.items()]
 
     @cached_property
     def _ranges(self) -> dict[str, tuple[int, int]]:
@@ -108,9 +135,15 @@ class MeViS:
 
     def truth(self, video: Video, query: Query, size: tuple[int, int]) -> NDArray[np.bool_]:
         """[T, H, W]: the union of the expression's objects; empty and of `size` if they are in no frame."""
-        return self._union(
-            video, self._meta[video.id]["expressions"][query.id].get("anno_id", []), size
-        )
+        row = self._meta[video.id]["expressions"][query.id]
+        ids = row.get("anno_id")
+        if ids is None:
+            raise ValueError(f"{self._file}: {video.id}/{query.id} has no `anno_id`")
+        if not ids and row.get("obj_id"):
+            raise ValueError(f"{self._file}: {video.id}/{query.id} has objects and no masks")
+        if not ids:  # MeViS v2: nothing in the video fits
+            return np.zeros((len(video), *size), bool)
+        return self._union(video, ids, size)
 
     def objects(self, video: Video, ids: Sequence[str], size: tuple[int, int]) -> NDArray[np.bool_]:
         """[T, H, W]: the union of objects by their `obj_id`, which is theirs within the video."""
@@ -139,7 +172,7 @@ class MeViS:
         return expression_rows(video, self.queries(video), predictions, self.truth)
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        return {key: mean(rows, key) for key in self.headline}
+        return {key: mean(rows, key) for key in self.headline} | target_accuracies(rows)
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         return {key: interval(rows, key) for key in self.headline}

@@ -29,6 +29,8 @@ from model.evaluate.benchmarks.base import (
     read_index_masks,
     read_json,
     row,
+    scored_rows,
+    unscored,
 )
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, davis
@@ -147,15 +149,21 @@ class RefDAVIS17:
     def scored(self) -> bool:
         return any(self.root.has(f"{self._masks}/{video}") for video in self._texts)
 
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        return (f"{self._masks}/<video>/<frame>.png",)
+
     def videos(self) -> list[Video]:
         return [self._video(name) for name in self._texts]
 
     def _video(self, name: str) -> Video:
-        """The truth says which frames there are, as the official tool has it; the images where there is none."""
-        masks = in_picture_order(self.root.listdir(f"{self._masks}/{name}"))
-        files = masks or in_picture_order(self.root.listdir(f"{self._images}/{name}"))
-        frames = stems(files)
-        names = tuple(f"{frame}.jpg" for frame in frames)
+        """Every frame that has an image or a mask: a mask that is missing is a fault of the truth, not a shorter video."""
+        listed = (
+            *stems(in_picture_order(self.root.listdir(f"{self._images}/{name}"))),
+            *stems(in_picture_order(self.root.listdir(f"{self._masks}/{name}"))),
+        )
+        names = tuple(in_picture_order(f"{frame}.jpg" for frame in dict.fromkeys(listed)))
+        frames = stems(names)
         return Video(
             name, frames, None, self.root, Media("frames", f"{self._images}/{name}", names=names)
         )
@@ -176,13 +184,11 @@ class RefDAVIS17:
         queries, zero = self.queries(video), dict.fromkeys(self.headline, 0.0)
         try:
             truth_thw = self._truth(video)
-        except ValueError:
-            if any(
-                one is not None and not one.error
-                for one in (predictions.get(query.id) for query in queries)
-            ):
-                raise
-            return [row(video, query, predictions.get(query.id), **zero) for query in queries]
+        except ValueError as error:
+            return [
+                unscored(video, query, predictions.get(query.id), error, *self.headline)
+                for query in queries
+            ]
         if self.scorer == "expression":
             return expression_rows(
                 video, queries, predictions, lambda _, query, __: truth_thw == self.object_id(query)
@@ -220,7 +226,9 @@ class RefDAVIS17:
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Means over objects per annotator ("anno_0 J&F", ...) and their mean, the headline."""
-        groups = sorted({one["group"] for one in rows})
+        groups = sorted({one["group"] for one in scored_rows(rows)})
+        if not groups:
+            raise ValueError("rows: no query to average over")
         each = {
             (group, key): mean([one for one in rows if one["group"] == group], key)
             for group in groups
@@ -236,17 +244,18 @@ class RefDAVIS17:
 
 
 def _lines(root: DataRoot, file: str) -> list[str]:
-    """Lines of a text file that is UTF-8 or, as the second annotator's, latin-1."""
+    """Lines of a text file that is UTF-8 or, as the second annotator's, in the older code of Windows."""
     if not root.has(file):
         raise ValueError(
             f"{file} is not under {root.path}: all four of {', '.join(ANNOTATORS)} are needed"
         )
     data = root.read_bytes(file)
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return [line for line in text.splitlines() if line.strip()]
+        text = data.decode("cp1252", "replace")
+    # Not `splitlines`: byte 0x85 of latin-1 would end a line in the middle of a text.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _fields(line: str, file: str) -> tuple[str, int, str]:

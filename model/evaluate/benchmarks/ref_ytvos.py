@@ -17,15 +17,17 @@ from typing_extensions import TypedDict
 
 from model.evaluate.benchmarks.base import (
     base_folder,
+    expression_of,
     expression_rows,
     interval,
     mean,
     read_index_masks,
     read_json,
+    target_accuracies,
 )
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval
-from pipeline.sources.base import DataRoot, clean
+from pipeline.sources.base import DataRoot
 from schemas.records import Media
 from schemas.video.order import in_picture_order, stems
 
@@ -64,6 +66,7 @@ class RefYTVOS:
         self.split, self.root = split, root
         folders = ("", "ref-youtube-vos/", "ref_youtube_vos/", "Ref-YouTube-VOS/", "refytvos/")
         self.base = base_folder(root, folders, _META, _EXPECTED)
+        self._file = self.base + _META
         videos: dict[str, _Entry] = read_json(root, self.base + _META, _Meta)["videos"]
         self.settings: dict[str, str] = {}
         if root.has(self.base + _TEST):
@@ -90,6 +93,11 @@ class RefYTVOS:
     def scored(self) -> bool:
         return bool(self._truth)
 
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        """None: the official files hold no truth."""
+        return ()
+
     def videos(self) -> list[Video]:
         return [self._video(name, entry["frames"]) for name, entry in self._meta.items()]
 
@@ -100,7 +108,7 @@ class RefYTVOS:
 
     def queries(self, video: Video) -> list[Query]:
         expressions = self._meta[video.id]["expressions"]
-        return [Query(key, video.id, clean(one["exp"])) for key, one in expressions.items()]
+        return [expression_of(key, video.id, one, self._file) for key, one in expressions.items()]
 
     def _masks(self, video: str, key: str = "") -> str:
         return f"{self.base}valid/Annotations/{video}" + (f"/{key}" if key else "")
@@ -117,7 +125,7 @@ class RefYTVOS:
         return expression_rows(video, self.queries(video), predictions, self.truth)
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        return {key: mean(rows, key) for key in self.headline}
+        return {key: mean(rows, key) for key in self.headline} | target_accuracies(rows)
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         return {key: interval(rows, key) for key in self.headline}

@@ -20,7 +20,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.evaluate.benchmarks.base import interval, mean, row, tracks
+from model.evaluate.benchmarks.base import (
+    interval,
+    mean,
+    row,
+    scored_rows,
+    tracks,
+    unscored,
+)
 from model.evaluate.benchmarks.videogcg_sources import EXPECTED, SOURCES, Case, read_cases
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import (
@@ -92,6 +99,10 @@ class VideoGCG:
     def scored(self) -> bool:
         return True
 
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        return tuple(SOURCES.values())
+
     def videos(self) -> list[Video]:
         return [case.video for case in self._cases.values()]
 
@@ -109,7 +120,11 @@ class VideoGCG:
             score = gcg_score(None, np.zeros((len(case.phrases), 1, 1, 1), bool), None, protocol)
         else:
             caption = clean_caption(prediction.text)
-            gt_gthw = case.truth(prediction.masks_nthw.shape[-2:])
+            try:
+                gt_gthw = case.truth(prediction.masks_nthw.shape[-2:])
+            except ValueError as error:
+                columns = ("mIoU", "matched", "phrases", "CLAIR")
+                return [unscored(video, query, prediction, error, *columns)]
             pred_pthw = tracks(prediction, video, query, gt_gthw.shape[2:])
             if len(prediction.phrases) != len(pred_pthw):
                 raise ValueError(
@@ -141,6 +156,7 @@ class VideoGCG:
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Shares in [0, 1], also CLAIR, which the paper prints times 100. A failed query has an empty caption."""
+        rows = scored_rows(rows)
         phrases = sum(one["phrases"] for one in rows)
         means = {"mIoU": mean(rows, "mIoU")}
         means[self.recall] = sum(one["matched"] for one in rows) / phrases if phrases else 0.0
@@ -153,6 +169,7 @@ class VideoGCG:
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         """Of mIoU, recall and CLAIR; METEOR and CIDEr belong to the whole set."""
+        rows = scored_rows(rows)
         bounds = {"mIoU": interval(rows, "mIoU")}
         if any(one["phrases"] for one in rows):
             bounds[self.recall] = interval(rows, "matched", "phrases")

@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from model.evaluate.benchmarks.base import base_folder, interval, mean, one_mask, read_json, row
+from model.evaluate.benchmarks.base import (
+    base_folder,
+    interval,
+    mean,
+    one_mask,
+    read_json,
+    row,
+    scored_rows,
+    unscored,
+)
 from model.evaluate.task import Prediction, Query, Row, Video
 from model.metrics import Interval, VidSTGScore, vidstg_score
 from model.metrics.statistics import Rules
@@ -33,6 +42,7 @@ _MAX_SIDE = 373
 """The released resizing: the short side becomes 224, unless the long one would exceed this."""
 _KINDS = {"captions": "declarative", "questions": "interrogative"}
 _VIDOR = {"test": "validation", "val": "training"}
+_VIDOR_FOLDERS = ("vidor_annotations", "annotation")
 _EXPECTED = """\
   <root>/                                     (or vidstg/ below it)
     vidstg_annotations/{test,val}_annotations.json   (or annotations/, or in the root)
@@ -130,6 +140,11 @@ class VidSTG:
     def scored(self) -> bool:
         return bool(self.root.listdir(self._vidor))
 
+    @property
+    def truth_places(self) -> tuple[str, ...]:
+        folder = f"{_VIDOR[self.split]}/<group>/<video>.json"
+        return tuple(f"{self.base}{name}/{folder}" for name in _VIDOR_FOLDERS)
+
     @cached_property
     def _groups(self) -> dict[str, str]:
         """VidOR keeps its files in numbered folders: video -> folder, from annotations and media."""
@@ -140,9 +155,11 @@ class VidSTG:
             for name in self.root.listdir(f"{top}/{group}")
         }
 
-    @property
+    @cached_property
     def _vidor(self) -> str:
-        return f"{self.base}vidor_annotations/{_VIDOR[self.split]}"
+        """The folder of VidOR's boxes; its official archive unpacks as `annotation`."""
+        places = [f"{self.base}{name}/{_VIDOR[self.split]}" for name in _VIDOR_FOLDERS]
+        return next((place for place in places if self.root.listdir(place)), places[0])
 
     def videos(self) -> list[Video]:
         return [self._video(name, item) for name, (item, _) in self._clips.items()]
@@ -155,9 +172,9 @@ class VidSTG:
             f"{self.base}video/{self._groups.get(item['vid'], '<group>')}/{item['vid']}.mp4",
         )
         size = resized((item["height"], item["width"]), self.short_side)
-        return Video(
-            name, tuple(f"{i:06d}" for i in pick), size, self.root, media, pick, resized=True
-        )
+        names = tuple(f"{i:06d}" for i in pick)
+        count = item["frame_count"]
+        return Video(name, names, size, self.root, media, pick, resized=True, count=count)
 
     def _span(self, item: _Item) -> tuple[int, int]:
         """First frame of the clip, and the one after its last."""
@@ -208,8 +225,14 @@ class VidSTG:
         rows = []
         for query in self.queries(video):
             prediction = predictions.get(query.id)
+            columns = ("mIoU",) if self.clip == "tube" else ("mIoU", "vIoU", "tIoU")
+            try:
+                boxes_t4 = self.boxes(video, query)
+            except ValueError as error:
+                rows.append(unscored(video, query, prediction, error, *columns))
+                continue
             mask_thw = one_mask(prediction, video, query, video.size)
-            score = None if mask_thw is None else self._score(mask_thw, self.boxes(video, query))
+            score = None if mask_thw is None else self._score(mask_thw, boxes_t4)
             miou, viou, tiou = (
                 (0.0, 0.0, 0.0) if score is None else (score.gt_viou, score.viou, score.tiou)
             )
@@ -228,6 +251,7 @@ class VidSTG:
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """ "mIoU" and "mIoU@0.3", "@0.5" (share of queries above), also with "_declarative" and "_interrogative"; for
         clip "segment" "m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5" likewise."""
+        rows = scored_rows(rows)
         kinds = ["", *(k for k in _KINDS.values() if any(one["kind"] == k for one in rows))]
         means: dict[str, float] = {}
         for kind in kinds:
@@ -249,6 +273,7 @@ class VidSTG:
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         """By VidOR video (the rows' group), which several tubes may share."""
+        rows = scored_rows(rows)
         if self.clip == "tube":
             asked = [one for one in rows if one["kind"] == "interrogative"]
             return {"mIoU_interrogative": interval(asked, "mIoU", by="group")} if asked else {}

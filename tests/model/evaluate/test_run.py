@@ -181,7 +181,7 @@ def test_media_that_cannot_be_read_cost_their_queries_and_nothing_else(tmp_path)
     assert benchmark.summary(both)["J&F"] == 0.5
 
 
-def test_truth_that_cannot_be_read_costs_the_score_with_a_reason(tmp_path):
+def test_truth_that_cannot_be_read_costs_its_own_query_and_is_no_zero(tmp_path):
     root = MAKERS["mevis"](tmp_path)
     masks = root / "valid_u/mask_dict.json"
     masks.write_text(masks.read_text().replace('"11"', '"77"'))
@@ -190,8 +190,15 @@ def test_truth_that_cannot_be_read_costs_the_score_with_a_reason(tmp_path):
         evaluate_video(Knows(), benchmark, video, asking("host", "glus", "mevis"))[0]
         for video in benchmark.videos()
     )
-    assert not any(row["error"] for row in first)
-    assert all("cannot be scored" in row["error"] and row["J"] == 0 for row in second)
+    assert not any(row["error"] or row["unscored"] for row in first)
+    hurt = [row for row in second if "mask 11 is not in the file" in row["unscored"]]
+    assert {(row["query"], row["J"], row["error"]) for row in hurt} == {
+        ("0", None, ""),
+        ("2", None, ""),
+    }
+    whole = [row for row in second if not row["unscored"]]
+    assert [row["query"] for row in whole] == ["1"]
+    assert all(row["J"] is not None and not row["error"] for row in whole)
 
 
 def test_pictures_of_the_target_go_into_the_prompt_where_it_is_found():

@@ -86,7 +86,7 @@ def test_a_failed_query_is_an_empty_mask_in_the_official_score(root):
     assert rows["1"]["J"] == pytest.approx(1 / 3)
 
 
-def test_without_truth_what_was_not_answered_is_zero(root, tmp_path):
+def test_a_video_without_truth_is_not_scored_and_costs_no_other(root, tmp_path):
     shutil.copytree(root, tmp_path / "DAVIS")
     shutil.rmtree(tmp_path / "DAVIS/Annotations_unsupervised/480p/motorbike")
     shutil.rmtree(tmp_path / "DAVIS/JPEGImages/480p/motorbike")
@@ -96,12 +96,14 @@ def test_without_truth_what_was_not_answered_is_zero(root, tmp_path):
         ValueError, match="video motorbike: no frames found in DAVIS/JPEGImages/480p/motorbike"
     ):
         video.read()
-    assert {one["J&F"] for one in benchmark.score(video, {})} == {0}
+    rows = benchmark.score(video, {})
+    assert {one["J&F"] for one in rows} == {None}
+    assert all("no masks under" in one["unscored"] for one in rows)
     first = {
         query.id: Prediction(made.perfect(benchmark.videos()[0], query)[None])
         for query in benchmark.queries(benchmark.videos()[0])
     }
-    assert made.scores(benchmark, {"dogs-scale": first})["J"] == 0.5
+    assert made.scores(benchmark, {"dogs-scale": first})["J"] == 1.0
 
 
 def test_objects_without_text_and_texts_without_object(root, tmp_path):

@@ -156,11 +156,10 @@ def test_uncompressed_and_damaged_masks(root, tmp_path):
     data["annotations"][0]["segmentations"][2] = {"size": [64, 96], "counts": [0, 64]}
     file.write_text(json.dumps(data))
     benchmark = open_gcg(tmp_path)
-    with pytest.raises(ValueError, match="video_gcg-00000, frame 2: runs do not add up to 64x96"):
-        benchmark.score(
-            benchmark.videos()[0],
-            answers(benchmark, lambda v, t: made.truth(v, t))["video_gcg-00000"],
-        )
+    planted = answers(benchmark, lambda v, t: made.truth(v, t))["video_gcg-00000"]
+    [row] = benchmark.score(benchmark.videos()[0], planted)
+    assert "video_gcg-00000, frame 2: runs do not add up to 64x96" in row["unscored"]
+    assert row["mIoU"] is None
 
 
 def test_small_blobs():
