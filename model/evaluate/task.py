@@ -96,8 +96,8 @@ class Video:
         shape = frames.shape[2] * height / (frames.shape[1] * width)
         if not self.resized or abs(shape - 1) > SAME_SHAPE:
             raise ValueError(
-                f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]} (height x "
-                f"width), by the annotation they become {height}x{width}: another video, or a turned one"
+                f"video {self.id}: {self.media.path} has frames of {frames.shape[1]}x{frames.shape[2]}, the annotation "
+                f"says {height}x{width}{' after resizing' * self.resized}: another video, or a turned one"
             )
         resized = [
             cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames
