@@ -17,6 +17,7 @@ from flows import (
     repair,
     report,
     reshard,
+    sql,
     stats,
     verify,
     weights,
@@ -340,22 +341,6 @@ def status(
     print(json.dumps(rows, indent=2)) if as_json else show_status(rows)
 
 
-@app.command(epilog='Example: sparrow sql outputs/demo "SELECT * FROM funnel"')
-def sql(
-    out: Out,
-    query: Annotated[
-        str, typer.Argument(help="A query over the catalogue's views (README: six to start with).")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Ask the manifests anything, in DuckDB's SQL."""
-    from flows.show import show_json, show_rows
-    from manifests.catalog import query as ask
-
-    rows = ask(out, query)
-    show_json(rows) if as_json else show_rows(rows)
-
-
 @app.command(epilog="Example: sparrow browse outputs/demo")
 def browse(
     out: Out,
@@ -543,6 +528,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")
 export.register(app)
 verify.register(app)
+sql.register(app)
 app.add_typer(quarantine.app, name="quarantine")
 repair.register(app)
 reshard.register(app)
