@@ -71,7 +71,7 @@ def test_its_colours_are_stated_and_true():
 
 
 def test_real_film_comes_back_as_it_was(shared):
-    """What docs/pitfalls.md says of the quality of stored pictures."""
+    """The quality of stored pictures that docs/frames.md states."""
     worst = []
     for name in ("01_dog.mp4", "02_cups.mp4", "03_blocks.mp4", "bedroom.mp4"):
         with VideoFile(shared / "data" / "video" / name) as video:
