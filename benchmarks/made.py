@@ -81,6 +81,9 @@ class Made:
                 ),
             )
 
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        return []
+
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         boxes = np.tile(np.array([8, 8, 24, 24], np.float32), (len(clip), 1))
         return Annotation(boxes, np.ones(len(clip), bool))

@@ -137,7 +137,8 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
-    from flows.jobs import SOURCES, beside_paper, forecast, make_jobs, normal, totals
+    from flows.forecast import Forecast, plan_advice
+    from flows.jobs import SOURCES, beside_paper, make_jobs, normal, totals
     from flows.progress import Bars, Quiet
     from pipeline.corpora import take
     from pipeline.plan import build_plan, configured_source
@@ -179,9 +180,10 @@ def plan(
     progress = Quiet() if as_json else Bars()
     for job in jobs:
         with progress.stage(f"plan {job.name}", unit="clips") as tick:
-            counts = build_plan(job, tick=tick.to, save=False)
+            looking = Forecast(job)
+            counts = build_plan(job, tick=tick.to, watch=looking.see, save=False)
             tick.to(counts.clips)
-        rows.append(forecast(job, counts, workers))
+        rows.append(looking.row(counts, workers))
     if as_json:
         name = "all" if source == "all" else jobs[0].source
         print(
@@ -192,14 +194,10 @@ def plan(
         )
     else:
         from flows.show import show_plan
-        from pipeline.sources.base import load_source
-        from pipeline.sources.hints import right_level
 
         show_plan(rows)
-        for job, row in zip(jobs, rows, strict=True):
-            if row["media"] == "none" and (place := right_level(load_source(job.source), job.root)):
-                print(f"try: --data-root {place}, which has videos or pictures too")
-                break
+        for line in plan_advice(jobs, rows):
+            print(f"try: {line}")
 
 
 @app.command(

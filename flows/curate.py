@@ -19,7 +19,8 @@ from prefect.logging import get_run_logger
 
 from flows import driver
 from flows.executors import Executor, executor_for, make_executor
-from flows.jobs import SourceName, forecast, make_jobs, sources_under, unknown_keys
+from flows.forecast import forecast
+from flows.jobs import SourceName, make_jobs, sources_under, unknown_keys
 from flows.progress import Quiet
 from manifests.catalog import query
 from manifests.quarantine import splits_of, tally

@@ -1,4 +1,4 @@
-"""From what a user asks for (a source, a folder, a preset) to jobs, and what a plan promises before it runs."""
+"""From what a user asks for (a source, a folder, a preset) to jobs; sums of plans, and the paper's beside them."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,15 +6,11 @@ from typing import Literal, get_args
 
 from pipeline.corpora import PAPER_COUNTS, PAPER_TOTAL, Expected, Take, take
 from pipeline.exclude import read_exclude
-from pipeline.plan import Counts, Job, configured_source, left_out, plan_items
+from pipeline.plan import Job, configured_source, left_out
 from pipeline.presets import CurateConfig
 from pipeline.presets import override as overridden
 from pipeline.sources.base import DataRoot
 from pipeline.sources.hints import explain
-from schemas.records import Media, Planned, Quarantined
-
-SECONDS_PER_FRAME = {"lite": 0.04}
-"""One referent, 640x360, one core; of other presets not known. Better: `FROM stage_seconds` of a run of your own."""
 
 SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
 SOURCES: tuple[SourceName, ...] = get_args(SourceName)
@@ -112,55 +108,6 @@ def unknown_keys(jobs: list[Job]) -> str:
     )
 
 
-def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
-    """What a run of this plan will do: counts, size, time, and what it will skip and why.
-
-    A clip whose media are not on disk will be quarantined. Where no media are there at all (annotations only),
-    `media` is "none" and those clips are not counted as quarantined: the plan is then about the annotations.
-    """
-    skip: Counter[str] = Counter()
-    present = missing = frames = 0
-    for item in plan_items(job):
-        if not isinstance(item, Planned):
-            skip[str(item.reason)] += 1
-            continue
-        frames += len(item.clip) * len(item.referents)
-        if _has_media(job.root, item.clip.media):
-            present += 1
-            skip["annotation_missing"] += len(item.clip) == 0
-        else:
-            missing += 1
-    if present:
-        skip["media_missing"] += missing
-    media = "all" if not missing else "some" if present else "none"
-    pace = SECONDS_PER_FRAME.get(job.config.preset)
-    return {
-        "source": job.source,
-        "split": job.split,
-        "videos": counts.videos,
-        "clips": counts.clips,
-        "referents": counts.referents,
-        "qa": counts.qa,
-        "frames": counts.frames,
-        "shards": counts.shards,
-        "quarantined": sum(skip.values()),
-        "skip": {reason: n for reason, n in sorted(skip.items()) if n},
-        "media": media,
-        "bytes": counts.bytes,
-        "seconds": None if pace is None else round(frames * pace / workers, 1),
-    }
-
-
-def _has_media(root: DataRoot, media: Media) -> bool:
-    if media.kind == "video":
-        return root.has(media.path)
-    try:
-        folder = root.file(media.path)
-        return folder.is_dir() and next(folder.iterdir(), None) is not None
-    except (Quarantined, OSError):
-        return False
-
-
 def beside_paper(rows: list[dict]) -> list[dict]:
     """Reached beside inferred counts, per source, and the sum beside the paper's totals."""
     lines = []
@@ -186,7 +133,7 @@ def beside_paper(rows: list[dict]) -> list[dict]:
 
 
 def totals(rows: list[dict]) -> dict:
-    """Sums over splits of the numbers that add up."""
+    """Sums over splits of the numbers that add up, and of what will be skipped by reason."""
     keys = (
         "videos",
         "clips",
@@ -198,7 +145,11 @@ def totals(rows: list[dict]) -> dict:
         "bytes",
         "seconds",
     )
-    return {
+    skip: Counter[str] = Counter()
+    for row in rows:
+        skip.update(row["skip"])
+    sums: dict = {
         key: None if any(row[key] is None for row in rows) else sum(row[key] for row in rows)
         for key in keys
     }
+    return sums | {"skip": dict(sorted(skip.items()))}

@@ -98,7 +98,8 @@ def show_plan(rows: list[dict]) -> None:
 
     def line(row: dict, name: list[object]) -> list[object]:
         minutes = None if row["seconds"] is None else row["seconds"] / 60
-        skip = ", ".join(f"{n} {reason}" for reason, n in row.get("skip", {}).items()) or "nothing"
+        reasons = [f"{n:,} {reason}" for reason, n in row.get("skip", {}).items()]
+        skip = ", ".join(reasons) or "nothing"
         return [
             *name,
             row["videos"],
@@ -114,7 +115,7 @@ def show_plan(rows: list[dict]) -> None:
 
     body = [line(row, [row["source"], row["split"]]) for row in rows]
     if len(rows) > 1:
-        body.append(line(totals(rows) | {"skip": {}}, ["all", ""]))
+        body.append(line(totals(rows), ["all", ""]))
     table(
         "Plan",
         columns,
@@ -130,9 +131,14 @@ def show_plan(rows: list[dict]) -> None:
         caption="The paper prints totals only; its counts by source are inferred (pipeline/corpora.py).\n"
         "vid_sentence: videos are counted. `--corpus paper` takes what these counts imply.",
     )
-    if any(row["media"] == "none" for row in rows):
+    for row in rows:
+        for reason, example in row["examples"].items():
+            words = f"{row['source']} {row['split']}: {reason}, for example: {example}"
+            console.print(Text(words, style="dim"))
+    if bare := [f"{row['source']} {row['split']}" for row in rows if row["media"] == "none"]:
         console.print(
-            "[yellow]no media found: this is a plan of the annotations; every clip would be quarantined[/]"
+            f"[yellow]no media found for {', '.join(bare)}: this is a plan of the annotations; "
+            "every clip would be quarantined[/]"
         )
 
 

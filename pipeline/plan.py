@@ -171,8 +171,14 @@ def estimate_bytes(clip: Clip, referents: int, config: CurateConfig) -> int:
     return referents * int(pixels * media + BYTES_PER_SAMPLE)
 
 
-def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: bool = True) -> Counts:
-    """Plan a split and, with `save`, write it to `<out>/plan/` in one atomic step."""
+def build_plan(
+    job: Job,
+    *,
+    tick: Callable[[int], None] | None = None,
+    watch: Callable[[Planned | Rejected], None] | None = None,
+    save: bool = True,
+) -> Counts:
+    """Plan a split and, with `save`, write it to `<out>/plan/` in one atomic step. watch: called with every item."""
     limit, totals = job.config.shard, dict.fromkeys(Counts.__dataclass_fields__, 0)
     shard = held = held_bytes = 0
     videos = Seen()
@@ -205,6 +211,8 @@ def build_plan(job: Job, *, tick: Callable[[int], None] | None = None, save: boo
                     totals["bytes"] += estimate_bytes(item.clip, len(item.referents), job.config)
                 else:
                     totals["rejected"] += 1
+                if watch:
+                    watch(item)
                 if writer:
                     rows.append((shard, *to_record(item)))
             if writer and len(rows) >= ROWS:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     UNSAFE_PATH = "unsafe_path"  # a path that leaves the data root
     TOO_LARGE = "too_large"
     NO_TARGET = "no_target"  # no usable box in any frame
+    NO_OBJECT = "no_object"  # the expression is about nothing in the video, and its dataset says so
     NO_DETECTION = "no_detection"
     DISAGREES = "disagrees"  # every tracked frame fell below the IoU threshold
     DEADLINE = "deadline"  # took longer than the item deadline

@@ -23,7 +23,7 @@ from pipeline.sources.base import (
     DataRoot,
     Rules,
     SourceConfig,
-    clean,
+    caption_of,
     clip_key,
     countable,
     decimal,
@@ -134,7 +134,8 @@ class A2D:
             if subset != split:
                 continue
             referents: dict[str, Referent] = {}
-            clip = self._clip(root, base, split, video, frames, clips or f"{base}Release/clips320H")
+            file = _video_file(root, clips or f"{base}Release/clips320H", video)
+            clip = self._clip(root, base, split, video, frames, file)
             for line, instance, query in rows:
                 try:
                     if video in missed:
@@ -156,7 +157,7 @@ class A2D:
                 yield Planned(clip, tuple(referents.values()))
 
     def _clip(
-        self, root: DataRoot, base: str, split: str, video: str, total: int | None, clips: str
+        self, root: DataRoot, base: str, split: str, video: str, total: int | None, file: str
     ) -> Clip:
         annotated = _annotated_frames(root, f"{base}{_INSTANCES}/{video}")
         start, stop = _widen(annotated, self.config.min_frames, total) if annotated else (0, 0)
@@ -165,7 +166,7 @@ class A2D:
             source=self.name,
             split=split,
             video_id=video,
-            media=Media("video", f"{clips}/{video}.mp4"),
+            media=Media("video", file),
             start=start,
             stop=stop,
             frame_count=total,
@@ -176,23 +177,21 @@ class A2D:
     def _referent(self, base: str, clip: Clip, instance: str, query: str) -> Referent:
         if (number := decimal(instance)) is None:
             raise malformed(f"instance id {instance!r:.40} is not an integer")
-        if not clean(query):
-            raise malformed("no sentence")
+        caption = caption_of(query, "no sentence")
         pointer = {"folder": f"{base}{_INSTANCES}/{clip.video_id}", "instance": number}
         referent_id = clip_key(
             self.name, clip.split, clip.video_id, clip.start, clip.stop, f"i{number}"
         )
-        return Referent(referent_id, clip.clip_id, clean(query), (instance,), "", query, pointer)
+        return Referent(referent_id, clip.clip_id, caption, (instance,), "", query, pointer)
+
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        folder = referent.pointer["folder"]
+        return [f"{folder}/{name}" for name in _checked_frames(root, folder).values()]
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """Masks and the boxes around them, on the frames that list the instance; nothing is known elsewhere."""
         folder, instance = referent.pointer["folder"], referent.pointer["instance"]
-        annotated = _annotated_frames(root, folder)
-        if not annotated:
-            raise Quarantined(Reason.ANNOTATION_MISSING, f"{folder}: no annotated frames")
-        for name in root.listdir(folder):
-            if name.endswith(".h5") and name not in annotated.values():
-                raise invalid(f"{folder}/{name:.80}: an .h5 file is called by its 1-based frame")
+        annotated = _checked_frames(root, folder)
         n = len(clip)
         boxes, raw = absent(n), absent(n)
         masks: list[RLE | None] = [None] * n
@@ -254,6 +253,19 @@ def _annotated_frames(root: DataRoot, folder: str) -> dict[int, str]:
     )
 
 
+def _checked_frames(root: DataRoot, folder: str) -> dict[int, str]:
+    """`_annotated_frames`, or Quarantined if there are none or a file has another name than the number of a frame."""
+    root.file(folder)  # raises for a link that may not be followed, where a listing would be empty
+    annotated = _annotated_frames(root, folder)
+    if not annotated:
+        raise Quarantined(Reason.ANNOTATION_MISSING, f"{folder}: no annotated frames")
+    names = set(annotated.values())
+    for name in root.listdir(folder):
+        if name.endswith(".h5") and name not in names:
+            raise invalid(f"{folder}/{name:.80}: an .h5 file is called by its 1-based frame")
+    return annotated
+
+
 def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[int, int]:
     """(start, stop) from the first to the last annotated frame, at least `least` frames where the video has them.
     Where its length is not known, nothing after the last annotated frame is assumed to exist."""
@@ -262,6 +274,12 @@ def _widen(annotated: dict[int, str], least: int, total: int | None) -> tuple[in
     missing = max(least - (stop - first), 0)
     start = min(max(first - missing // 2, 0), max(end - max(least, stop - first), 0))
     return start, min(max(start + least, stop), end)
+
+
+def _video_file(root: DataRoot, folder: str, video: str) -> str:
+    """A video: `.mp4` as it is released, or with the suffix of a copy that was converted."""
+    files = [f"{folder}/{video}{suffix}" for suffix in (".mp4", ".mkv", ".avi", ".webm")]
+    return first_of(root, files) or files[0]
 
 
 def _read_instance(

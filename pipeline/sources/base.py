@@ -7,11 +7,11 @@ source, and nowhere after it.
 
 import errno
 import hashlib
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard
@@ -19,9 +19,20 @@ from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.sources.json_text import json_members, loads_text, no_text
 from schemas.config import Config
 from schemas.geometry import RLE, rle_area, rle_check
-from schemas.records import Annotation, Clip, Planned, Quarantined, Reason, Referent, Rejected
+from schemas.records import (
+    Annotation,
+    Clip,
+    Media,
+    Planned,
+    Quarantined,
+    Reason,
+    Referent,
+    Rejected,
+)
+from schemas.video.order import PICTURE_SUFFIXES
 
 
 class Rules(Config):
@@ -86,6 +97,13 @@ class Source(Protocol):
         """The annotation of one planned referent on the frames of its clip. Raises Quarantined if it is unusable."""
         ...
 
+    def opens(self, root: "DataRoot", referent: Referent) -> list[str]:
+        """Relative paths of the files that `annotate` will open for a referent.
+
+        Names and listings of folders decide. Raises Quarantined where it is known already that `annotate` would.
+        """
+        ...
+
     def annotation_files(self, root: "DataRoot", split: str) -> list[str]:
         """Relative paths of the existing files that decide the plan: if one changes, comes or goes, so may the plan."""
         ...
@@ -109,6 +127,9 @@ MACHINE_ERRORS = frozenset(
 """What a lost mount, a broken disk or a machine that is out of something answers, whatever file is asked for."""
 
 
+_MOST_FOLDERS = 4096  # that a DataRoot remembers
+
+
 class DataRoot:
     """A dataset's folder, and the only way to its files: nothing that an annotation names is opened outside it.
 
@@ -118,6 +139,7 @@ class DataRoot:
     def __init__(self, path: str | os.PathLike, *, follow_links: bool = False):
         self.path = Path(path).resolve()
         self.follow_links = follow_links
+        self._folders: dict[str, str] = {}
 
     def file(self, relative: str) -> Path:
         """The absolute path of `relative`, which may come from an annotation. Quarantined if it leaves the root."""
@@ -137,7 +159,8 @@ class DataRoot:
             if not inside:
                 raise Quarantined(
                     Reason.UNSAFE_PATH,
-                    f"{relative!r:.200} is a link that leaves the data root; if it is yours, use --follow-links",
+                    f"{relative!r:.200} is behind a link that leaves the data root; "
+                    "if the link is yours, use --follow-links",
                 )
         return path
 
@@ -177,20 +200,62 @@ class DataRoot:
 
     def has(self, relative: str) -> bool:
         """Whether a file or folder of that name is inside the root."""
+        return self._stat(relative) is not None
+
+    def why_not(self, relative: str) -> Quarantined | None:
+        """Why `relative` cannot be opened as a file, as far as `stat` shows; None for a file that is there.
+
+        The reason is unsafe_path, or annotation_missing for what is not there or is no file.
+        """
+        found = self._stat(relative)
+        if found is not None and stat.S_ISREG(found.st_mode):
+            return None
         try:
-            return self.file(relative).exists()
-        except (Quarantined, OSError):
-            return False
+            self.regular(relative)
+        except Quarantined as problem:
+            return problem
+        except OSError as error:
+            words = f"{relative}: {error.strerror or error}"
+            return Quarantined(Reason.ANNOTATION_MISSING, words)
+        return None
+
+    def _stat(self, relative: str) -> os.stat_result | None:
+        """The `stat` of what is inside the root, links followed; None for all else.
+
+        Plans ask for a million files. So a folder is resolved once, and a file in it takes one `lstat`.
+        """
+        folder, _, name = relative.rpartition("/")
+        try:
+            if name in ("", ".", ".."):
+                return self.file(relative).stat()
+            found = os.lstat(f"{self._resolved(folder)}/{name}")
+            is_link = stat.S_ISLNK(found.st_mode)
+            return self.file(relative).stat() if is_link else found
+        except (Quarantined, OSError, ValueError):  # the last for a name with a zero byte
+            return None
+
+    def _resolved(self, folder: str) -> str:
+        """The absolute path of a folder that may be looked into. Quarantined as `file`."""
+        known = self._folders.get(folder)
+        if known is None:
+            if len(self._folders) >= _MOST_FOLDERS:
+                self._folders.clear()
+            known = self._folders[folder] = str(self.file(folder) if folder else self.path)
+        return known
 
     def listdir(self, relative: str) -> list[str]:
-        """Sorted names in a folder; none where there is no such folder."""
+        """Sorted names in a folder, without hidden ones; none where there is no such folder."""
         try:
-            return sorted(map(_spelt, os.listdir(self.file(relative))))
+            names = os.listdir(self.file(relative))
         except (Quarantined, OSError):
             return []
+        return sorted(_spelt(name) for name in names if not is_hidden(name))
 
     def walk(self, *suffixes: str) -> Iterator[str]:
-        """Relative paths of all files with one of the suffixes (lower case, with dot), in sorted order."""
+        """Relative paths of all files with one of the suffixes (lower case, with dot), in sorted order.
+
+        Hidden files and folders are left out, and so are folders behind links that may not be followed.
+        """
         seen: set[tuple[int, int]] = (
             set()
         )  # with follow_links, links up the tree would make it endless
@@ -200,9 +265,9 @@ class DataRoot:
                 folders.clear()
                 continue
             seen.add((place.st_dev, place.st_ino))
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in sorted(names):
-                if name.lower().endswith(suffixes):
+                if name.lower().endswith(suffixes) and not is_hidden(name):
                     yield _spelt((Path(folder) / name).relative_to(self.path).as_posix())
 
     def read_bytes(self, relative: str, offset: int = 0, size: int = -1) -> bytes:
@@ -218,7 +283,7 @@ class DataRoot:
         """A UTF-8 text file; bytes that are not UTF-8 become U+FFFD, so that one bad caption loses nothing else.
         Quarantined(annotation_invalid) for a file that is something else as a whole."""
         data = self.read_bytes(relative)
-        if other := _no_text(data):
+        if other := no_text(data):
             raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not a text file but {other}")
         return data.decode("utf-8-sig", "replace")
 
@@ -226,7 +291,7 @@ class DataRoot:
         """JSON of a file or of a byte range of it."""
         data = self.read_bytes(relative, offset, size)
         try:
-            return _loads(data)
+            return loads_text(data)
         except (ValueError, RecursionError) as error:
             raise Quarantined(
                 Reason.ANNOTATION_INVALID, f"{relative}: not JSON: {error}"
@@ -238,123 +303,20 @@ class DataRoot:
         Datasets put whole splits into one object (MeViS masks, HC-STVG tubes); with the byte range a worker reads
         only its own clip's part. One pass at the speed of the C parser.
         """
-        try:
-            path = self.regular(relative)
-        except OSError as error:
-            raise Quarantined(Reason.ANNOTATION_MISSING, self.blame(relative, error)) from error
-        return json_members(path)
+        start = self.read_bytes(relative, 0, 1024)
+        if start and (other := no_text(start)):
+            raise Quarantined(Reason.ANNOTATION_INVALID, f"{relative}: not JSON but {other}")
+        return json_members(self.file(relative), shown=relative)
 
 
-def _no_text(data: bytes) -> str:
-    """What a file without a word of text is, as far as its first bytes tell. Empty for text."""
-    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page; the download has failed"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS; fetch the file itself (git lfs pull)"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16; write it as UTF-8"
-    return "binary data (it begins with zeros)" if b"\0" in data[:2] else ""
-
-
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_NUMBER = "0123456789.eE+-"  # what may continue a number that the end of a chunk cut
-
-
-def json_members(path: Path, chunk: int = 1 << 20) -> Iterator[tuple[str, int, int]]:
-    """See `DataRoot.json_members`. Raises Quarantined(annotation_invalid) with the byte offset of what is not JSON."""
-    decoder = json.JSONDecoder()
-    with path.open("rb") as file:
-        base, text, done = 0, "", False  # latin-1 text, so that one character is one byte
-
-        def more() -> None:
-            nonlocal text, done
-            data = file.read(max(chunk, len(text)))  # doubling: one huge value costs linear time
-            text, done = text + data.decode("latin-1"), not data
-
-        def skip(position: int, expected: str) -> int:
-            """Past white space, to a character of `expected`; returns its position."""
-            while True:
-                while position < len(text) and text[position] in " \t\r\n\xef\xbb\xbf":
-                    position += 1
-                if position < len(text):
-                    if text[position] not in expected:
-                        raise _not_json(path, base + position, f"expected one of {expected!r}")
-                    return position
-                if done:
-                    raise _not_json(path, base + position, "the file ends early")
-                more()
-
-        def value(position: int) -> tuple[object, int]:
-            """Decode the value at `position`, reading on while it is incomplete."""
-            while True:
-                try:
-                    decoded, end = decoder.raw_decode(text, position)
-                    if (
-                        done or text[end : end + 1] not in _NUMBER
-                    ):  # "" and "." of "0." are in it: read on
-                        return decoded, end
-                except RecursionError as error:
-                    raise _not_json(path, base + position, "nested too deep") from error
-                except json.JSONDecodeError as error:
-                    if done:
-                        raise _not_json(path, base + error.pos, error.msg) from error
-                except ValueError as error:  # an integer of thousands of digits
-                    raise _not_json(path, base + position, str(error)) from error
-                more()
-
-        position = skip(0, "{") + 1
-        position = skip(position, '"}')
-        while text[position] == '"':
-            start = position
-            _, position = value(position)
-            key = str(_loads(text[start:position].encode("latin-1")))
-            position = skip(position, ":") + 1
-            while position >= len(text) or text[position] in " \t\r\n":
-                if position < len(text):
-                    position += 1
-                elif done:
-                    raise _not_json(path, base + position, "the file ends early")
-                else:
-                    more()
-            start = position
-            _, position = value(position)
-            yield key, base + start, position - start
-            position = skip(position, ",}")
-            if text[position] == "}":
-                break
-            position = skip(position + 1, '"')
-            if position > chunk:
-                base, text, position = base + position, text[position:], 0
-        while True:  # nothing may follow: two files that were put together would lose the second
-            rest = text[position + 1 :].lstrip(" \t\r\n")
-            if rest:
-                raise _not_json(
-                    path, base + len(text) - len(rest), "there is more behind the object"
-                )
-            if done:
-                return
-            base, text, position = base + len(text), "", -1
-            more()
+def is_hidden(name: str) -> bool:
+    """Whether a name on the disk is a hidden one, such as `._x.jpg` and `.DS_Store` of macOS: never data."""
+    return name.startswith(".")
 
 
 def _spelt(name: str) -> str:
     """A name from the disk as text for tables: bytes that are not UTF-8 become U+FFFD, which finds nothing."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _loads(data: bytes) -> object:
-    text = data.decode("utf-8-sig", "replace")
-    value = json.loads(text)
-    if _SURROGATE.search(text):  # half of an escaped pair is a string that no file can hold
-        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    return value
-
-
-def _not_json(path: Path, offset: int, why: str) -> Quarantined:
-    return Quarantined(
-        Reason.ANNOTATION_INVALID, f"{path.name}: not a JSON object: {why} at byte {offset}"
-    )
 
 
 def clip_key(*parts: object) -> str:
@@ -400,6 +362,38 @@ def need_split(source: Source, root: DataRoot, split: str) -> None:
 def clean(text: str) -> str:
     """A caption with its white space normalised and nothing else changed."""
     return " ".join(text.split())
+
+
+def caption_of(text: object, missing: str) -> str:
+    """A caption after `clean`. Raises Quarantined: malformed_row with the words `missing` for none, and for bytes that
+    are no UTF-8, which reading has replaced by U+FFFD."""
+    caption = clean(text) if isinstance(text, str) else ""
+    if not caption:
+        raise malformed(missing)
+    if "\ufffd" in caption:
+        raise malformed(f"{caption!r:.200} is not UTF-8 text: write the file in UTF-8")
+    return caption
+
+
+def with_found_suffix(root: DataRoot, media: Media, frame: int) -> Media:
+    """`media` with the file name suffix of its pictures on the disk, where `frame` has another than the official one."""
+    if not root.has(media.path) or root.has(media.image(frame)):
+        return media
+    official = media.image(frame).rsplit("/", 1)[-1]
+    stem, suffix = os.path.splitext(official)
+    found = [name for name in root.listdir(media.path) if is_picture_of(name, stem)]
+    if not found:
+        return media
+    own = os.path.splitext(found[0])[1]
+    if media.names is None:
+        return replace(media, pattern=media.pattern.removesuffix(suffix) + own)
+    return replace(media, names=tuple(name.removesuffix(suffix) + own for name in media.names))
+
+
+def is_picture_of(name: str, stem: str) -> bool:
+    """Whether a file name is `stem` with the suffix of a picture, in any case."""
+    own, suffix = os.path.splitext(name)
+    return own == stem and suffix.lower() in PICTURE_SUFFIXES
 
 
 def countable(value: object) -> TypeGuard[int]:

@@ -9,6 +9,7 @@
   of their own image, and are clipped to that, not to `resolution`; whoever resizes the images scales the boxes.
 - `meta_info.ini` is read by key, since not all files have the same lines. Images count from 00000001.jpg.
 - Split `test` has a box for its first frame only, so it is not curated.
+- The full download has its sequences in `full_data/train_data/GOT-10k_Train_split_XX` and `full_data/val_data`.
 """
 
 import re
@@ -27,9 +28,10 @@ from pipeline.sources.base import (
     countable,
     decimal,
     digits,
+    first_of,
     invalid,
-    locate,
     need_split,
+    with_found_suffix,
     with_target,
 )
 from schemas.geometry import clip_boxes, from_xywh, is_box
@@ -47,6 +49,9 @@ from schemas.records import (
 KNOWN_BAD = frozenset(f"GOT-10k_Train_{n:06d}" for n in (*range(8623, 8638), 9058, 9059))
 """Sequences with repeated frames and wrong boxes."""
 
+_TOPS = ("", "GOT-10k/", "got10k/", "GOT10k/")
+_PART = re.compile(r"GOT-10k_(Train|Val)_split_\d+")
+_OPENED = ("meta_info.ini", "groundtruth.txt", "absence.label", "cover.label")
 _CLASSES = ("object_class", "major_class", "root_class")
 
 BAD_IMAGES = {"GOT-10k_Train_001636": (43, 53), "GOT-10k_Train_001638": (25, 33)}
@@ -68,7 +73,8 @@ class GOT10k:
     expected: ClassVar[str] = """\
 <root>/                                     (or GOT-10k/ below it)
   {train,val}/list.txt
-  {train,val}/GOT-10k_{Train,Val}_%06d/{%08d.jpg, groundtruth.txt, meta_info.ini, absence.label, cover.label}"""
+  {train,val}/GOT-10k_{Train,Val}_%06d/{%08d.jpg, groundtruth.txt, meta_info.ini, absence.label, cover.label}
+    or, as downloaded, full_data/{train,val}_data, with or without folders GOT-10k_Train_split_XX between"""
     Config = GOT10kConfig
     sizes_vary: ClassVar[bool] = True
 
@@ -76,27 +82,22 @@ class GOT10k:
         self.config = config or GOT10kConfig()
 
     def available(self, root: DataRoot) -> list[str]:
-        return [split for split in self.splits if _sequences(root, _base(root) + split)]
+        return [split for split in self.splits if _sequences(root, split)]
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
-        base = _base(root) + split
         names = ("groundtruth.txt", "meta_info.ini")
-        files = [
-            f"{base}/{sequence}/{name}" for sequence in _sequences(root, base) for name in names
-        ]
-        return [file for file in [f"{base}/list.txt", *files] if root.has(file)]
+        folders = _sequences(root, split).values()
+        files = [f"{folder}/{name}" for folder in folders for name in names]
+        return [file for file in [f"{_base(root, split)}/list.txt", *files] if root.has(file)]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
-        base = _base(root) + split
-        for sequence in _sequences(root, base):
+        for sequence, folder in _sequences(root, split).items():
             if sequence in KNOWN_BAD:
                 message = "repeated frames and wrong boxes, according to users of the dataset"
-                yield Rejected(
-                    self.name, split, sequence, Reason.KNOWN_BAD, message, f"{base}/{sequence}"
-                )
+                yield Rejected(self.name, split, sequence, Reason.KNOWN_BAD, message, folder)
                 continue
-            yield self._planned(root, f"{base}/{sequence}", split, sequence)
+            yield self._planned(root, folder, split, sequence)
 
     def _planned(self, root: DataRoot, folder: str, split: str, sequence: str) -> Planned:
         try:
@@ -116,7 +117,7 @@ class GOT10k:
             source=self.name,
             split=split,
             video_id=sequence,
-            media=Media("frames", folder, "%08d.jpg", first=1),
+            media=with_found_suffix(root, Media("frames", folder, "%08d.jpg", first=1), 0),
             start=0,
             stop=stop,
             fps=float(rate[0]) if rate and float(rate[0]) else None,
@@ -135,11 +136,16 @@ class GOT10k:
         )
         return Planned(clip, (referent,))
 
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        return [f"{referent.pointer['folder']}/{name}" for name in _OPENED]
+
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """Boxes in the pixels of their own images. A wrong image is not known; an absent target is."""
         folder = referent.pointer["folder"]
         labels = parse_meta(root.read_text(f"{folder}/meta_info.ini"))
-        if not any(clean(labels.get(key, "")) for key in _CLASSES):  # the caption would be made up
+        if "\ufffd" in sentence(labels):
+            raise invalid(f"{folder}/meta_info.ini: {sentence(labels)!r:.200} is not UTF-8 text")
+        if not any(clean(labels.get(key, "")) for key in _CLASSES):  # no caption without a class
             raise invalid(
                 f"{folder}/meta_info.ini: says of no class what the object is ({', '.join(_CLASSES)})"
             )
@@ -197,15 +203,30 @@ def article(noun: str) -> str:
     return "an" if word[:1] in "aeiou" and word else "a"
 
 
-def _base(root: DataRoot) -> str:
-    return locate(root, ("", "GOT-10k/", "got10k/", "GOT10k/"), ["train", "val"])
+def _base(root: DataRoot, split: str) -> str:
+    """The folder of a split: the official one, or one of the full download."""
+    tops = [f"{top}{full}" for top in _TOPS for full in ("", "full_data/")]
+    names = [f"{top}{name}" for name in (split, f"{split}_data") for top in tops]
+    return first_of(root, names) or split
 
 
-def _sequences(root: DataRoot, folder: str) -> list[str]:
-    """Names in `list.txt`, or of the sequence folders where there is no list."""
-    if root.has(f"{folder}/list.txt"):
-        return list(dict.fromkeys(root.read_text(f"{folder}/list.txt").split()))
-    return [name for name in root.listdir(folder) if name.startswith("GOT-10k_")]
+def _sequences(root: DataRoot, split: str) -> dict[str, str]:
+    """Sequence -> its folder, in the order of `list.txt`, or of their numbers where there is no list."""
+    base = _base(root, split)
+    on_disk = dict(sorted(_on_disk(root, base)))
+    if not root.has(f"{base}/list.txt"):
+        return on_disk
+    listed = root.read_text(f"{base}/list.txt").split()
+    return {name: on_disk.get(name, f"{base}/{name}") for name in listed}
+
+
+def _on_disk(root: DataRoot, base: str) -> Iterator[tuple[str, str]]:
+    """(name, folder) of the sequences in the folder of a split, or one folder deeper."""
+    for name in root.listdir(base):
+        if _PART.fullmatch(name):
+            yield from ((one, f"{base}/{name}/{one}") for one in root.listdir(f"{base}/{name}"))
+        elif name.startswith("GOT-10k_"):
+            yield name, f"{base}/{name}"
 
 
 def _image_size(root: DataRoot, path: str) -> tuple[int, int] | None:

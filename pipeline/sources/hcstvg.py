@@ -4,8 +4,10 @@
 - `img_num` is the number of frames; the frame rate is not stored: img_num / 20.
 - v1 has `width`, `height`, `caption`; v2 has `img_size` = [H, W, 3], `English`, `Chinese` and no width or height. A
   missing English sentence may be in `query_v2.json`.
-- Videos are .mkv or .mp4, in one subfolder per downloaded archive, and are found by name. Some are missing or broken,
-  some play without their first second: fewer frames than `img_num`.
+- Videos are .mkv or .mp4, in one subfolder per downloaded archive, and are found by name, or else by name without
+  suffix (copies that were converted). Some are missing or broken, some play without their first second: fewer frames
+  than `img_num`.
+- Releases of CG-STVG and TA-STVG have v2 as `annos/hcstvg_v2/{train,test}.json`, where `test` is v2's `val`.
 - Some boxes have negative coordinates, no size, or a size beyond the picture's: such a frame counts as not annotated.
   Boxes that merely reach over the right or bottom border are clipped.
 """
@@ -20,7 +22,7 @@ from pipeline.sources.base import (
     Rules,
     SourceConfig,
     box_rows,
-    clean,
+    caption_of,
     clip_key,
     countable,
     first_of,
@@ -55,9 +57,16 @@ _V1 = [
     for top in ("", "HC-STVG/", "hcstvg/")
     for folder in ("annos/hcstvg_v1/", "hcstvg_v1/")
 ]
+_V2_OF_OTHERS = [
+    f"{top}{folder}"
+    for top in ("", "HC-STVG/", "hcstvg/")
+    for folder in ("annos/hcstvg_v2/", "hcstvg_v2/")
+]
 _FILES = {
-    "train": [folder + name for folder in _V2 for name in ("train_v2.json", "trainv2.json")],
-    "val": [folder + name for folder in _V2 for name in ("val_v2.json", "valv2.json")],
+    "train": [folder + name for folder in _V2 for name in ("train_v2.json", "trainv2.json")]
+    + [folder + "train.json" for folder in _V2_OF_OTHERS],
+    "val": [folder + name for folder in _V2 for name in ("val_v2.json", "valv2.json")]
+    + [folder + name for folder in _V2_OF_OTHERS for name in ("val.json", "test.json")],
     "v1_train": [folder + "train.json" for folder in _V1],
     "v1_test": [folder + "test.json" for folder in _V1],
 }
@@ -87,7 +96,7 @@ class HCSTVG:
     )
     expected: ClassVar[str] = """\
 <root>/
-  anno_v2/{train_v2,val_v2,query_v2}.json   v2 (or trainv2.json, valv2.json)
+  anno_v2/{train_v2,val_v2,query_v2}.json   v2 (or trainv2.json, valv2.json; or annos/hcstvg_v2/{train,test}.json)
   annos/hcstvg_v1/{train,test}.json         v1
   **/<n>_<youtube id>.{mkv,mp4}             videos, in any subfolder"""
     Config = HCSTVGConfig
@@ -105,9 +114,7 @@ class HCSTVG:
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
         file, *queries = _json_files(root, split)
-        media: dict[str, str] = {}
-        for path in root.walk(*_VIDEO):
-            media.setdefault(path.rsplit("/", 1)[-1], path)
+        media = _videos(root)
         sentences: dict | None = None
         video = None
         for video, offset, size in root.json_members(file):
@@ -115,12 +122,14 @@ class HCSTVG:
                 row = root.read_json(file, offset, size)
                 if not isinstance(row, dict):
                     raise malformed("the entry is not an object")
+                _check_version(file, split, row)
                 caption = row.get("English") or row.get("caption")
                 if not caption and queries:
                     sentences = _sentences(root, queries[0]) if sentences is None else sentences
                     caption = sentences.get(video)
                 pointer = {"file": file, "offset": offset, "size": size}
-                yield self._planned(split, video, row, caption, media.get(video, video), pointer)
+                path = media.get(video) or media.get(_stem(video), video)
+                yield self._planned(split, video, row, caption, path, pointer)
             except Quarantined as problem:
                 yield Rejected(
                     self.name, split, video, problem.reason, problem.message, f"{file}@{offset}"
@@ -131,8 +140,7 @@ class HCSTVG:
     def _planned(
         self, split: str, video: str, row: dict, caption: object, path: str, pointer: dict
     ) -> Planned:
-        if not isinstance(caption, str) or not clean(caption):
-            raise malformed("no English sentence")
+        sentence = caption_of(caption, "no English sentence")
         first, count, boxes = row.get("st_frame"), row.get("img_num"), row.get("bbox")
         if not isinstance(boxes, list) or not boxes:
             raise malformed("`bbox` is not a list of boxes")
@@ -166,9 +174,12 @@ class HCSTVG:
         )
         referent_id = clip_key(self.name, split, video, start, stop, "person")
         referent = Referent(
-            referent_id, clip.clip_id, clean(caption), ("0",), "person", caption, pointer
+            referent_id, clip.clip_id, sentence, ("0",), "person", str(caption), pointer
         )
         return Planned(clip, (referent,))
+
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        return [referent.pointer["file"]]
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """Boxes inside the tube; nothing is known outside it."""
@@ -202,6 +213,48 @@ def _json_files(root: DataRoot, split: str) -> list[str]:
         None if split.startswith("v1") else first_of(root, _QUERIES),
     ]
     return [path for path in found if path]
+
+
+def _videos(root: DataRoot) -> dict[str, str]:
+    """Where each video is, by its name, and by its name without suffix (`_stem`)."""
+    places: dict[str, str] = {}
+    for path in root.walk(*_VIDEO):
+        name = path.rsplit("/", 1)[-1]
+        places.setdefault(name, path)
+        places.setdefault(_stem(name), path)
+    return places
+
+
+def _stem(video: str) -> str:
+    """The name of a video without suffix, and with a slash, so that it is no name of a file."""
+    return f"{video.rsplit('.', 1)[0]}/"
+
+
+def version_of(root: DataRoot, file: str) -> str:
+    """ "1" or "2" for an annotation file whose first entries tell its version, else "". Only its start is read."""
+    try:
+        start = root.read_bytes(file, 0, 1 << 16)
+    except Quarantined:
+        return ""
+    if b'"English"' in start:
+        return "2"
+    return "1" if b'"caption"' in start and b'"bbox"' in start else ""
+
+
+def _check_version(file: str, split: str, row: dict) -> None:
+    """Raises ValueError if an entry has the fields of the other version of the dataset than its file's place says."""
+    is_v1 = "caption" in row and "English" not in row
+    is_v2 = "English" in row and "caption" not in row
+    if is_v2 and split.startswith("v1"):
+        raise ValueError(
+            f"{file} has the entries of HC-STVG v2 (`English`), and lies where v1 is expected: "
+            "move it to anno_v2/train_v2.json or anno_v2/val_v2.json, as it is one or the other"
+        )
+    if is_v1 and not split.startswith("v1"):
+        raise ValueError(
+            f"{file} has the entries of HC-STVG v1 (`caption`), and lies where v2 is expected: "
+            "move it to annos/hcstvg_v1/train.json or annos/hcstvg_v1/test.json, as it is one or the other"
+        )
 
 
 def _size(row: dict) -> tuple[int | None, int | None]:

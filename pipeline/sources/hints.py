@@ -1,4 +1,4 @@
-"""When a data root is not what a source expects: what was found, what was expected, and what probably mends it.
+"""When a data root is not what a source expects: what was found, what was expected, and what probably helps.
 
 Only names are looked at, and not many of them, so that the message comes at once on a disk of any size. A folder is
 suggested only if the source finds its annotations there.
@@ -6,11 +6,13 @@ suggested only if the source finds its annotations there.
 
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
-from pipeline.sources.base import DataRoot, Source
+from pipeline.sources import hcstvg
+from pipeline.sources.base import DataRoot, Source, is_hidden
 from schemas.records import Quarantined
 
 ANNOTATIONS: dict[str, tuple[str, ...]] = {
@@ -42,23 +44,31 @@ NOT_CURATED: dict[str, dict[str, str]] = {
 }
 """Official names that do not help: pattern -> what it is."""
 
+VERSION_OF: dict[str, Callable[[DataRoot, str], str]] = {"hcstvg": hcstvg.version_of}
+"""For a source of several versions whose files have the same names: which version an annotation file is of."""
+
 _ARCHIVE = re.compile(
-    r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|\d+)|zip\.\d+|z\d\d)$", re.I
+    r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst)|z\d\d"
+    r"|(zip|tar|tgz|tar\.(gz|bz2|xz|zst))\.(\d+|[a-z]{2}))$",
+    re.I,
 )
+_TAR_FILTERS = {".gz": "-z", ".tgz": "-z", ".bz2": "-j", ".xz": "-J", ".zst": "--zstd"}
 _COPY = re.compile(
     r"\s*\(\d+\)|[ _-]*\bcopy\b|\.(txt|json|part|crdownload)(?=\.(txt|json|csv)$)", re.I
 )
 _VERSION = re.compile(r"_?v(\d+)(?!\d)", re.I)
 _MEDIA = (".mp4", ".mkv", ".jpg", ".jpeg")
+_DATA = (*_MEDIA, ".json", ".txt", ".csv", ".js", ".h5", ".ini", ".label")
 _LIKE = 0.8
 """How alike two names are, from 0 to 1, for one to be taken for the other."""
+_LONGEST_PATH = 1000
 _WIDE, _MANY, _DEEP = 100, 5000, 6
 """Entries that are looked at in one folder, in all, and folders below each other."""
 
 
 def explain(source: Source, root: DataRoot, split: str = "") -> str:
     """Why `source` finds nothing, or not `split`, under `root`: what is there, what to try, the expected tree."""
-    if not root.path.is_dir():
+    if not os.path.isdir(root.path):
         return _no_folder(source, root.path)
     first = f"no {source.name} annotations under {root.path}"
     if split and (has := _splits(source, root)):
@@ -71,11 +81,12 @@ def advice(source: Source, root: DataRoot, split: str = "") -> str:
     entries = list(_entries(root))
     has = _splits(source, root)
     tries = [f"--split {one}" for one in has] or [
+        *refused_links(root),
         *_levels(source, root),
         *_other_sources(source, root),
     ]
     if has or not tries:
-        tries += _names(source, entries, split)
+        tries += _names(source, root, entries, split)
     if not any(" down;" in line for line in tries):
         tries += _archives(root, entries)
     top = [path for path in entries if "/" not in path.rstrip("/")]
@@ -83,6 +94,53 @@ def advice(source: Source, root: DataRoot, split: str = "") -> str:
         f" and {len(top) - 8}{'+' * (len(top) == _WIDE)} more" if top[8:] else ""
     )
     return "\n".join([f"found: {listing or 'nothing'}", *(f"try: {line}" for line in tries[:6])])
+
+
+def media_advice(source: Source, root: DataRoot) -> list[str]:
+    """What may help a plan whose videos or pictures are not all found: links, another level, archives."""
+    lines = refused_links(root)
+    if place := right_level(source, root):
+        lines.append(f"--data-root {place}, which has videos or pictures too")
+    return lines + list(_archives(root, list(_entries(root))))
+
+
+def refused_links(root: DataRoot) -> list[str]:
+    """The links near the top of a data root that are not followed, each with what to do about it.
+
+    Also the text files that a checkout without links makes of them: a file without suffix that holds the path of
+    something that exists.
+    """
+    lines = []
+    for entry in _entries(root):
+        relative = entry.rstrip("/")
+        path = root.path / relative
+        target = _link_target(path)
+        if target and not path.is_symlink():
+            link = f"ln -sfn {shlex.quote(target)} {shlex.quote(str(path))}"
+            lines.append(
+                f"making the link again that {relative} was: {link}. The file holds only the path of what it led to. "
+                "A link that leaves the data root needs --follow-links"
+            )
+        elif target and not root.follow_links and not root.has(relative):
+            lines.append(
+                f"--follow-links: {relative} is a link to {target}, outside the data root, and was not followed"
+            )
+    return lines[:3] + ([f"the same for {len(lines) - 3} more links"] if lines[3:] else [])
+
+
+def _link_target(path: Path) -> str:
+    """Where a link leads, or the text file that a checkout has made of a link; empty for all else."""
+    try:
+        if path.is_symlink():
+            may_be_data = os.path.isdir(path) or path.suffix.lower() in _DATA
+            return os.readlink(path) if may_be_data else ""
+        if path.suffix or not path.is_file() or not 0 < path.stat().st_size <= _LONGEST_PATH:
+            return ""
+        target = path.read_text(encoding="utf-8").rstrip("\n")
+        is_path = "/" in target and "\n" not in target and "\0" not in target
+        return target if is_path and (path.parent / target).exists() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def right_level(source: Source, root: DataRoot) -> Path | None:
@@ -101,16 +159,16 @@ def right_level(source: Source, root: DataRoot) -> Path | None:
 
 
 def _no_folder(source: Source, path: Path) -> str:
-    if path.is_file():
+    if os.path.isfile(path):
         what = (
             "an archive: unpack it, and name the folder"
             if _ARCHIVE.search(path.name)
             else "a file: name the folder"
         )
         return f"the data root {path} is {what} that holds\n{source.expected.strip()}"
-    there = next(parent for parent in path.parents if parent.is_dir())
+    there = next(parent for parent in path.parents if os.path.isdir(parent))
     missing = path.relative_to(there).parts[0]
-    names = [name for name in _listdir(there) if (there / name).is_dir()]
+    names = [name for name in _listdir(there) if os.path.isdir(there / name)]
     like = get_close_matches(missing.lower(), [name.lower() for name in names], n=1, cutoff=0.6)
     hint = [
         f"try: --data-root {there / name}" for name in names if like and name.lower() == like[0]
@@ -130,7 +188,7 @@ def _splits(source: Source, root: DataRoot) -> list[str]:
 
 def _listdir(path: Path) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return sorted(name for name in os.listdir(path) if not is_hidden(name))
     except OSError:
         return []
 
@@ -142,12 +200,8 @@ def _above(root: DataRoot) -> list[Path]:
 
 def _levels(source: Source, root: DataRoot) -> Iterator[str]:
     """Folders at most two levels away at which the source finds its annotations; above only the nearest."""
-    children = [
-        root.path / name for name in _listdir(root.path)[:_WIDE] if (root.path / name).is_dir()
-    ]
-    grandchildren = [
-        c / name for c in children for name in _listdir(c)[:_WIDE] if (c / name).is_dir()
-    ]
+    children = _folders(root.path)
+    grandchildren = [folder for child in children for folder in _folders(child)]
     places = [*zip(_above(root), ("one level up", "two levels up"), strict=False)]
     places += [(path, "one level down") for path in children] + [
         (path, "two levels down") for path in grandchildren
@@ -161,6 +215,10 @@ def _levels(source: Source, root: DataRoot) -> Iterator[str]:
             shown.append(path)
             if where.endswith("up") or len(shown) == 3:
                 return
+
+
+def _folders(path: Path) -> list[Path]:
+    return [path / name for name in _listdir(path)[:_WIDE] if os.path.isdir(path / name)]
 
 
 def _other_sources(source: Source, root: DataRoot) -> Iterator[str]:
@@ -179,9 +237,9 @@ def _entries(root: DataRoot) -> Iterator[str]:
         for folder in level:
             for name in _listdir(root.path / folder)[:_WIDE]:
                 path = root.path / folder / name
-                is_folder = path.is_dir() and not path.is_symlink()
-                yield f"{folder}{name}{'/' * path.is_dir()}"
-                if is_folder:
+                is_folder = os.path.isdir(path)
+                yield f"{folder}{name}{'/' * is_folder}"
+                if is_folder and not path.is_symlink():
                     deeper.append(f"{folder}{name}/")
                 n += 1
                 if n >= _MANY:
@@ -189,7 +247,7 @@ def _entries(root: DataRoot) -> Iterator[str]:
         level = deeper
 
 
-def _names(source: Source, entries: list[str], split: str) -> Iterator[str]:
+def _names(source: Source, root: DataRoot, entries: list[str], split: str) -> Iterator[str]:
     """Files that are nearly what is expected: misplaced, misnamed, of another version; or not for curating."""
     official = ANNOTATIONS[source.name]
     expected = [path for path in official if split in path] or official
@@ -200,7 +258,9 @@ def _names(source: Source, entries: list[str], split: str) -> Iterator[str]:
             if re.fullmatch(pattern, name, re.I) and name not in said:
                 said.add(name)
                 yield f"another split: {path} is {what}"
-        alike, best = max((_like(folder, name, one), one) for one in expected)
+        own_version = _version(source, root, path) if name.endswith(".json") else ""
+        possible = [one for one in expected if own_version in ("", *_VERSION.findall(one))]
+        alike, best = max(((_like(folder, name, one), one) for one in possible), default=(0.0, ""))
         if (
             alike < _LIKE
             or path.endswith("/") == ("." in best)
@@ -208,12 +268,19 @@ def _names(source: Source, entries: list[str], split: str) -> Iterator[str]:
         ):
             continue
         wanted = best.rsplit("/", 1)[-1]
-        if name == wanted:
-            yield f"moving {path} to {best}"
-        elif _VERSION.findall(name) != _VERSION.findall(wanted):
+        named_version, wanted_version = _VERSION.findall(name), _VERSION.findall(wanted)
+        if named_version != wanted_version and (named_version or not own_version):
             yield f"the other version: {path} looks like one of {best}, which is read"
+        elif name == wanted:
+            yield f"moving {path} to {best}"
         else:
             yield f"renaming {path}: it may be {best}"
+
+
+def _version(source: Source, root: DataRoot, path: str) -> str:
+    """The version that an annotation file is of, by its content where that tells it; empty where nothing does."""
+    look = VERSION_OF.get(source.name)
+    return look(root, path) if look else ""
 
 
 def _like(folder: str, name: str, path: str) -> float:
@@ -235,12 +302,21 @@ def _archives(root: DataRoot, entries: list[str]) -> Iterator[str]:
     found = [path for path in entries if _ARCHIVE.search(path)]
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
-        tool = (
-            "unzip"
-            if found[0].lower().endswith(".zip")
-            else "7z x"
-            if re.search(r"(rar|7z)$", found[0])
-            else "tar -xf"
-        )
-        example = f"cd {(root.path / found[0]).parent} && {tool} {Path(found[0]).name}"
+        place = root.path / found[0]
+        example = f"cd {shlex.quote(str(place.parent))} && {_unpack_command(place.name)}"
         yield f"unpacking {', '.join(found[:3])}{more}: {example}"
+
+
+def _unpack_command(name: str) -> str:
+    """The shell command that unpacks an archive; the parts of a split one are put together first."""
+    stem, suffix = os.path.splitext(name)
+    whole, part = shlex.quote(stem), shlex.quote(stem) + ".*"
+    lower = suffix.lower()
+    if re.fullmatch(r"\.z\d\d", lower):
+        return f"zip -s 0 {whole}.zip --out {whole}-whole.zip && unzip {whole}-whole.zip"
+    if _ARCHIVE.search(stem) and not _ARCHIVE.fullmatch(suffix):
+        if stem.lower().endswith(".zip"):
+            return f"cat {part} > {whole} && unzip {whole}"
+        return f"cat {part} | tar -xf - {_TAR_FILTERS.get(Path(stem).suffix.lower(), '')}".rstrip()
+    tool = {".zip": "unzip", ".rar": "7z x", ".7z": "7z x"}.get(lower, "tar -xf")
+    return f"{tool} {shlex.quote(name)}"

@@ -8,6 +8,7 @@
 - Images count from 00000001.jpg. A few sequences have one image more than labels (airplane-14, airplane-15, bus-4).
 - Phrases come without a line end, some with stray spaces.
 - `testing_set.txt` of the toolkit has no final line end.
+- With `training_set.txt` the split train is what it lists; sequences that no list names are in no split.
 """
 
 import json
@@ -31,6 +32,7 @@ from pipeline.sources.base import (
     invalid,
     malformed,
     need_split,
+    with_found_suffix,
     with_target,
 )
 from schemas.geometry import from_xywh, is_box
@@ -47,6 +49,7 @@ from schemas.records import (
 
 _SEQUENCE = re.compile(r"(.+)-(\d+)")
 _TEST_LISTS = ("sequence_evaluation_config/testing_set.txt", "testing_set.txt")
+_TRAIN_LISTS = ("sequence_evaluation_config/training_set.txt", "training_set.txt")
 _ALL_LISTS = ("sequence_evaluation_config/all_dataset.txt", "all_dataset.txt")
 _SPLIT_FILE = "split.json"
 
@@ -65,7 +68,7 @@ class LaSOTConfig(SourceConfig):
 
 
 class LaSOT:
-    """See `pipeline.sources.base.Source`. Without a list of test sequences the only split is `all`."""
+    """See `pipeline.sources.base.Source`. Without a list of training or test sequences the only split is `all`."""
 
     name: ClassVar[str] = "lasot"
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "all")
@@ -74,9 +77,9 @@ class LaSOT:
     )
     expected: ClassVar[str] = """\
 <root>/                                     (or LaSOT/ below it)
-  <class>/<class>-<n>/{groundtruth.txt, full_occlusion.txt, out_of_view.txt, nlp.txt, img/%08d.jpg}
+  [<class>/]<class>-<n>/{groundtruth.txt, full_occlusion.txt, out_of_view.txt, nlp.txt, img/%08d.jpg}
     or, for the annotations, the evaluation toolkit's  annos/<seq>.txt, annos/absent/<seq>.txt, annos/nlp/<seq>.txt
-  testing_set.txt, sequence_evaluation_config/testing_set.txt, or split.json {"train": [...], "test": [...]}"""
+  testing_set.txt or training_set.txt, there or in sequence_evaluation_config/, or split.json {"train": [...], "test": [...]}"""
     Config = LaSOTConfig
 
     def __init__(self, config: LaSOTConfig | None = None):
@@ -88,7 +91,8 @@ class LaSOT:
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
         base = _base(root)
-        files = [base + file for file in (_SPLIT_FILE, *_TEST_LISTS, *_ALL_LISTS)]
+        lists = (_SPLIT_FILE, *_TEST_LISTS, *_TRAIN_LISTS, *_ALL_LISTS)
+        files = [base + file for file in lists]
         for sequence in _sequences(root, base).get(split, []):
             pointer = _files(root, base, sequence)
             files += [*pointer["flags"], pointer["phrase"]]
@@ -117,13 +121,15 @@ class LaSOT:
             windows = _windows(absent, self.config.segments, length)
         except Quarantined:  # the files are missing or broken: `annotate` will say which and why
             absent, windows = np.zeros(0, bool), [(0, 0)]
+        images = Media("frames", f"{_folder(root, base, sequence)}/img", "%08d.jpg", first=1)
+        media = with_found_suffix(root, images, windows[0][0])
         for start, stop in windows:
             clip = Clip(
                 clip_id=clip_key(self.name, split, sequence, start, stop),
                 source=self.name,
                 split=split,
                 video_id=sequence,
-                media=Media("frames", f"{base}{category}/{sequence}/img", "%08d.jpg", first=1),
+                media=media,
                 start=start,
                 stop=stop,
                 fps=self.config.fps,
@@ -137,11 +143,18 @@ class LaSOT:
             )
             yield Planned(clip, (referent,))
 
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        pointer = referent.pointer
+        return [pointer["phrase"], *pointer["flags"], pointer["boxes"]]
+
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """A frame whose flag says absent has no box, whatever the box file says."""
         pointer = referent.pointer
-        if not clean(root.read_text(pointer["phrase"])):
+        phrase = clean(root.read_text(pointer["phrase"]))
+        if not phrase:
             raise Quarantined(Reason.ANNOTATION_MISSING, f"{pointer['phrase']}: no phrase")
+        if "\ufffd" in phrase:
+            raise invalid(f"{pointer['phrase']}: {phrase!r:.200} is not UTF-8 text")
         absent = _absent(root, pointer)
         raw_n4 = box_lines(root.read_text(pointer["boxes"]), pointer["boxes"])
         if len(raw_n4) != len(absent):
@@ -178,24 +191,46 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     listed = first_of(root, [base + file for file in _ALL_LISTS])
     everything = root.read_text(listed).split() if listed else _on_disk(root, base)
     test_list = first_of(root, [base + file for file in _TEST_LISTS])
-    if not test_list:
+    train_list = first_of(root, [base + file for file in _TRAIN_LISTS])
+    test = _listed(root, test_list) if test_list else set()
+    if train_list:
+        train = _listed(root, train_list)
+    elif test_list:
+        train = set(everything) - test
+    else:
         return {"all": _ordered(everything)}
-    test = set(root.read_text(test_list).split())
-    wrong = [name for name in test if "\ufffd" in name or not _SEQUENCE.fullmatch(name)]
-    if wrong or not test:  # its sequences would silently be trained on
+    if both := train & test:
+        raise invalid(f"{train_list} and {test_list} both list {min(both)}")
+    return {"train": _ordered(list(train)), "test": _ordered(list(test))}
+
+
+def _listed(root: DataRoot, file: str) -> set[str]:
+    """The sequences that a list names. A damaged list is refused: test sequences would be trained on."""
+    names = set(root.read_text(file).split())
+    wrong = [name for name in names if "\ufffd" in name or not _SEQUENCE.fullmatch(name)]
+    if wrong or not names:
         found = f"{min(wrong)!r:.40} is no" if wrong else "it has no"
-        raise invalid(f"{test_list}: expected sequences called <class>-<number>, {found} such name")
-    return {
-        "train": _ordered([s for s in everything if s not in test]),
-        "test": _ordered(list(test)),
-    }
+        raise invalid(f"{file}: expected sequences called <class>-<number>, {found} such name")
+    return names
 
 
 def _on_disk(root: DataRoot, base: str) -> list[str]:
     found = [name[:-4] for name in root.listdir(f"{base}annos") if name.endswith(".txt")]
+    flat = []
     for folder in root.listdir(base or "."):
-        found += [name for name in root.listdir(base + folder) if name.startswith(f"{folder}-")]
-    return found
+        if _SEQUENCE.fullmatch(folder) and root.has(f"{base}{folder}/groundtruth.txt"):
+            flat.append(folder)
+        else:
+            found += [name for name in root.listdir(base + folder) if name.startswith(f"{folder}-")]
+    classes = {name.rpartition("-")[0] for name in flat}
+    is_one_class = len(classes) == 1 and not root.has(f"{base}annos")
+    return found if is_one_class and not _has_lists(root, base) else found + flat
+
+
+def _has_lists(root: DataRoot, base: str) -> bool:
+    """Whether a folder is the top of the dataset, and not the folder of one class."""
+    lists = (_SPLIT_FILE, *_TEST_LISTS, *_TRAIN_LISTS, *_ALL_LISTS)
+    return any(root.has(base + file) for file in lists)
 
 
 def _ordered(names: list) -> list[str]:
@@ -206,9 +241,15 @@ def _ordered(names: list) -> list[str]:
     return sorted({name if isinstance(name, str) else json.dumps(name) for name in names}, key=key)
 
 
+def _folder(root: DataRoot, base: str, sequence: str) -> str:
+    """The folder of a sequence: below its class, or without classes."""
+    official = f"{base}{sequence.rpartition('-')[0]}/{sequence}"
+    return first_of(root, [official, f"{base}{sequence}"]) or official
+
+
 def _files(root: DataRoot, base: str, sequence: str) -> dict:
     """The pointer of a sequence: its own files in the official tree, else the toolkit's copies."""
-    folder, annos = f"{base}{sequence.rpartition('-')[0]}/{sequence}", f"{base}annos"
+    folder, annos = _folder(root, base, sequence), f"{base}annos"
     if not root.has(f"{folder}/groundtruth.txt") and root.has(f"{annos}/{sequence}.txt"):
         flags = [f"{annos}/absent/{sequence}.txt"]
         return {

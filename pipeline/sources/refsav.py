@@ -23,8 +23,8 @@ from pipeline.sources.base import (
     LastJSON,
     Rules,
     SourceConfig,
+    caption_of,
     checked_mask,
-    clean,
     clip_key,
     decimal,
     first_of,
@@ -53,7 +53,8 @@ FPS = 24.0
 
 _TEXT = ("Ref-SAV.json", "sam_v_final_v3.json")
 _PATHS = ("video_path", "anno_path")
-_VIDEOS = "sam_v_full"
+_TOPS = ("sam_v_full/", "", "sam_v_full/sav_train/", "sav_train/")
+# The second is for archives of SA-V that were unpacked beside the text file; the last two for their content alone.
 _HEAD = 4096  # the header of a masklet file, before masks of several MB
 
 
@@ -179,11 +180,13 @@ class RefSAV:
         text = row.get("formated") if isinstance(row, dict) else None
         if (index := decimal(key)) is None:
             raise malformed(f"object key {key!r:.40} is not an index")
-        if not isinstance(text, str) or not clean(text):
-            raise malformed("no description (`formated`)")
+        caption = caption_of(text, "no description (`formated`)")
         pointer = {"file": masklets, "index": index}
         referent_id = clip_key(self.name, clip.split, clip.video_id, f"o{index}")
-        return Referent(referent_id, clip.clip_id, clean(text), (key,), "", text, pointer)
+        return Referent(referent_id, clip.clip_id, caption, (key,), "", str(text), pointer)
+
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        return [referent.pointer["file"]]
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """The object's masks on the labelled frames, and the boxes around them. Every labelled frame is known."""
@@ -225,5 +228,5 @@ def _find(root: DataRoot, base: str, path: str) -> str:
     parts = PurePosixPath(path).parts
     repeated = len(parts) > 1 and parts[0] in parts[1:-1]
     spellings = [parts[1:] if repeated else parts, parts, parts[-2:]]
-    files = [f"{base}{_VIDEOS}/{'/'.join(spelling)}" for spelling in spellings]
+    files = [f"{base}{top}{'/'.join(spelling)}" for top in _TOPS for spelling in spellings]
     return first_of(root, files) or files[0]

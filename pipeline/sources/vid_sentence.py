@@ -22,7 +22,7 @@ from pipeline.sources.base import (
     Rules,
     SourceConfig,
     box_rows,
-    clean,
+    caption_of,
     clip_key,
     countable,
     decimal,
@@ -31,6 +31,7 @@ from pipeline.sources.base import (
     locate,
     malformed,
     need_split,
+    with_found_suffix,
     with_target,
 )
 from schemas.geometry import absent, clip_boxes, from_xyxy
@@ -119,8 +120,10 @@ class VIDSentence:
     ) -> Planned:
         index, comma, sentence = line.partition(",")
         number = decimal(index.strip())
-        if not comma or number is None or not clean(sentence):
-            raise malformed("expected `<line of the valid list>, <sentence>`")
+        expected = "expected `<line of the valid list>, <sentence>`"
+        if not comma or number is None:
+            raise malformed(expected)
+        caption = caption_of(sentence, expected)
         if number >= len(tracks):
             raise malformed(f"names line {number} (0-based) of a valid list of {len(tracks)} lines")
         path, comma, track_id = (part.strip() for part in tracks[number].rpartition(","))
@@ -142,16 +145,13 @@ class VIDSentence:
         except Quarantined:
             pass  # the tube is missing or broken: `annotate` will say so, the plan stays the same size
         video = path.rsplit("/", 1)[-1]
+        folder = f"{base}Data/VID/{'train' if split == 'train' else 'val'}/{path}"
         clip = Clip(
             clip_id=clip_key(self.name, split, video, f"t{track_id}", start, stop),
             source=self.name,
             split=split,
             video_id=video,
-            media=Media(
-                "frames",
-                f"{base}Data/VID/{'train' if split == 'train' else 'val'}/{path}",
-                "%06d.JPEG",
-            ),
+            media=with_found_suffix(root, Media("frames", folder, "%06d.JPEG"), start),
             start=start,
             stop=stop,
             height=height,
@@ -160,9 +160,12 @@ class VIDSentence:
         )
         referent_id = clip_key(self.name, split, video, f"t{track_id}", start, stop, f"s{number}")
         referent = Referent(
-            referent_id, clip.clip_id, clean(sentence), (track_id,), category, sentence, pointer
+            referent_id, clip.clip_id, caption, (track_id,), category, sentence, pointer
         )
         return Planned(clip, (referent,))
+
+    def opens(self, root: DataRoot, referent: Referent) -> list[str]:
+        return [referent.pointer["file"]]
 
     def annotate(self, root: DataRoot, clip: Clip, referent: Referent) -> Annotation:
         """Every frame of the track's span is known: it has a box, or the object is out of view."""

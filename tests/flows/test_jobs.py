@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from flows.jobs import forecast, make_jobs, normal, sources_under, totals
+from flows.forecast import forecast
+from flows.jobs import make_jobs, normal, sources_under, totals
 from pipeline.plan import build_plan
 from pipeline.presets import configure
 

@@ -6,7 +6,8 @@ import pytest
 
 from flows import driver
 from flows.executors import Inline
-from flows.jobs import forecast, make_jobs, unknown_keys
+from flows.forecast import forecast
+from flows.jobs import make_jobs, unknown_keys
 from flows.progress import Quiet
 from manifests.catalog import query
 from manifests.verify import verify

@@ -1,16 +1,25 @@
 """Small data roots written by hand, and the real annotations where a machine has them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.demo.corpus import CorpusConfig, write_corpus
+from pipeline.sources import SOURCES
 from pipeline.sources.base import DataRoot
 from schemas.geometry import RLE, rle_encode
 from schemas.records import Planned, Referent, Rejected
 
+TINY = CorpusConfig(
+    size=(48, 80),
+    a2d_size=(48, 80),
+    lasot_size=(48, 80),
+    frames={**dict.fromkeys(SOURCES, 8), "broken": 6},
+)
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 
@@ -80,5 +89,27 @@ def square() -> Callable[..., RLE]:
             x1, y1, x2, y2 = corners
             mask[y1:y2, x1:x2] = True
         return rle_encode(mask)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("nearly") / "a" / "b" / "corpus"
+    write_corpus(root, config=TINY)
+    return root
+
+
+@pytest.fixture
+def altered(corpus, tmp_path):
+    """altered("mevis", {"train/x": "train/y"}) -> a root of that corpus in which these files have been moved."""
+
+    def make(source: str, moves: dict[str, str]) -> Path:
+        root = tmp_path / "alone" / "deep" / source
+        shutil.copytree(corpus / source, root)
+        for old, new in moves.items():
+            (root / new).parent.mkdir(parents=True, exist_ok=True)
+            (root / old).rename(root / new)
+        return root
 
     return make

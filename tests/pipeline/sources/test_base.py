@@ -18,11 +18,11 @@ from pipeline.sources.base import (
     clip_key,
     digits,
     first_of,
-    json_members,
     load_source,
     locate,
 )
-from schemas.records import KEY, Quarantined, Reason
+from pipeline.sources.json_text import json_members
+from schemas.records import KEY, Planned, Quarantined, Reason
 
 values = st.recursive(
     st.none()
@@ -233,3 +233,46 @@ def test_error_messages_do_not_tell_machines_or_processes_apart(tmp_path):
         DataRoot(tmp_path).words(message)
         == "Invalid data: 'clips/a.mp4' [mov,mp4] moov atom not found"
     )
+
+
+CP1252 = "a café sign".encode("cp1252")
+WRONG_BYTES = {
+    "hcstvg": ("anno_v2/train_v2.json", "train"),
+    "vid_sentence": ("data/ILSVRC/Data/VID/annSamples/train_ann_list_v2.txt", "train"),
+    "a2d": ("text_annotations/a2d_annotation.txt", "train"),
+    "lasot": ("cat/cat-2/nlp.txt", "train"),
+    "mevis": ("train/meta_expressions.json", "train"),
+    "got10k": ("train/GOT-10k_Train_000022/meta_info.ini", "train"),
+    "refsav": ("Ref-SAV.json", "train"),
+}
+
+
+@pytest.mark.parametrize("source", WRONG_BYTES)
+def test_a_caption_that_is_not_utf_8_is_rejected_with_a_reason(source, corpus, altered):
+    """In one of the many encodings of the West: kept with replacement characters it would be trained on."""
+    root = altered(source, {})
+    file, split = WRONG_BYTES[source]
+    reader = load_source(source)
+    captions = caption_words(reader, DataRoot(root), split)
+    word = next(iter(captions.values())).split()[-1].encode()
+    content = (root / file).read_bytes()
+    assert word in content
+    (root / file).write_bytes(content.replace(word, word[:-1] + b"\xe9"))
+    problems = []
+    for item in reader.plan(DataRoot(root), split):
+        if not isinstance(item, Planned):
+            problems.append(item.message)
+            continue
+        for referent in item.referents:
+            try:
+                reader.annotate(DataRoot(root), item.clip, referent)
+            except Quarantined as problem:
+                problems.append(problem.message)
+            else:
+                assert "\ufffd" not in referent.caption
+    assert any("is not UTF-8 text" in message for message in problems)
+
+
+def caption_words(reader, root: DataRoot, split: str) -> dict[str, str]:
+    items = [item for item in reader.plan(root, split) if isinstance(item, Planned)]
+    return {r.referent_id: r.caption for item in items for r in item.referents if r.caption}

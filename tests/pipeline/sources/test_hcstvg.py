@@ -164,3 +164,16 @@ def test_a_tube_without_any_usable_box_has_no_target(make_root, annotate_one):
     with pytest.raises(Quarantined) as caught:
         annotate_one(HCSTVG(), make_root(v2(bbox=[[5, 5, 0, 0]])), "train")
     assert caught.value.reason is Reason.NO_TARGET
+
+
+def test_entries_of_the_other_version_stop_the_plan(make_root):
+    """`annos/hcstvg_v1/train.json` and a v2 file of the same name are told apart by their fields."""
+    v2 = {"1_x.mp4": {"bbox": [[1, 2, 3, 4]], "st_frame": 1, "img_num": 20, "English": "A man."}}
+    v1 = {"1_x.mp4": {"bbox": [[1, 2, 3, 4]], "st_frame": 1, "img_num": 20, "caption": "A man."}}
+    root = make_root({"annos/hcstvg_v1/train.json": v2, "anno_v2/train_v2.json": v1})
+    with pytest.raises(
+        ValueError, match=r"annos/hcstvg_v1/train.json has the entries of HC-STVG v2"
+    ):
+        list(HCSTVG().plan(root, "v1_train"))
+    with pytest.raises(ValueError, match=r"anno_v2/train_v2.json has the entries of HC-STVG v1"):
+        list(HCSTVG().plan(root, "train"))

@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo.corpus import CorpusConfig, write_corpus
 from pipeline.sources import SOURCES
 from pipeline.sources.base import DataRoot, load_source, need_split
 from pipeline.sources.hints import ANNOTATIONS, explain, right_level
 
-TINY = CorpusConfig(
-    size=(48, 80),
-    a2d_size=(48, 80),
-    lasot_size=(48, 80),
-    frames={**dict.fromkeys(SOURCES, 8), "broken": 6},
-)
 CHILDREN = {
     "hcstvg": "video",
     "vid_sentence": "data/ILSVRC/Data",
@@ -35,28 +28,6 @@ GRANDCHILDREN = {
     "refsav": "sam_v_full/sav_train",
 }
 LISTS = "data/ILSVRC/Data/VID/annSamples/"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("nearly") / "a" / "b" / "corpus"
-    write_corpus(root, config=TINY)
-    return root
-
-
-@pytest.fixture
-def copy(corpus, tmp_path):
-    """copy("mevis", {"train/x": "train/y"}) -> a root of that corpus in which these files have been moved."""
-
-    def make(source: str, moves: dict[str, str]) -> Path:
-        root = tmp_path / "alone" / "deep" / source
-        shutil.copytree(corpus / source, root)
-        for old, new in moves.items():
-            (root / new).parent.mkdir(parents=True, exist_ok=True)
-            (root / old).rename(root / new)
-        return root
-
-    return make
 
 
 def said(source: str, root: Path, split: str = "") -> tuple[str, list[str]]:
@@ -123,7 +94,7 @@ def test_archives_that_are_not_unpacked(tmp_path, source):
         (
             "hcstvg",
             {"anno_v2/train_v2.json": "train.json", "anno_v2/val_v2.json": "x"},
-            "moving train.json to annos/hcstvg_v1/train.json",
+            "renaming train.json: it may be anno_v2/train_v2.json",
         ),
         (
             "hcstvg",
@@ -179,8 +150,8 @@ def test_archives_that_are_not_unpacked(tmp_path, source):
         ),
     ],
 )
-def test_misnamed_misplaced_and_of_another_version(copy, source, moves, expected):
-    root = copy(source, moves)
+def test_misnamed_misplaced_and_of_another_version(altered, source, moves, expected):
+    root = altered(source, moves)
     assert not load_source(source).available(DataRoot(root))
     assert expected in said(source, root)[1]
 
@@ -208,8 +179,8 @@ def test_misnamed_misplaced_and_of_another_version(copy, source, moves, expected
         ),
     ],
 )
-def test_a_split_that_is_not_there(copy, source, moves, has, expected):
-    root = copy(source, moves)
+def test_a_split_that_is_not_there(altered, source, moves, has, expected):
+    root = altered(source, moves)
     first, tries = said(source, root, "train")
     assert first == f"{source} has no split train under {root}: it has {has}."
     assert expected in tries
@@ -217,15 +188,15 @@ def test_a_split_that_is_not_there(copy, source, moves, has, expected):
         need_split(load_source(source), DataRoot(root), "train")
 
 
-def test_the_root_of_another_source(copy):
-    root = copy("hcstvg", {})
+def test_the_root_of_another_source(altered):
+    root = altered("hcstvg", {})
     assert said("mevis", root)[1] == [
         "hcstvg instead of mevis: this is its layout, with train, val"
     ]
 
 
-def test_a_root_that_does_not_exist_has_a_neighbour_of_a_like_name(copy):
-    root = copy("hcstvg", {})
+def test_a_root_that_does_not_exist_has_a_neighbour_of_a_like_name(altered):
+    root = altered("hcstvg", {})
     text = explain(load_source("hcstvg"), DataRoot(root.parent / "HC-STVG" / "video"))
     assert text.splitlines() == [
         f"the data root {root.parent / 'HC-STVG' / 'video'} does not exist.",
@@ -234,8 +205,8 @@ def test_a_root_that_does_not_exist_has_a_neighbour_of_a_like_name(copy):
     ]
 
 
-def test_annotations_without_their_videos_lead_to_the_folder_above(copy):
-    root = copy("hcstvg", {})
+def test_annotations_without_their_videos_lead_to_the_folder_above(altered):
+    root = altered("hcstvg", {})
     assert load_source("hcstvg").available(DataRoot(root / "anno_v2"))
     assert right_level(load_source("hcstvg"), DataRoot(root / "anno_v2")) == root
     assert right_level(load_source("hcstvg"), DataRoot(root)) is None

@@ -1,14 +1,16 @@
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
 from pipeline.sources.base import DataRoot
-from pipeline.sources.mevis import MeViS, MeViSConfig
+from pipeline.sources.mevis import OFFICIAL_SHA256, MeViS, MeViSConfig
 from schemas.geometry import rle_area
 from schemas.records import KEY, Quarantined, Reason
 
 VIDEO = "0a1b2c3d4e5f"
+CAT = {"exp": "a cat", "obj_id": [1], "anno_id": [17]}
 META, MASKS = "train/meta_expressions.json", "train/mask_dict.json"
 
 
@@ -85,7 +87,15 @@ def test_videos_with_fewer_than_two_frames_are_rejected(make_root, split_plan, m
 
 
 @pytest.mark.parametrize(
-    "row", [{}, {"exp": " ", "anno_id": [17]}, {"exp": "a"}, {"exp": "a", "anno_id": []}, "a", 3]
+    "row",
+    [
+        {},
+        {"exp": " ", "anno_id": [17]},
+        {"exp": "a"},
+        {"exp": "a", "anno_id": [], "obj_id": [1]},
+        "a",
+        3,
+    ],
 )
 def test_a_malformed_expression_spoils_itself_only(make_root, split_plan, masks, row):
     good = {"exp": "a cat", "obj_id": [1], "anno_id": [17]}
@@ -174,3 +184,54 @@ def test_pointers_are_byte_ranges_and_annotate_reads_only_them(
     assert np.isfinite(annotation.boxes[0]).all()
     assert len(sizes) == 2
     assert 0 < max(sizes) < 1000
+
+
+def test_an_expression_about_no_object_has_a_reason_of_its_own(make_root, split_plan, masks):
+    rows = {"0": {"exp": "a dog", "obj_id": [], "anno_id": []}, "1": CAT}
+    root = make_root({META: meta(rows), MASKS: masks})
+    [item], [rejected] = split_plan(MeViS(), root, "train")
+    assert [referent.caption for referent in item.referents] == ["a cat"]
+    assert rejected.reason == Reason.NO_OBJECT
+
+
+def test_the_second_version_is_read_before_the_first(make_root, split_plan, masks):
+    second = META.replace(".json", "_v2.json")
+    dog = {"exp": "a dog", "obj_id": [1], "anno_id": [17]}
+    root = make_root({META: meta({"0": CAT}), second: meta({"0": dog}), MASKS: masks})
+    [item], _ = split_plan(MeViS(), root, "train")
+    assert [referent.caption for referent in item.referents] == ["a dog"]
+    assert MeViS().annotation_files(root, "train")[0] == second
+
+
+def test_masks_in_a_pickle_are_named_and_not_read(make_root, split_plan):
+    root = make_root({META: meta({"0": CAT}), MASKS.replace(".json", ".pkl"): b"\x80\x04"})
+    [item], _ = split_plan(MeViS(), root, "train")
+    message = r"mask_dict\.json: No such file.*mask_dict\.pkl is there, which is not read"
+    for ask in (
+        lambda referent: MeViS().opens(root, referent),
+        lambda referent: MeViS().annotate(root, item.clip, referent),
+    ):
+        with pytest.raises(Quarantined, match=message) as caught:
+            ask(item.referents[0])
+        assert caught.value.reason == Reason.ANNOTATION_MISSING
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"<!DOCTYPE html><html></html>", "a web page"), (b'{"17": [null, nu', "not a JSON object")],
+)
+def test_a_broken_download_of_the_masks_is_compared_with_the_official_checksum(
+    make_root, monkeypatch, content, words
+):
+    root = make_root({META: meta({"0": CAT}), MASKS: content})
+    digest = hashlib.sha256(content).hexdigest()
+    with pytest.raises(Quarantined, match=words) as caught:
+        list(MeViS().plan(root, "train"))
+    message = caught.value.message
+    assert message.startswith("train/mask_dict.json: ")
+    assert digest in message
+    assert OFFICIAL_SHA256["train"] in message
+    assert "download mask_dict.json of train again" in message
+    monkeypatch.setitem(OFFICIAL_SHA256, "train", digest)
+    with pytest.raises(Quarantined, match="is the official one"):
+        list(MeViS().plan(root, "train"))

@@ -1,0 +1,142 @@
+"""What a run of a plan will do: counts, size, time, and what it will skip and why."""
+
+from collections import Counter
+
+from pipeline.plan import Counts, Job, plan_items
+from pipeline.sources.base import DataRoot, Source
+from pipeline.sources.hints import media_advice, refused_links
+from schemas.records import Clip, Planned, Quarantined, Reason, Referent, Rejected
+
+SECONDS_PER_FRAME = {"lite": 0.04}
+"""One referent, 640x360, one core; of other presets not known. Better: `FROM stage_seconds` of a run of your own."""
+
+
+class Forecast:
+    """Looks for the files of a plan, clip by clip, while it is made.
+
+    One picture of each clip, or its video, and all files that its annotations are in are looked for. None is opened.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._source, self._root = job.load(), job.root
+        self._rejected: Counter[str] = Counter()  # by the plan itself
+        self._dropped: Counter[str] = Counter()  # rows that curation will reject
+        self._examples: dict[str, str] = {}
+        self._frames = 0
+        self._with_media = 0
+        self._without_media = 0
+        self._refused = 0  # behind a link, or in a folder that lacks their picture
+
+    def see(self, item: Planned | Rejected) -> None:
+        """Take one item of the plan into account."""
+        if isinstance(item, Planned):
+            self._frames += len(item.clip) * len(item.referents)
+            self._look_for(item)
+        else:
+            self._rejected[str(item.reason)] += 1
+            self._examples.setdefault(str(item.reason), item.message)
+
+    def row(self, counts: Counts, workers: int = 1) -> dict:
+        """The forecast, after all items were seen.
+
+        `skip` has the rows that will be in quarantine, by reason, and `examples` a message of each. Where no media are
+        there at all (annotations only), `media` is "none", and `quarantined` counts rows of the annotation files
+        alone: the plan is then about the annotations. A picture behind a link, or with another name, is not that case.
+        """
+        media = "some" if self._with_media else "none"
+        if not self._without_media:
+            media = "all"
+        is_elsewhere = bool(self._refused or (media == "none" and refused_links(self._root)))
+        skip = self._rejected + self._dropped
+        counted = skip if media != "none" or is_elsewhere else self._rejected
+        pace = SECONDS_PER_FRAME.get(self.job.config.preset)
+        return {
+            "source": self.job.source,
+            "split": self.job.split,
+            "videos": counts.videos,
+            "clips": counts.clips,
+            "referents": counts.referents,
+            "qa": counts.qa,
+            "frames": counts.frames,
+            "shards": counts.shards,
+            "quarantined": sum(counted.values()),
+            "skip": dict(sorted(skip.items())),
+            "examples": dict(sorted(self._examples.items())),
+            "media": media,
+            "bytes": counts.bytes,
+            "seconds": None if pace is None else round(self._frames * pace / workers, 1),
+        }
+
+    def _look_for(self, item: Planned) -> None:
+        """Look for the files of one clip as curation will: media first, then the annotation of each referent."""
+        clip = item.clip
+        problem = _media_problem(self._root, clip)
+        if len(clip) == 0:
+            problem = _without_frames(self._source, self._root, item)
+        if problem is None or problem.reason not in (Reason.MEDIA_MISSING, Reason.UNSAFE_PATH):
+            self._with_media += 1
+        else:
+            self._without_media += 1
+            is_link = problem.reason == Reason.UNSAFE_PATH
+            self._refused += is_link or self._root.has(clip.media.path)
+        if problem is not None:
+            self._drop(problem, len(item.referents))
+            return
+        for referent in item.referents:
+            if problem := _annotation_problem(self._source, self._root, referent):
+                self._drop(problem)
+
+    def _drop(self, problem: Quarantined, rows: int = 1) -> None:
+        self._dropped[str(problem.reason)] += rows
+        self._examples.setdefault(str(problem.reason), problem.message)
+
+
+def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
+    """The forecast of a plan that was made already. It is planned once more; `Forecast` can look on instead."""
+    looking = Forecast(job)
+    for item in plan_items(job):
+        looking.see(item)
+    return looking.row(counts, workers)
+
+
+def _without_frames(source: Source, root: DataRoot, item: Planned) -> Quarantined:
+    """Why a clip has no frames: a file that its length is in is missing, or cannot be read."""
+    clip = item.clip
+    if clip.media.kind == "frames" and not root.has(clip.media.path):
+        return Quarantined(Reason.MEDIA_MISSING, f"{clip.media.path}: no such folder")
+    if clip.media.kind == "video" and (problem := _media_problem(root, clip)):
+        return problem
+    known = _annotation_problem(source, root, item.referents[0])
+    message = f"{clip.clip_id}: the clip has no frames"
+    return known or Quarantined(Reason.ANNOTATION_INVALID, message)
+
+
+def _media_problem(root: DataRoot, clip: Clip) -> Quarantined | None:
+    media = clip.media
+    path = media.path if media.kind == "video" else media.image(clip.start)
+    problem = root.why_not(path)
+    if problem is not None and problem.reason == Reason.ANNOTATION_MISSING:
+        return Quarantined(Reason.MEDIA_MISSING, problem.message)
+    return problem
+
+
+def _annotation_problem(source: Source, root: DataRoot, referent: Referent) -> Quarantined | None:
+    try:
+        files = source.opens(root, referent)
+    except Quarantined as problem:
+        return problem
+    return next(filter(None, map(root.why_not, files)), None)
+
+
+def plan_advice(jobs: list[Job], rows: list[dict]) -> list[str]:
+    """What may help where a plan did not find all media: links to follow, another data root, archives to unpack."""
+    lacking = [
+        job
+        for job, row in zip(jobs, rows, strict=True)
+        if row["media"] != "all" or Reason.UNSAFE_PATH in row["skip"]
+    ]
+    lines: dict[str, None] = {}
+    for job in lacking:
+        lines.update(dict.fromkeys(media_advice(job.load(), job.root)))
+    return list(lines)
