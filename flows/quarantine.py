@@ -109,6 +109,7 @@ def retry(
     from flows.progress import Bars
     from flows.show import show_run
 
+    tried = _items(out, where)
     engine = make_executor(executor, workers)
     try:
         runs = driver.retry(out, where, engine, Bars())
@@ -118,8 +119,18 @@ def retry(
         print("nothing to retry: no quarantine row matches")
         return
     show_run(out, runs)
+    again = tried & _items(out)
+    print(f"tried again: {len(tried)} items; {len(tried - again)} are cured, {len(again)} dropped")
     jobs = [run.job for run in runs]
     say(out, jobs).judge(max_dropped, ", ".join(job.name for job in jobs))
+
+
+def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
+    """Source, split and id of what is in quarantine and matches `where` (SQL)."""
+    from manifests.quarantine import dropped
+
+    rows = dropped(out, where, columns="source, split, coalesce(referent_id, clip_id) AS item")
+    return {(row["source"], row["split"], row["item"]) for row in rows}
 
 
 def say(out: Path, jobs: "list[Job]") -> "Tally":

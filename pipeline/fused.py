@@ -16,6 +16,7 @@ from dataclasses import replace
 from pipeline.curate import ClipResult, curate_clip
 from pipeline.plan import Job
 from pipeline.presets import CurateConfig, Stages, build_stages
+from pipeline.select import load_kmeans
 from schemas.records import Clip, Planned
 
 UNKNOWN_SIZE = (720, 1280)
@@ -71,6 +72,7 @@ class Fused:
         with self._loading:
             if not self._loaded:
                 self.stages.load()
+                load_kmeans()
                 self._loaded = True
 
     def curate(self, planned: Planned, job: Job) -> ClipResult:

@@ -61,9 +61,8 @@ def to_record(item: Planned | Rejected) -> tuple[str, str]:
             {"clip": clip, "referents": [_fields(r) for r in item.referents]}
         )
     fields = _fields(item)
-    if item.referent_id is None:
-        del fields["referent_id"]
-    return "rejected", canonical_json(fields)
+    given = {name: value for name, value in fields.items() if value is not None}
+    return "rejected", canonical_json(given)
 
 
 def _fields(record: Clip | Media | Referent | Rejected) -> dict:

@@ -344,11 +344,12 @@ def traceback_hash(error: BaseException) -> str:
 
 def rejected_row(rejected: Rejected) -> dict:
     """The quarantine row of what the plan could not read."""
+    clip_id, referent_id = rejected.quarantined_as
     return {
         "source": rejected.source,
         "split": rejected.split,
-        "clip_id": rejected.item,
-        "referent_id": rejected.referent_id,
+        "clip_id": clip_id,
+        "referent_id": referent_id,
         "stage": "plan",
         "reason": str(rejected.reason),
         "error_class": "",

@@ -146,6 +146,7 @@ class Planned:
 class Rejected:
     """What a source could not plan: one quarantine row. `where` is a file and line, or whatever finds the row again.
 
+    clip_id: of the clip that a rejected expression is about; None where the clip itself could not be planned.
     referent_id: of a referent that could be planned, and is left out on purpose; `item` is then its clip.
     """
 
@@ -156,6 +157,14 @@ class Rejected:
     message: str
     where: str = ""
     referent_id: str | None = None
+    clip_id: str | None = None
+
+    @property
+    def quarantined_as(self) -> tuple[str, str | None]:
+        """Clip and referent of the quarantine row: `item` is the one, or for a known clip the other."""
+        if self.clip_id is None:
+            return self.item, self.referent_id
+        return self.clip_id, self.referent_id or self.item
 
 
 @dataclass(slots=True)

@@ -152,7 +152,15 @@ class A2D:
                     referents[referent.referent_id] = referent
                 except Quarantined as problem:
                     item, where = f"{video:.80},{instance:.80}", f"{_table_file(root, base)}:{line}"
-                    yield Rejected(self.name, split, item, problem.reason, problem.message, where)
+                    yield Rejected(
+                        self.name,
+                        split,
+                        item,
+                        problem.reason,
+                        problem.message,
+                        where,
+                        clip_id=clip.clip_id,
+                    )
             if referents:
                 yield Planned(clip, tuple(referents.values()))
 

@@ -114,7 +114,13 @@ class MeViS:
                     referents.append(self._referent(masks, ranges, clip, key, expression))
                 except Quarantined as problem:
                     yield Rejected(
-                        self.name, split, f"{video}/{key}", problem.reason, problem.message, file
+                        self.name,
+                        split,
+                        f"{video}/{key}",
+                        problem.reason,
+                        problem.message,
+                        file,
+                        clip_id=clip.clip_id,
                     )
             if referents:
                 yield Planned(clip, tuple(referents))

@@ -118,7 +118,13 @@ class RefSAV:
                     referents.append(referent)
                 except Quarantined as problem:
                     yield Rejected(
-                        self.name, split, f"{video}/{key}", problem.reason, problem.message, where
+                        self.name,
+                        split,
+                        f"{video}/{key}",
+                        problem.reason,
+                        problem.message,
+                        where,
+                        clip_id=clip.clip_id,
                     )
             if referents:
                 yield Planned(clip, tuple(referents))

@@ -170,8 +170,18 @@ def open_container(file: SeekableFile) -> InputContainer:
         raise VideoError(f"cannot be opened as {name}: {reason_of(error)}") from error
 
 
+_OWN_WORDS = (
+    (av.error.InvalidDataError, "its index or its data are damaged or cut off"),
+    (av.error.EOFError, "it ends too early"),
+    (av.error.DecoderNotFoundError, "there is no decoder for it"),
+)
+
+
 def reason_of(error: Exception) -> str:
-    """libav's reason without its number and without the file's name, which differ between machines."""
+    """Why libav gave up, in our own words where the class of the error tells; those of libav differ by version."""
+    for kind, words in _OWN_WORDS:
+        if isinstance(error, kind):
+            return words
     text = getattr(error, "strerror", None) or str(error)
     return text.strip() or type(error).__name__
 

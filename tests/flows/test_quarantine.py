@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,18 @@ from flows.jobs import make_jobs
 from flows.progress import Quiet
 from manifests.catalog import query
 from manifests.quarantine import OverBudget, Tally, dropped, tally
+from pipeline.demo.corpus import CorpusConfig, write_corpus
+from pipeline.plan import build_plan
 from pipeline.presets import configure
 from pipeline.sample import quarantine_row
+from pipeline.sources import SOURCES
 from schemas.records import Quarantined, Reason
 from tests.flows.test_driver import Dies, Killed, tree
 
 PLACE = [("hcstvg", "train")]
+SMALL = CorpusConfig(
+    size=(48, 80), a2d_size=(48, 80), frames=dict.fromkeys((*SOURCES, "broken"), 8)
+)
 QUICK = ["rules.boxes=annotation", "rules.masks=none"]
 
 
@@ -213,3 +221,68 @@ def test_list_counts_show_explains_and_a_budget_exits_with_4(out, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         entry.main()
     assert stopped.value.code == 4
+
+
+def spoil_one_expression(source: str, root: Path) -> None:
+    """One expression of a clip that has others becomes useless."""
+    if source == "a2d":
+        table = root / "text_annotations" / "a2d_annotation.txt"
+        video = table.read_text().splitlines()[1].split(",")[0]
+        table.write_text(f"{table.read_text().rstrip()}\n{video},1 (copy),a dog\n")
+        return
+    file = root / {"mevis": "train/meta_expressions.json", "refsav": "Ref-SAV.json"}[source]
+    tree = json.loads(file.read_text())
+    first = next(iter((tree["videos"] if source == "mevis" else tree).values()))
+    if source == "mevis":
+        first["expressions"]["99"] = {"exp": "a dog", "obj_id": [], "anno_id": []}
+    else:
+        first["objects"]["one"] = {"formated": "a dog"}
+    file.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize("source", ["mevis", "refsav", "a2d"])
+def test_a_rejected_expression_is_no_dropped_clip(source, tmp_path):
+    root = tmp_path / "data" / source
+    write_corpus(tmp_path / "data", config=SMALL)
+    takes = {"splits": ["train"], "source_sets": QUICK}
+    before, after = tmp_path / "before", tmp_path / "after"
+    driver.run(make_jobs(source, root, before, configure("lite"), **takes), Inline(), Quiet())
+    spoil_one_expression(source, root)
+    driver.run(make_jobs(source, root, after, configure("lite"), **takes), Inline(), Quiet())
+    was, now = (tally(out, [(source, "train")]) for out in (before, after))
+    assert (now.kept, now.dropped, now.reasons) == (was.kept, was.dropped, was.reasons)
+    assert now.parts == was.parts + 1
+    find = "SELECT clip_id FROM quarantine WHERE clip_id IN (SELECT clip_id FROM clips)"
+    assert len(query(after, find)) == len(query(before, find)) + 1
+
+
+def test_retry_says_how_many_were_tried_and_cured(data, out, tmp_path):
+    """One of the two videos that were missing has come back."""
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved, copy_function=shutil.copy2)
+    whole, other = sorted(moved.rglob("*.mp4"))[:2]
+    lost, broken = whole.with_name("lost"), other.with_name("broken")
+    whole.rename(lost)
+    other.rename(broken)
+    made = job(moved, tmp_path / "out2")
+    driver.run([made], Inline(), Quiet())
+    lost.rename(whole)
+    words = ["quarantine", "retry", made.out, "--executor", "inline"]
+    told = CliRunner().invoke(app, words)
+    assert "tried again: 3 items; 1 are cured, 2 dropped" in told.output
+    words += ["--where", "reason = 'malformed_row'"]
+    told = CliRunner().invoke(app, words)
+    assert "tried again: 1 items; 0 are cured, 1 dropped" in told.output
+
+
+def test_the_first_clip_does_not_pay_for_importing_scikit_learn(data, tmp_path):
+    """In a process of its own, where nothing has imported it yet."""
+    made = job(data, tmp_path / "alone")
+    build_plan(made)
+    code = (
+        "import sys; from pipeline.plan import Job, plan_items; from pipeline.fused import Fused;"
+        "from schemas.records import Planned; job = Job.model_validate_json(sys.argv[1]);"
+        "models = Fused(job.config); assert 'sklearn' not in sys.modules; models.load();"
+        "assert 'sklearn.cluster' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, made.model_dump_json()], check=True)
