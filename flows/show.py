@@ -13,6 +13,7 @@ from flows.driver import Run, staged_clips
 from flows.follow import last_runs
 from flows.jobs import beside_paper, totals
 from manifests.catalog import query
+from manifests.quality import COVERAGE
 from pipeline.plan import read_plan_header
 from pipeline.shards import committed
 
@@ -146,12 +147,14 @@ def show_run(out: Path, runs: list[Run]) -> None:
     """What there is now, per source and split, and why the rest was dropped."""
     rows = query(
         out,
-        """
+        f"""
         SELECT s.source, s.split, count(*) AS shards, sum(n_referents) AS planned, sum(n_samples) AS samples,
                sum(n_qa) AS qa, sum(n_quarantined) AS quarantined, sum(bytes) / 1e6 AS mb,
-               any_value(r.frames) AS frames, any_value(r.kept) AS kept, any_value(r.iou) AS iou
+               any_value(r.frames) AS frames, any_value(r.kept) AS kept, any_value(r.iou) AS iou,
+               any_value(r.coverage) AS coverage
         FROM shards s LEFT JOIN (
-            SELECT source, split, sum(n_frames) AS frames, sum(n_kept) / sum(n_frames) AS kept, avg(mean_iou) AS iou
+            SELECT source, split, sum(n_frames) AS frames, sum(n_kept) / sum(n_frames) AS kept, avg(mean_iou) AS iou,
+                   {COVERAGE} AS coverage
             FROM referents GROUP BY ALL) r ON r.source = s.source AND r.split = s.split
         GROUP BY ALL ORDER BY ALL""",
     )
@@ -167,13 +170,14 @@ def show_run(out: Path, runs: list[Run]) -> None:
         "frames",
         "kept share",
         "IoU to annotation",
+        "IoU covers",
     ]
     table(
         "Curated",
         columns,
         [list(row.values()) for row in rows],
-        caption="kept share is not accuracy; IoU compares tracked with annotated boxes, "
-        "and is empty where boxes are the dataset's",
+        caption="kept share is not accuracy; IoU compares tracked with annotated boxes, in the share of the kept "
+        "frames that it covers,\nand is empty where boxes are the dataset's",
     )
     reasons = query(
         out,

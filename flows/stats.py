@@ -227,6 +227,7 @@ def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:
         "track_length": "track",
         "clip_frames": "frames",
         "kept_share": "kept",
+        "iou_coverage": "IoU covers",
         "quarantined": "dropped",
     }
     table(
@@ -235,7 +236,7 @@ def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:
         [list(row.values()) for row in rows],
         caption="means over samples; area: share of the picture; motion: way of the centre from frame to frame, in "
         "square roots\nof the box's area; occlusion: annotated frames without the target; IoU: tracked with "
-        "annotated boxes",
+        "annotated boxes, in the share of kept frames that it covers",
     )
     made = report.get("leaks")
     if made is None:

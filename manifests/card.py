@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from manifests.catalog import connect, rows_of
+from manifests.quality import COVERAGE
 from schemas.tables import TABLES, VOLATILE, schema
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ CONTEXT: dict[str, Any] = {
 
 _EXAMPLE = "SELECT path AS shard, split FROM shards ORDER BY split <> 'train', path LIMIT 1"
 
-_COUNTS = """
+_COUNTS = f"""
     WITH c AS (SELECT source, count(*) AS clips, min(licence) AS licence FROM clips GROUP BY source),
          r AS (SELECT source, count(*) AS referents, sum(n_qa) AS qa, sum(n_kept) AS kept, sum(n_masks) AS masks,
-                      avg(mean_iou) AS iou, count(DISTINCT video_id) AS videos FROM referents GROUP BY source),
+                      avg(mean_iou) AS iou, {COVERAGE} AS coverage, count(DISTINCT video_id) AS videos FROM referents GROUP BY source),
          q AS (SELECT source, count(*) AS quarantined FROM quarantine GROUP BY source)
     SELECT * FROM (SELECT DISTINCT source FROM shards) LEFT JOIN r USING (source) LEFT JOIN c USING (source)
     LEFT JOIN q USING (source) ORDER BY source"""
@@ -232,7 +233,7 @@ def _counts(
         [
             row["source"],
             *(f"{row[c] or 0:,}" for c in columns),
-            "-" if row["iou"] is None else f"{row['iou']:.2f}",
+            "-" if row["iou"] is None else f"{row['iou']:.2f} on {row['coverage'] or 0:.0%}",
             *(f"{v:,}" for v in paper.get(row["source"], ())),
         ]
         for row in rows
@@ -247,7 +248,7 @@ def _counts(
         "frames kept",
         "masks",
         "quarantined",
-        "mean IoU",
+        "mean IoU, on kept frames",
     ]
     return _table(
         [*head, "paper: clips", "paper: QA"], [*body, [*totals, *(f"{v:,}" for v in paper_total)]]

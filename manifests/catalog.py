@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manifests.quality import COVERAGE
 from schemas import tables
 from schemas.tables import TABLES
 
@@ -37,7 +38,8 @@ MEASURES = f"""
         SELECT r.referent_id, r.clip_id, r.source, r.split, r.video_id, r.caption,
                len({WORDS.format("r.caption")}) AS words, r.n_frames,
                r.n_frames * c.step / c.fps AS seconds, r.n_boxes, r.n_kept / r.n_frames AS kept_share,
-               1 - least(r.n_visible, r.n_known) / nullif(r.n_known, 0) AS occlusion, r.mean_iou, s.area, s.motion
+               1 - least(r.n_visible, r.n_known) / nullif(r.n_known, 0) AS occlusion, r.mean_iou,
+               r.n_kept, r.iou_coverage, s.area, s.motion
         FROM referents r LEFT JOIN clips c USING (clip_id) LEFT JOIN {{}} s USING (referent_id)"""
 """SQL for a row of numbers per referent; {} is where `SHAPES` are. `occlusion`: of the frames that the annotation
 knows, those where it has no target: hidden or out of view."""
@@ -48,7 +50,7 @@ STATISTICS = f"""
             SELECT coalesce(source, 'all') AS source, count(DISTINCT source || ' ' || video_id) AS videos,
                    count(DISTINCT clip_id) AS clips, count(*) AS referents, avg(words) AS words,
                    avg(n_frames) AS clip_frames, avg(n_boxes) AS track_length, avg(area) AS area, avg(motion) AS motion,
-                   avg(occlusion) AS occlusion, avg(mean_iou) AS iou,
+                   avg(occlusion) AS occlusion, avg(mean_iou) AS iou, {COVERAGE} AS iou_coverage,
                    sum(kept_share * n_frames) / sum(n_frames) AS kept_share
             FROM {{}} GROUP BY GROUPING SETS ((source), ())),
         v AS (

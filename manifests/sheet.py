@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from manifests.catalog import connect, rows_of
+from manifests.quality import iou_words
 from schemas.geometry import rle_decode
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
@@ -32,6 +33,22 @@ COLOURS = {
     "mask": "#3fa7ff",
     "interpolated": "#c98bff",
 }
+STRIPE = 9  # pixels from one stripe of a hatched mask to the next
+_LEGEND = (
+    (
+        ("box", COLOURS["tracked"], "box: tracked"),
+        ("box", COLOURS["annotation"], "box: of the annotation"),
+        ("thin", COLOURS["annotation"], "annotated box, for comparison"),
+        ("box", COLOURS["mask"], "box: around the mask"),
+    ),
+    (
+        ("dashed", COLOURS["tracked"], "dashed: frame that was dropped"),
+        ("fill", COLOURS["tracked"], "filled: mask"),
+        ("hatched", COLOURS["tracked"], "hatched: fallback, no segmentation"),
+        ("", "", "one of the four representatives, shown on the right"),
+    ),
+)
+"""Two lines of (kind of swatch, colour, words)."""
 INK, PAPER, FAINT = "#1d2330", "#ffffff", "#6c7686"
 
 
@@ -65,7 +82,7 @@ def contact_sheet(
         INK,
         _font(20),
     )
-    _legend(draw, width)
+    _legend(sheet, draw, 420)
     for i, (_, members) in enumerate(picked):
         _row(sheet, draw, 44 + i * row_height, members, frames)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +106,25 @@ def _spread(found: list[dict], n: int) -> list[dict]:
     return picked[: max(n, len(by_source))]
 
 
-def _legend(draw: ImageDraw.ImageDraw, width: int) -> None:
-    x = width - 560
-    for name in ("annotation", "tracked", "mask"):
-        draw.rectangle((x, 14, x + 16, 26), outline=COLOURS[name], width=3)
-        draw.text((x + 22, 10), f"box: {name}", FAINT, _font(14))
-        x += 130
-    draw.text((x, 10), "dashed: dropped frame", FAINT, _font(14))
+def _legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int) -> None:
+    """What the colours, dashes, fills and the word TSF mean, in two lines from `x` on."""
+    for line, entries in enumerate(_LEGEND):
+        place, top = x, 5 + 18 * line
+        for kind, colour, words in entries:
+            swatch = (place, top + 2, place + 17, top + 13)
+            if kind in ("fill", "hatched"):
+                patch = np.full((12, 18, 3), 255, np.uint8)
+                tint_mask(patch, np.ones((12, 18), bool), colour, hatched=kind == "hatched")
+                sheet.paste(Image.fromarray(patch), swatch[:2])
+                draw.rectangle(swatch, outline=FAINT)
+            elif kind:
+                width = 1 if kind == "thin" else 2
+                box = np.array(swatch, np.float64)
+                _rectangle(draw, box, colour, dashed=kind == "dashed", width=width)
+            else:
+                draw.text((place - 8, top), "TSF", INK, _font(13))
+            draw.text((place + 23, top), words, FAINT, _font(13))
+            place += 23 + round(draw.textlength(words, _font(13))) + 18
 
 
 def fetch(catalogue: "DuckDBPyConnection", out: Path, referent_id: str) -> dict[str, bytes]:
@@ -116,13 +145,10 @@ def _row(
     info = json.loads(members["json"])["referent"]
     track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
-    iou = info.get("mean_iou")
     facts = [
         f"{info['source']}/{info['split']}",
         f"{info['n_kept']}/{info['n_frames']} frames kept",
-        f"IoU of tracked with annotated boxes {iou:.2f}"
-        if iou is not None
-        else f"boxes: {info['box_rule']}",
+        iou_words({"mean_iou": None, "iou_coverage": None} | info),
         f"{info['n_masks']} masks ({info['n_fallback_masks']} fallback)",
         f"detector: {info['detector']}",
         info["preset"],
@@ -135,9 +161,7 @@ def _row(
     pictures = decode_shown(members, shown)
     y = top + TEXT
     for i, t in enumerate(shown):
-        tile = draw_tile(
-            pictures.get(t), track[t], masks.get(t), ORIGINS[track[t]["origin"]], t, t in chosen
-        )
+        tile = draw_tile(pictures.get(t), track[t], masks.get(t), t in chosen)
         sheet.paste(tile, (GAP + i * (FRAME[0] + GAP), y))
     x = GAP + frames * (FRAME[0] + GAP)
     for rank in range(4):
@@ -170,14 +194,12 @@ def decode_shown(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDAr
 
 
 def draw_tile(
-    picture: NDArray[np.uint8] | None,
-    row: NDArray,
-    mask: dict | None,
-    origin: str,
-    t: int,
-    chosen: bool,
+    picture: NDArray[np.uint8] | None, row: NDArray, mask: dict | None, chosen: bool
 ) -> Image.Image:
-    """One frame with its mask tinted, its outline, its box, and the frame number."""
+    """One frame with its mask tinted (hatched for a fallback), its box, the annotated box, and the frame number.
+
+    row: of the sample's track (`pipeline.sample.TRACK_DTYPE`). chosen: the frame is one of the representatives.
+    """
     if picture is None:
         tile = Image.new("RGB", FRAME, "#dde1e8")
         ImageDraw.Draw(tile).text((8, 8), "no media", FAINT, _font(12))
@@ -185,39 +207,58 @@ def draw_tile(
     height, width = picture.shape[:2]
     scale = min(FRAME[0] / width, FRAME[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    colour = COLOURS.get(origin, "#999999")
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    colour = COLOURS.get(ORIGINS[row["origin"]], "#999999")
     if mask is not None:
         area = rle_decode(mask)[:height, :width].astype(np.uint8)  # type: ignore[arg-type]
-        tint = cv2.resize(area, size, interpolation=cv2.INTER_AREA).astype(bool)
-        small[tint] = (0.55 * small[tint] + 0.45 * rgb).astype(np.uint8)
-        outline, _ = cv2.findContours(
-            tint.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
-        cv2.drawContours(small, outline, -1, (255, 255, 255), 1)
+        inside = cv2.resize(area, size, interpolation=cv2.INTER_AREA).astype(bool)
+        tint_mask(small, inside, colour, hatched=bool(row["fallback"]))
     tile = Image.new("RGB", FRAME, "#10131a")
     left, upper = (FRAME[0] - size[0]) // 2, (FRAME[1] - size[1]) // 2
     tile.paste(Image.fromarray(small), (left, upper))
     draw = ImageDraw.Draw(tile)
-    if np.isfinite(row["x1"]):
-        box = [
-            left + row["x1"] * scale,
-            upper + row["y1"] * scale,
-            left + row["x2"] * scale - 1,
-            upper + row["y2"] * scale - 1,
-        ]
-        _rectangle(draw, box, colour, dashed=not row["kept"])
-    label = f"{t}" + (" TSF" if chosen else "")
+    boxes = {
+        prefix: np.array([row[f"{prefix}{side}"] for side in ("x1", "y1", "x2", "y2")])
+        for prefix in ("ann_", "")
+    }
+    place = np.array([left, upper, left - 1, upper - 1])
+    if not np.allclose(boxes["ann_"], boxes[""], atol=0.5, equal_nan=True):
+        _rectangle(draw, place + boxes["ann_"] * scale, COLOURS["annotation"], width=1)
+    _rectangle(draw, place + boxes[""] * scale, colour, dashed=not row["kept"])
+    label = f"{row['frame']}" + (" TSF" if chosen else "")
     draw.rectangle((0, 0, 8 + 7 * len(label), 15), fill="#10131a")
     draw.text((4, 1), label, "#ffffff", _font(11))
     return tile
 
 
-def _rectangle(draw: ImageDraw.ImageDraw, box: list[float], colour: str, dashed: bool) -> None:
-    x1, y1, x2, y2 = box
+def tint_mask(
+    picture: NDArray[np.uint8], inside: NDArray[np.bool_], colour: str, *, hatched: bool
+) -> None:
+    """Tint a mask into a picture [H, W, 3], in place: all of it, or in stripes where it is no segmentation."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    tinted = inside
+    if hatched:
+        rows, columns = np.indices(inside.shape)
+        tinted = inside & ((rows + columns) % STRIPE < STRIPE // 3)
+    picture[tinted] = (0.55 * picture[tinted] + 0.45 * rgb).astype(np.uint8)
+    outline, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outline, -1, (255, 255, 255), 1)
+
+
+def _rectangle(
+    draw: ImageDraw.ImageDraw,
+    box: NDArray[np.floating],
+    colour: str,
+    *,
+    dashed: bool = False,
+    width: int = 2,
+) -> None:
+    """A box of four corners; nothing for one that is not there."""
+    if not np.isfinite(box).all():
+        return
+    x1, y1, x2, y2 = box.tolist()
     if not dashed:
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
         return
     for a in np.arange(x1, x2, 8):
         draw.line((a, y1, min(a + 4, x2), y1), colour, 2)

@@ -67,6 +67,44 @@ def agree(track: Track, annotation: Annotation, rules: Rules) -> Agreement:
     return Agreement(overlap, kept & ~thinned, reasons.tolist())
 
 
+@dataclass(frozen=True, slots=True)
+class TrackQuality:
+    """How a track compares with the annotation, and on how many frames that rests.
+
+    mean_iou: over all compared frames, those that were dropped included; None where nothing can be compared
+    n_compared: frames with a tracked and an annotated box
+    iou_coverage: of the kept frames, the share that was compared; None for a track that is the dataset's own
+    """
+
+    mean_iou: float | None
+    n_compared: int
+    iou_coverage: float | None
+
+
+def track_quality(track: Track, agreement: Agreement, rules: Rules) -> TrackQuality:
+    """The quality of a track before its boxes give way to those around masks."""
+    is_tracked = np.array([origin == "tracked" for origin in track.origin])
+    is_compared = is_tracked & np.isfinite(agreement.iou)
+    overlaps = agreement.iou[is_compared]
+    n_kept = int(agreement.kept.sum())
+    coverage = None
+    if rules.boxes == "tracked" and n_kept:
+        coverage = int((is_compared & agreement.kept).sum()) / n_kept
+    return TrackQuality(
+        float(overlaps.mean()) if overlaps.size else None, int(is_compared.sum()), coverage
+    )
+
+
+def kept_share(agreement: Agreement, annotation: Annotation) -> float:
+    """Of the frames in which the target may be, the share that agrees with the dataset.
+
+    Frames where the dataset says that the target is absent do not count, and a frame that was only thinned out does.
+    """
+    agrees = agreement.kept | np.array([reason == "thinned" for reason in agreement.dropped])
+    may_be_there = ~(annotation.known & ~annotation.visible) | agrees
+    return int(agrees.sum()) / int(may_be_there.sum()) if agrees.any() else 0.0
+
+
 def _at_nearest(flag: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[T] the flag of the nearest frame among some, the earlier of two as near; false if there is none."""
     places = np.flatnonzero(among)

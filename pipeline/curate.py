@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agree import Agreement, agree, fill_gaps
+from pipeline.agree import Agreement, TrackQuality, agree, fill_gaps, kept_share, track_quality
 from pipeline.clip_row import clip_row
 from pipeline.detect.annotation import AnnotationDetector
 from pipeline.detect.captions import bag
@@ -24,7 +24,7 @@ from pipeline.presets import Stages
 from pipeline.questions import ask
 from pipeline.sample import TSF, Curated, encode_media, make_sample, quarantine_row
 from pipeline.select import candidates, crop, select_representatives
-from pipeline.sources.base import Rules, Source
+from pipeline.sources.base import Rules, SampleRules, Source
 from pipeline.video import Decoded, decode, media_files
 from schemas.geometry import Boxes, rle_area, rle_box
 from schemas.records import (
@@ -38,6 +38,7 @@ from schemas.records import (
     Sample,
     Segment,
     Track,
+    is_fallback,
 )
 from trackers.batching import memory_events
 
@@ -171,12 +172,12 @@ def curate_referent(
     agreement = agree(track, annotation, rules)
     if not agreement.kept.any():
         raise Quarantined(Reason.DISAGREES, _why_dropped(agreement), stage="agree")
+    quality = track_quality(track, agreement, rules)
+    check_track(agreement, annotation, quality, source.config.sample)
     with clock("segment", int(agreement.kept.sum())):
         made_masks = make_masks(frames, track, agreement, annotation, rules, stages)
         segments = [s if s is not None and not s.dropped else None for s in made_masks]
-    mean_iou = tracked_iou(
-        track, agreement
-    )  # of the tracker, before its boxes give way to those around masks
+    check_masks(segments, source.config.sample)
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
     chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
@@ -203,7 +204,7 @@ def curate_referent(
             detection,
             track,
             agreement,
-            mean_iou,
+            quality,
             segments,
             dropped,
             tsf,
@@ -277,11 +278,32 @@ def make_track(
     )
 
 
-def tracked_iou(track: Track, agreement: Agreement) -> float | None:
-    """Mean IoU of tracked boxes with the annotation, dropped frames included; None where nothing can be compared."""
-    tracked = np.array([origin == "tracked" for origin in track.origin])
-    compared = agreement.iou[tracked & np.isfinite(agreement.iou)]
-    return float(compared.mean()) if compared.size else None
+def check_track(
+    agreement: Agreement, annotation: Annotation, quality: TrackQuality, least: SampleRules
+) -> None:
+    """Quarantined(low_quality) for a track below the source's rules for samples."""
+    share = kept_share(agreement, annotation)
+    if least.min_kept_share is not None and share < least.min_kept_share:
+        frames = f"{int(agreement.kept.sum())} of {len(agreement.kept)} frames are kept"
+        among = f"{share:.1%} of those in which the target may be"
+        message = f"{frames}, {among}; sample.min_kept_share is {least.min_kept_share:g}"
+        raise Quarantined(Reason.LOW_QUALITY, message, stage="agree")
+    iou = quality.mean_iou
+    if least.min_mean_iou is not None and iou is not None and iou < least.min_mean_iou:
+        message = f"mean IoU {iou:.3f} on {quality.n_compared} frames"
+        message += f"; sample.min_mean_iou is {least.min_mean_iou:g}"
+        raise Quarantined(Reason.LOW_QUALITY, message, stage="agree")
+
+
+def check_masks(segments: list[Segment | None], least: SampleRules) -> None:
+    """Quarantined(low_quality) for masks below the source's rules for samples."""
+    masks = [segment for segment in segments if segment is not None]
+    fallbacks = sum(is_fallback(segment) for segment in masks)
+    most = least.max_fallback_share
+    if most is not None and fallbacks > most * len(masks):
+        message = f"{fallbacks} of {len(masks)} masks are fallbacks"
+        message += f"; sample.max_fallback_share is {most:g}"
+        raise Quarantined(Reason.LOW_QUALITY, message, stage="segment")
 
 
 def make_masks(
@@ -313,11 +335,7 @@ def boxes_from_masks(track: Track, segments: list[Segment | None]) -> Track:
     """The track with each box replaced by the one around its mask. A fallback mask says nothing new: its box stays."""
     boxes, origin = track.boxes.copy(), list(track.origin)
     for t, segment in enumerate(segments):
-        if (
-            segment is not None
-            and not segment.origin.endswith("-fallback")
-            and rle_area(segment.mask)
-        ):
+        if segment is not None and not is_fallback(segment) and rle_area(segment.mask):
             boxes[t], origin[t] = rle_box(segment.mask), "mask"
     return Track(boxes, track.score, origin)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agree import Agreement
+from pipeline.agree import Agreement, TrackQuality
 from pipeline.plan import Job
 from pipeline.presets import MediaConfig, Stages
 from pipeline.sources.base import Rules
@@ -31,11 +31,12 @@ from schemas.records import (
     Sample,
     Segment,
     Track,
+    is_fallback,
 )
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
 
-CODE_VERSION = "0.4.0"
+CODE_VERSION = "0.5.0"
 """Version of this function: raise it whenever samples would change, so that finished shards are known to be old."""
 
 TRACK_DTYPE = np.dtype(
@@ -51,9 +52,15 @@ TRACK_DTYPE = np.dtype(
         ("origin", "u1"),
         ("known", "?"),
         ("kept", "?"),
+        ("ann_x1", "<f4"),
+        ("ann_y1", "<f4"),
+        ("ann_x2", "<f4"),
+        ("ann_y2", "<f4"),
+        ("fallback", "?"),
     ]
 )
-"""Rows of the `.track.npy` member: one per frame of the clip; `origin` indexes `schemas.records.ORIGINS`."""
+"""Rows of the `.track.npy` member: one per frame of the clip. `origin` indexes `schemas.records.ORIGINS`, `ann_*` is the
+annotated box (NaN where there is none), `fallback` marks a mask that is no segmentation."""
 
 
 @dataclass(slots=True)
@@ -70,7 +77,7 @@ class TSF:
 
 @dataclass(slots=True)
 class Curated:
-    """Everything the stages made for one referent. `mean_iou`: of the tracker's boxes with the annotation's. `times`:
+    """Everything the stages made for one referent. `quality`: of the tracker's boxes beside the annotation's. `times`:
     [T] seconds, NaN where the video has no clock."""
 
     times: NDArray[np.float64]
@@ -78,7 +85,7 @@ class Curated:
     detection: Detection
     track: Track
     agreement: Agreement
-    mean_iou: float | None
+    quality: TrackQuality
     segments: list[Segment | None]
     dropped_masks: int
     tsf: TSF
@@ -157,8 +164,10 @@ def make_sample(
         "encoder": stages.encoder.name,
         "box_rule": rules.boxes,
         "mask_rule": rules.masks,
-        "mean_iou": made.mean_iou,
-        "n_fallback_masks": sum(s.origin.endswith("-fallback") for s in masks.values()),
+        "mean_iou": made.quality.mean_iou,
+        "n_compared": made.quality.n_compared,
+        "iou_coverage": made.quality.iou_coverage,
+        "n_fallback_masks": sum(map(is_fallback, masks.values())),
         "n_dropped_masks": made.dropped_masks,
         "preset": job.config.preset,
     }
@@ -258,7 +267,7 @@ def make_sample(
     }
     members = {
         "json": canonical_json(description).encode(),
-        "track.npy": npy(_track_array(track_rows)),
+        "track.npy": npy(_track_array(track_rows, masks)),
         "tsf.npy": npy(tsf.features),
         **({"tsf_patches.npy": npy(tsf.patch_tokens)} if tsf.patch_tokens is not None else {}),
         **{f"crop{rank}.jpg": encode_jpeg(picture, 95) for rank, picture in enumerate(tsf.crops)},
@@ -282,9 +291,12 @@ def _box(box: NDArray[np.float32], prefix: str = "") -> dict[str, float | None]:
     )
 
 
-def _track_array(rows: list[dict]) -> NDArray:
+def _track_array(rows: list[dict], masks: dict[int, Segment]) -> NDArray:
     array = np.zeros(len(rows), TRACK_DTYPE)
-    for name in TRACK_DTYPE.names or ():
+    array["fallback"] = [t in masks and is_fallback(masks[t]) for t in range(len(rows))]
+    for name in array.dtype.names or ():
+        if name == "fallback":
+            continue
         values = [row[name] for row in rows]
         if name == "origin":
             array[name] = [ORIGINS.index(v) for v in values]

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     NO_OBJECT = "no_object"  # the expression is about nothing in the video, and its dataset says so
     NO_DETECTION = "no_detection"
     DISAGREES = "disagrees"  # every tracked frame fell below the IoU threshold
+    LOW_QUALITY = "low_quality"  # below a rule of the source's config for samples
     DEADLINE = "deadline"  # took longer than the item deadline
     WORKER_DIED = "worker_died"  # its worker process died on it, several times
     STAGE_ERROR = "stage_error"  # any other exception, with its class
@@ -199,6 +200,8 @@ class Annotation:
         return is_box(self.boxes)
 
 
+FALLBACK = "-fallback"
+"""What the origin of a mask ends in that is no segmentation."""
 ORIGINS = ("annotation", "detected", "tracked", "mask", "interpolated", "none")
 """Where a track's box comes from. `none`: no box in this frame."""
 
@@ -256,6 +259,11 @@ class Segment:
     score: float | None = None
     box_iou: float | None = None
     dropped: str = ""
+
+
+def is_fallback(segment: Segment) -> bool:
+    """Whether a mask is what the segmenter puts in the place of one that it could not make."""
+    return segment.origin.endswith(FALLBACK)
 
 
 @dataclass(frozen=True, slots=True)

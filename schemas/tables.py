@@ -91,7 +91,9 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "encoder": _WORD,
         "box_rule": _WORD,
         "mask_rule": _WORD,
-        "mean_iou": _F,
+        "mean_iou": _F,  # of tracked with annotated boxes; NULL where none was compared
+        "n_compared": _I,  # frames that mean_iou rests on, those that were dropped included
+        "iou_coverage": _F,  # of the kept frames, the share that was compared; NULL for boxes that were not tracked
         "n_fallback_masks": _I,
         "n_dropped_masks": _I,
         "preset": _WORD,

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.browse import charts
+from manifests.quality import COVERAGE
 
-_SUMS = """count(*) AS samples, count(DISTINCT clip_id) AS clips, sum(n_frames)::BIGINT AS frames,
-    sum(n_kept) / sum(n_frames) AS "kept share", avg(mean_iou) AS "mean IoU", sum(n_masks)::BIGINT AS masks,
+_SUMS = f"""count(*) AS samples, count(DISTINCT clip_id) AS clips, sum(n_frames)::BIGINT AS frames,
+    sum(n_kept) / sum(n_frames) AS "kept share", avg(mean_iou) AS "mean IoU",
+    {COVERAGE} AS "IoU covers", sum(n_masks)::BIGINT AS masks,
     sum(n_qa)::BIGINT AS QA"""
 _STAGES = """SELECT source, stage, sum(seconds) AS seconds, sum(frames)::BIGINT AS frames,
     sum(frames) / nullif(sum(seconds), 0) AS pace,

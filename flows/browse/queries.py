@@ -16,6 +16,7 @@ import duckdb
 
 from manifests.catalog import connect, rows_of
 from pipeline.sources.base import DataRoot
+from schemas.records import FALLBACK
 
 PAGE = 48
 """Samples on a page of the gallery."""
@@ -304,6 +305,18 @@ class Catalogue:
             if rows
             else {n: [] for n in _TRACK}
         )
+
+    def fallback_frames(self, referent_id: str, shard: str) -> list[int]:
+        """Frames whose mask is a fallback, from the part file of the shard alone."""
+        part = self.root.file(f"manifests/masks/{shard}.parquet")
+        if not part.is_file():
+            return []
+        sql = (
+            "SELECT frame FROM read_parquet(?) WHERE referent_id = ? AND ends_with(origin, ?) "
+            "ORDER BY frame"
+        )
+        found = self._parts.cursor().execute(sql, [str(part), referent_id, FALLBACK]).fetchall()
+        return [frame for (frame,) in found]
 
 
 _TRACK = (

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flows.browse import charts, media, overview
 from flows.browse.flags import Flags, default_file
 from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place, pages_of
+from manifests.quality import iou_words, rests_on_little
 from schemas.records import Quarantined
 
 KINDS = {
@@ -108,6 +109,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self.templates.filters |= {"show": show, "shell": shlex.quote, "python": repr}
+        self.templates.filters |= {"iou_words": iou_words, "rests_on_little": rests_on_little}
         self.templates.globals |= {
             "out": str(out),
             "orders": list(ORDERS),
@@ -249,6 +251,7 @@ class Pages:
                     for name in ("source_frame", "origin", "score", "iou", "kept", "dropped")
                 },
                 "representatives": [r["frame"] for r in tsf],
+                "fallback": self.catalogue.fallback_frames(row["referent_id"], row["shard"]),
             },
             headers={"Cache-Control": "no-store"},
         )

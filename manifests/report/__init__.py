@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from manifests import charts
 from manifests.catalog import connect
+from manifests.quality import iou_words, rests_on_little
 from manifests.report import data, pictures
 from manifests.stats import distributions, measure, statistics
 
@@ -184,4 +185,6 @@ FILTERS: dict[str, Any] = {
     "bytes": _bytes,
     "when": _when,
     "words": _words,
+    "iou_words": iou_words,
+    "rests_on_little": rests_on_little,
 }

@@ -4,10 +4,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from manifests.catalog import rows_of
+from manifests.quality import COVERAGE
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+QUALITY = "mean_iou, n_compared, iou_coverage, box_rule, n_kept, n_frames"
+"""Columns of `referents` that `iou_words` needs."""
 LAST_RUNS, SLOWEST, WORST, EVENTS = 14, 8, 4, 12
 
 STAGES = (
@@ -44,10 +47,12 @@ def totals(catalogue: "DuckDBPyConnection") -> dict[str, Any]:
     [frames] = rows_of(
         catalogue,
         "SELECT sum(n_frames) AS frames, sum(n_boxes) AS boxes, sum(n_kept) AS kept, "
-        "sum(n_masks) AS masks, avg(mean_iou) AS iou, count(mean_iou) AS compared "
+        "sum(n_masks) AS masks, avg(mean_iou) AS iou, count(mean_iou) AS compared, "
+        f"{COVERAGE} AS coverage "
         "FROM referents",
     )
-    return row | {name: value or 0 if name != "iou" else value for name, value in frames.items()}
+    figures = ("iou", "coverage")
+    return row | {name: value if name in figures else value or 0 for name, value in frames.items()}
 
 
 def waiting(catalogue: "DuckDBPyConnection", planned: dict[str, int]) -> int:
@@ -191,7 +196,7 @@ def slowest(catalogue: "DuckDBPyConnection") -> list[dict]:
 
 def worst(catalogue: "DuckDBPyConnection") -> list[dict]:
     """Samples with the lowest IoU, then, of the others, those of which the least was kept."""
-    columns = "referent_id, source, split, caption, mean_iou, n_kept, n_frames"
+    columns = f"referent_id, source, split, caption, {QUALITY}"
     low = rows_of(
         catalogue,
         f"SELECT {columns} FROM referents WHERE mean_iou IS NOT NULL "
@@ -217,8 +222,8 @@ def sheet(catalogue: "DuckDBPyConnection") -> dict[str, list[dict]]:
     """For each source its worst, a middling and its best sample, by IoU or else by kept share."""
     rows = rows_of(
         catalogue,
-        """
-        SELECT referent_id, source, split, caption, mean_iou, n_kept, n_frames FROM referents
+        f"""
+        SELECT referent_id, source, split, caption, {QUALITY} FROM referents
         WINDOW ranked AS (PARTITION BY source ORDER BY mean_iou NULLS FIRST, n_kept / n_frames, referent_id)
         QUALIFY row_number() OVER ranked IN (1, (1 + count(*) OVER (PARTITION BY source)) // 2,
                                              count(*) OVER (PARTITION BY source))

@@ -14,7 +14,6 @@ from PIL import Image
 
 from manifests import sheet
 from manifests.catalog import rows_of
-from schemas.records import ORIGINS
 from schemas.video.stored import stored_key_frames
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def strip(out: "Path", members_at: list[dict]) -> str:
     width = FRAMES * (sheet.FRAME[0] + GAP) + CROPS * (sheet.CROP + GAP) - GAP
     image = Image.new("RGB", (width, sheet.CROP), PAPER)
     for i, (t, picture) in enumerate(pictures):
-        origin = ORIGINS[track[t]["origin"]]
-        tile = sheet.draw_tile(picture, track[t], masks.get(t), origin, t, t in chosen)
+        tile = sheet.draw_tile(picture, track[t], masks.get(t), t in chosen)
         image.paste(tile, (i * (sheet.FRAME[0] + GAP), 0))
     for rank in range(CROPS):
         crop = Image.open(io.BytesIO(members[f"crop{rank}.jpg"])).convert("RGB")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from manifests.verify.fast import Parts
 from manifests.verify.problem import Problem, some
 from schemas.geometry import rle_check
-from schemas.records import ORIGINS
+from schemas.records import FALLBACK, ORIGINS
 from schemas.video.stored import stored_pictures
 
 EDGE = 0.01
@@ -143,7 +143,7 @@ def _faults(name: str, data: bytes, sample: _Sample) -> list[str]:
 def _decoded(name: str, data: bytes, sample: _Sample) -> Iterator[str]:
     frames = sample.referent["n_frames"]
     if name == "track.npy":
-        yield from _track(np.load(io.BytesIO(data), allow_pickle=False), sample.tracks)
+        yield from _track(np.load(io.BytesIO(data), allow_pickle=False), sample)
     elif name == "tsf.npy":
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if not np.isfinite(array.astype(np.float32)).all():
@@ -176,12 +176,18 @@ def _decoded(name: str, data: bytes, sample: _Sample) -> Iterator[str]:
             yield f"{found} frames can be decoded, the clip has {frames}"
 
 
-def _track(array: np.ndarray, rows: list[dict]) -> Iterator[str]:
-    """The `.track.npy` against `tracks`, column by column, bit for bit."""
+def _track(array: np.ndarray, sample: _Sample) -> Iterator[str]:
+    """The `.track.npy` against `tracks` and `masks`, column by column, bit for bit."""
+    rows = sample.tracks
     if len(array) != len(rows):
         yield "as many frames as tracks are expected"
         return
+    fallbacks = {m["frame"] for m in sample.masks if m["origin"].endswith(FALLBACK)}
     for column in array.dtype.names or ():
+        if column == "fallback":
+            if not np.array_equal(array[column], [r["frame"] in fallbacks for r in rows]):
+                yield "fallback differs from masks"
+            continue
         values = [r[column] for r in rows]
         if column == "origin":
             table = np.array([ORIGINS.index(v) for v in values], np.uint8)

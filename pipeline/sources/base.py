@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.sources.json_text import json_members, loads_text, no_text
 from schemas.config import Config
@@ -64,10 +65,26 @@ class Rules(Config):
     max_kept_frames: int | None = None
 
 
+class SampleRules(Config):
+    """Which samples are good enough; the others are in quarantine as `low_quality`. None switches a rule off.
+
+    min_kept_share: least share of the frames in which the target may be (the dataset does not say that it is absent)
+        that agree with the dataset. 0.2 is ours; the paper drops frames and says nothing of samples.
+    min_mean_iou: least mean IoU of tracked with annotated boxes, dropped frames included. Samples of which no frame
+        can be compared pass.
+    max_fallback_share: largest share of a sample's masks that are fallbacks.
+    """
+
+    min_kept_share: float | None = Field(default=0.2, ge=0, le=1)
+    min_mean_iou: float | None = Field(default=None, ge=0, le=1)
+    max_fallback_share: float | None = Field(default=None, ge=0, le=1)
+
+
 class SourceConfig(Config):
     """Base of every source's config."""
 
     rules: Rules = Rules()
+    sample: SampleRules = SampleRules()
 
 
 class Source(Protocol):

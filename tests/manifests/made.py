@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.agree import Agreement
+from pipeline.agree import Agreement, TrackQuality
 from pipeline.curate import ClipResult
 from pipeline.plan import Job, ShardPlan
 from pipeline.presets import configure
@@ -170,7 +170,7 @@ def curated(source: str, target: int, size: tuple[int, int]) -> Curated:
         Detection(0, box[0], "annotation", False),
         Track(box, np.full(FRAMES, np.nan, np.float32), origin),
         Agreement(np.where(there, 0.9, np.nan).astype(np.float32), kept, dropped),
-        0.9,
+        TrackQuality(0.9, int(there.sum()), 1.0 if tracked else None),
         segments,
         0,
         TSF(

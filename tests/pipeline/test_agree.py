@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.agree import DROPPED, agree, fill_gaps
+from pipeline.agree import (
+    DROPPED,
+    TrackQuality,
+    agree,
+    fill_gaps,
+    kept_share,
+    track_quality,
+)
 from pipeline.sources.base import Rules
 from schemas.geometry import absent, iou
 from schemas.records import Annotation, Track
@@ -195,3 +202,48 @@ def test_bridged_frames_are_kept():
     filled = fill_gaps(given_track(rows), annotation, pictures(3), Standing(), 1)
     assert agree(filled, annotation, Rules(boxes="masks")).kept.all()
     assert iou(filled.boxes[1], HERE) == 1
+
+
+def test_quality_says_how_many_of_the_kept_frames_were_compared():
+    """One annotated frame of ten that are kept: the IoU of the other nine is not known."""
+    track = make_track([HERE] * 10)
+    annotation = make_annotation([HERE] + [None] * 9, [True] + [False] * 9)
+    quality = track_quality(track, agree(track, annotation, Rules()), Rules())
+    assert quality == TrackQuality(1.0, 1, 0.1)
+
+
+def test_quality_counts_dropped_frames_in_its_mean_and_not_in_its_coverage():
+    track = make_track([HERE, HERE, FAR, None])
+    annotation = make_annotation([HERE] * 4)
+    quality = track_quality(track, agree(track, annotation, Rules(min_iou=0.5)), Rules())
+    assert quality == TrackQuality(pytest.approx(2 / 3), 3, 1.0)
+
+
+def test_quality_of_a_key_frame_alone_is_unknown_and_of_given_boxes_is_none():
+    alone = make_track([HERE] * 4)
+    alone.origin[0] = "annotation"
+    annotation = make_annotation([HERE, None, None, None], [True, False, False, False])
+    agreement = agree(alone, annotation, Rules())
+    assert track_quality(alone, agreement, Rules()) == TrackQuality(None, 0, 0.0)
+    given_boxes = make_track([HERE] * 4, "annotation")
+    agreement = agree(given_boxes, make_annotation([HERE] * 4), Rules(boxes="annotation"))
+    rules = Rules(boxes="annotation")
+    assert track_quality(given_boxes, agreement, rules) == TrackQuality(None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("track", "annotated", "known", "rules", "expected"),
+    [
+        ([HERE, FAR, FAR, None], [HERE] * 4, None, Rules(min_iou=0.5), 1 / 4),
+        ([HERE, None, None, None], [HERE, None, None, None], None, Rules(), 1),  # absent: right
+        ([HERE, None], [HERE, None], [True, False], Rules(), 1 / 2),  # not known: lost
+        ([HERE] * 4, [HERE] * 4, None, Rules(max_kept_frames=1), 1),  # thinned out, and good
+        ([FAR, FAR], [HERE, HERE], None, Rules(min_iou=0.5), 0),
+    ],
+)
+def test_the_kept_share_is_of_frames_in_which_the_target_may_be(
+    track, annotated, known, rules, expected
+):
+    annotation = make_annotation(annotated, known)
+    agreement = agree(make_track(track), annotation, rules)
+    assert kept_share(agreement, annotation) == expected

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,9 @@ from pipeline.curate import _rescale, check_sizes, curate_clip, make_masks, make
 from pipeline.plan import plan_items
 from pipeline.presets import build_stages, configure
 from pipeline.sample import TRACK_DTYPE
-from pipeline.sources.base import Rules, load_source
+from pipeline.sources.base import Rules, SampleRules, load_source
 from pipeline.video import Decoded, Fingerprint
-from schemas.geometry import absent, from_xywh, rle_encode
+from schemas.geometry import absent, from_xywh, is_box, rle_encode
 from schemas.records import (
     ORIGINS,
     Annotation,
@@ -25,6 +26,7 @@ from schemas.records import (
     Planned,
     Quarantined,
     Reason,
+    Segment,
     Track,
 )
 from tests.made import moving_square
@@ -295,3 +297,80 @@ def test_patch_tokens_travel_with_the_sample_on_request(tiny_job):
     np.testing.assert_allclose(
         tokens.astype(np.float32).mean(1), features.astype(np.float32), atol=2e-3
     )
+
+
+RULES = [
+    ("min_kept_share", 0.99, "agree", r"\d+ of 20 frames are kept, .*% of those"),
+    ("min_mean_iou", 0.9999, "agree", r"mean IoU 0\.\d+ on \d+ frames"),
+    ("max_fallback_share", 0.0, "segment", r"\d+ of \d+ masks are fallbacks"),
+]
+
+
+@pytest.mark.parametrize(("rule", "limit", "stage", "words"), RULES)
+def test_a_sample_below_a_rule_of_its_source_is_low_quality(
+    rule, limit, stage, words, tiny_job, stages
+):
+    """Each rule alone, at a limit that this clip does not reach; without the rule it is kept."""
+    item = planned(tiny_job, 0)
+    source = tiny_job.load()
+    if rule == "min_kept_share":
+        stages = replace(stages, tracker=LosesIt())
+    if rule == "max_fallback_share":
+        stages = replace(stages, segmenter=GivesUp())
+    off = dict.fromkeys(("min_kept_share", "min_mean_iou", "max_fallback_share"))
+    for limits, kept in ((off, 1), (off | {rule: limit}, 0)):
+        config = source.config.model_copy(update={"sample": SampleRules(**limits)})
+        result = curate_clip(item, tiny_job, type(source)(config), stages)
+        assert len(result.samples) == kept
+        if not kept:
+            [row] = result.quarantine
+            assert (row["reason"], row["stage"]) == ("low_quality", stage)
+            assert re.search(f"{words}.*; sample.{rule} is {limit:g}", row["message"])
+
+
+def test_a_fifth_of_the_frames_is_the_least_by_default(tiny_job):
+    assert tiny_job.load().config.sample == SampleRules(
+        min_kept_share=0.2, min_mean_iou=None, max_fallback_share=None
+    )
+
+
+def test_a_sample_says_what_its_iou_rests_on_and_which_masks_are_fallbacks(tiny_job, stages):
+    result = curate_clip(
+        planned(tiny_job, 0), tiny_job, tiny_job.load(), replace(stages, segmenter=GivesUp())
+    )
+    [sample] = result.samples
+    [referent] = sample.rows["referents"]
+    compared = [
+        row["kept"]
+        for row in sample.rows["tracks"]
+        if row["origin"] == "tracked" and np.isfinite(row["iou"])
+    ]
+    assert referent["n_compared"] == len(compared)
+    assert referent["iou_coverage"] == sum(compared) / referent["n_kept"]
+    track = np.load(io.BytesIO(sample.members["track.npy"]), allow_pickle=False)
+    assert track["fallback"].tolist() == track["kept"].tolist()
+    annotated = [row["ann_x1"] for row in sample.rows["tracks"]]
+    assert [None if np.isnan(x) else x for x in track["ann_x1"].tolist()] == annotated
+
+
+class LosesIt:
+    """A tracker that keeps the first quarter only."""
+
+    name, version = "loses-it", "1"
+
+    def track(self, frames, boxes, start, **_options):
+        track = Track.empty(len(frames))
+        track.boxes[: len(frames) // 4] = boxes[0]
+        track.boxes[start] = boxes[0]
+        track.origin[: len(frames) // 4] = ["tracked"] * (len(frames) // 4)
+        return [track]
+
+
+class GivesUp:
+    """A segmenter whose masks are all fallbacks."""
+
+    name, version = "gives-up", "1"
+
+    def segment(self, frames, boxes):
+        full = rle_encode(np.ones(frames.shape[1:3], bool))
+        return [Segment(full, "gives-up-fallback") if is_box(b) else None for b in boxes]

@@ -19,8 +19,9 @@ function runsOf(counts) {
   return runs;
 }
 
-/* A mask as a canvas of its own size: filled faintly, its edge strongly. Colours are A B G R in a word. */
-function paintMask({ size: [height, width], counts }, fill, edge) {
+/* A mask as a canvas of its own size: filled faintly, its edge strongly. Colours are A B G R in a word. stripe: pixels
+   from one stripe to the next, for a mask that is no segmentation; 0 fills it. */
+function paintMask({ size: [height, width], counts }, fill, edge, stripe) {
   const inside = new Uint8Array(width * height);
   let at = 0;
   runsOf(counts).forEach((run, i) => {
@@ -34,7 +35,7 @@ function paintMask({ size: [height, width], counts }, fill, edge) {
     for (let y = 0; y < height; y++, p++) {
       if (!inside[p]) continue;
       const inner = y && y < height - 1 && x && x < width - 1 && inside[p - 1] && inside[p + 1] && inside[p - height] && inside[p + height];
-      pixels[y * width + x] = inner ? fill : edge;
+      pixels[y * width + x] = !inner ? edge : stripe && (x + y) % stripe >= stripe / 3 ? 0 : fill;
     }
   pen.putImageData(image, 0, 0);
   return canvas;
@@ -49,6 +50,7 @@ async function viewer(root) {
     $("where").value = "the track cannot be read; run sparrow verify";
     return {};
   }
+  const fallback = new Set(data.fallback);
   const last = data.frames - 1, panels = [...document.querySelectorAll("#panels canvas[data-layer]")];
   let now = 0, clock = 0, painted = -1, mask = null, scrubbing = false, sought = false;
 
@@ -66,7 +68,7 @@ async function viewer(root) {
     pen.imageSmoothingEnabled = true;
     if (behind) pen.drawImage(behind, 0, 0, width, height);
     if (names.includes("mask") && masks[now]) {
-      if (painted !== now) [mask, painted] = [paintMask(masks[now], 0x66ffa73f, 0xffffa73f), now];
+      if (painted !== now) [mask, painted] = [paintMask(masks[now], 0x66ffa73f, 0xffffa73f, fallback.has(now) ? Math.max(6, Math.round(width / 60)) : 0), now];
       pen.imageSmoothingEnabled = false;
       pen.drawImage(mask, 0, 0);
     }
@@ -89,6 +91,7 @@ async function viewer(root) {
     $("where").value = [
       `frame ${now} of 0-${last}`, `source frame ${data.source_frame[now]}`, `${(now / data.fps).toFixed(2)} s`, data.origin[now],
       `score ${number(data.score[now])}`, `IoU ${number(data.iou[now])}`,
+      ...(fallback.has(now) ? ["fallback mask"] : []),
       data.kept[now] ? "kept" : `dropped: ${data.dropped[now] || "no reason"}`,
     ].join("  ·  ");
     overlay.dataset.frame = now;

@@ -304,3 +304,33 @@ def test_the_command_serves_on_loopback_until_it_is_stopped(out, tmp_path):
             assert b"Funnel, referents" in answer.read()
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0, server.stderr.read()
+
+
+def test_an_iou_says_on_how_many_frames_it_rests(client, ids, out, app, monkeypatch):
+    first = f"/clip/{ids[0]}"
+    row = query(out, f"SELECT * FROM referents WHERE referent_id = '{ids[0]}'")[0]
+    words = f"IoU {row['mean_iou']:.2f} on "
+    assert words in client.get("/gallery").text
+    assert words in client.get(first).text
+    assert 'class="agree little"' not in client.get("/gallery").text
+    find = app.state.pages.catalogue.find
+
+    def rests_on_one_frame(*given):
+        total, page = find(*given)
+        little = {"n_kept": 278, "iou_coverage": 6 / 278, "n_compared": 6}
+        return total, [one | little for one in page]
+
+    monkeypatch.setattr(app.state.pages.catalogue, "find", rests_on_one_frame)
+    text = client.get("/gallery").text
+    assert 'class="agree little"' in text
+    assert "on 6 of 278 frames" in text
+
+
+def test_the_player_is_told_which_masks_are_fallbacks(client, ids, out):
+    for referent in ids:
+        data = client.get(f"/clip/{referent}/data.json").json()
+        rows = query(
+            out,
+            f"SELECT frame FROM masks WHERE referent_id = '{referent}' AND origin LIKE '%-fallback' ORDER BY 1",
+        )
+        assert data["fallback"] == [row["frame"] for row in rows]
