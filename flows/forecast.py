@@ -3,12 +3,17 @@
 from collections import Counter
 
 from pipeline.plan import Counts, Job, plan_items
+from pipeline.segment.sam2 import PUBLISHED_FRAMES_PER_SECOND, SAM2Config, pictures_seen
 from pipeline.sources.base import DataRoot, Source
 from pipeline.sources.hints import media_advice, refused_links
 from schemas.records import Clip, Planned, Quarantined, Reason, Referent, Rejected
 
 SECONDS_PER_FRAME = {"lite": 0.04}
 """One referent, 640x360, one core; of other presets not known. Better: `FROM stage_seconds` of a run of your own."""
+PAPER_SECONDS = (0.09, 0.02)
+"""Of the paper's pipeline on an A100, without masks and decoding: for a clip, and for each frame of a target."""
+MASK_CHOICES = (("all", "image"), ("all", "video"), ("keyframes:8", "image"), ("none", "image"))
+"""`segment.masks` and `segment.mode` whose cost is shown beside the chosen ones."""
 
 
 class Forecast:
@@ -24,6 +29,10 @@ class Forecast:
         self._dropped: Counter[str] = Counter()  # rows that curation will reject
         self._examples: dict[str, str] = {}
         self._frames = 0
+        self._paper_seconds = 0.0
+        segment = job.config.segment
+        chosen = {(segment.masks, segment.mode)} if isinstance(segment, SAM2Config) else set()
+        self._pictures = dict.fromkeys([*MASK_CHOICES, *chosen], 0) if chosen else {}
         self._with_media = 0
         self._without_media = 0
         self._refused = 0  # behind a link, or in a folder that lacks their picture
@@ -32,6 +41,7 @@ class Forecast:
         """Take one item of the plan into account."""
         if isinstance(item, Planned):
             self._frames += len(item.clip) * len(item.referents)
+            self._count_masks(item)
             self._look_for(item)
         else:
             self._rejected[str(item.reason)] += 1
@@ -66,7 +76,38 @@ class Forecast:
             "media": media,
             "bytes": counts.bytes,
             "seconds": None if pace is None else round(self._frames * pace / workers, 1),
+            "masks": self._mask_costs(),
         }
+
+    def _count_masks(self, item: Planned) -> None:
+        """Pictures for SAM2, at most: as if every frame of the clip were kept, as far as the source's rules allow."""
+        rules = self._source.config.rules
+        if rules.masks != "segment" or not self._pictures:
+            return
+        n = len(item.clip)
+        boxed = min(n, rules.max_kept_frames or n)
+        targets = len(item.referents)
+        self._paper_seconds += PAPER_SECONDS[0] + PAPER_SECONDS[1] * n * targets
+        for masks, mode in self._pictures:
+            self._pictures[masks, mode] += targets * pictures_seen(boxed, masks, mode)
+
+    def _mask_costs(self) -> list[dict]:
+        """What masks cost by SAM2's published speed, for each way to make them; empty for another segmenter."""
+        segment = self.job.config.segment
+        if not isinstance(segment, SAM2Config) or not any(self._pictures.values()):
+            return []
+        speed = PUBLISHED_FRAMES_PER_SECOND.get(segment.architecture)
+        return [
+            {
+                "masks": masks,
+                "mode": mode,
+                "chosen": (masks, mode) == (segment.masks, segment.mode),
+                "pictures": pictures,
+                "gpu_hours": None if speed is None else pictures / speed / 3600,
+                "paper_gpu_hours": self._paper_seconds / 3600,
+            }
+            for (masks, mode), pictures in self._pictures.items()
+        ]
 
     def _look_for(self, item: Planned) -> None:
         """Look for the files of one clip as curation will: media first, then the annotation of each referent."""

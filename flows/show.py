@@ -123,6 +123,7 @@ def show_plan(rows: list[dict]) -> None:
         body,
         caption="MB and minutes are estimates (lite preset, 640x360 where the size is unknown)",
     )
+    _show_masks(rows)
     lines = beside_paper(rows)
     columns = ["source", "clips", "paper_clips", "qa", "paper_qa"]
     table(
@@ -141,6 +142,32 @@ def show_plan(rows: list[dict]) -> None:
             f"[yellow]no media found for {', '.join(bare)}: this is a plan of the annotations; "
             "every clip would be quarantined[/]"
         )
+
+
+def _show_masks(rows: list[dict]) -> None:
+    """What masks cost, for each way to make them, over all splits that segment."""
+    found = [cost for row in rows for cost in row["masks"]]
+    if not found:
+        return
+    columns = ["masks", "mode", "chosen", "pictures", "GPU hours"]
+    body = []
+    for masks, mode in dict.fromkeys((cost["masks"], cost["mode"]) for cost in found):
+        same = [cost for cost in found if (cost["masks"], cost["mode"]) == (masks, mode)]
+        hours = [cost["gpu_hours"] for cost in same]
+        known = None if None in hours else sum(hours)
+        pictures = sum(cost["pictures"] for cost in same)
+        body.append([masks, mode, same[0]["chosen"], pictures, known])
+    table("Masks by SAM2", columns, body)
+    dense = body[0][-1]
+    paper = sum(cost["paper_gpu_hours"] for cost in found if cost["masks"] == "none")
+    lines = [
+        "At most, at SAM2's published speed on an A100. Choose by --set segment.masks=... and segment.mode=...",
+        f"The paper's pipeline without masks and decoding, by its own figures: {paper:,.2f} GPU hours.",
+    ]
+    if isinstance(dense, float) and dense > paper:
+        lines.append("A mask on every frame costs more than all of that together.")
+    for line in lines:
+        console.print(Text(line, style="dim"))
 
 
 def show_run(out: Path, runs: list[Run]) -> None:

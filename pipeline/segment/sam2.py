@@ -1,7 +1,8 @@
 """The segmenter of the `full` preset: SAM2, prompted by the tracked boxes, with masks kept only where they agree.
 
-Frames are few on purpose: training reads eight masks per sample, and eight instead of 300 make this stage 37 times
-cheaper (spec tracking 5.3). The package of the same name is only imported in `sam2_model`, absolutely.
+Every kept frame gets a mask, as in the paper ("dense" and "per-frame" masks, Appendix A). Training reads eight masks
+of a sample: `masks="keyframes:8"` makes this stage 37 times cheaper on a clip of 300 frames (spec tracking 5.3). The
+package of the same name is only imported in `sam2_model`, absolutely.
 """
 
 import threading
@@ -30,7 +31,7 @@ class SAM2Config(Config):
 
     mode: "image" makes each mask from its own box alone. "video" prompts at most `prompts` frames, where mask and box
     agree best, and follows the target from there through the clip (slower: every frame between two masks is seen).
-    masks: which of the frames with a box get one: "none", "all", "keyframes:8" (so many, evenly spaced), "every:5"
+    masks: which of the frames with a box get one: "all", "none", "keyframes:8" (so many, evenly spaced), "every:5"
     (each fifth, from the first). min_box_iou, max_area_ratio, min_object_score: see `judge`.
     batch: pictures per call of the model. dtype: of its arithmetic; weights and masks' logits stay float32.
     """
@@ -41,9 +42,7 @@ class SAM2Config(Config):
         "2.1-t", "2.1-s", "2.1-b+", "2.1-l", "2.0-t", "2.0-s", "2.0-b+", "2.0-l", "tiny"
     ] = "2.1-l"
     mode: Literal["image", "video"] = "image"
-    masks: str = Field(
-        default="keyframes:8", pattern=r"^(none|all|(keyframes|every):[1-9][0-9]{0,5})$"
-    )
+    masks: str = Field(default="all", pattern=r"^(none|all|(keyframes|every):[1-9][0-9]{0,5})$")
     prompts: int = Field(default=3, ge=1, le=3)
     min_box_iou: float = Field(default=0.5, ge=0, le=1)
     max_area_ratio: float = Field(default=4.0, ge=1)
@@ -64,6 +63,34 @@ class SAM2Config(Config):
             batch=1,
             dtype="float32",
         )
+
+
+PUBLISHED_FRAMES_PER_SECOND = {
+    "2.1-t": 91.2,
+    "2.1-s": 84.8,
+    "2.1-b+": 64.1,
+    "2.1-l": 39.5,
+    "2.0-t": 91.5,
+    "2.0-s": 85.6,
+    "2.0-b+": 64.8,
+    "2.0-l": 39.7,
+}
+"""Of SAM2's README: one object through a video, on an A100, compiled."""
+
+
+def pictures_seen(boxed: int, masks: str, mode: str) -> int:
+    """How many pictures the model encodes for one target with a box in so many frames, one after the other.
+
+    masks, mode: as in `SAM2Config`. Video mode sees its candidates, and then every frame.
+    """
+    kind, _, number = masks.partition(":")
+    if kind == "none":
+        return 0
+    if mode == "video":
+        return min(boxed, CANDIDATES) + boxed
+    if kind == "every":
+        return -(-boxed // int(number))
+    return min(boxed, int(number)) if kind == "keyframes" else boxed
 
 
 @dataclass(frozen=True, slots=True)
