@@ -464,6 +464,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="A field: --set tsf.path=none, --set train.lr=1e-4."),
     ] = None,
+    max_missing: Annotated[
+        float, typer.Option(help="proposer: share of images that may be missing.", min=0, max=1)
+    ] = 0.05,
     official: Annotated[
         bool, typer.Option("--official", help="Also export in the published layout.")
     ] = False,
@@ -488,6 +491,7 @@ def train(
         start=start,
         frames=frames,
         workers=workers,
+        max_missing=max_missing,
         official=official,
     )
     if ray:

@@ -6,7 +6,7 @@ SOURCES = ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"
 PRESETS = ("lite", "full", "full-tiny")
 HOSTS = ("videoglamm", "unipixel", "glus")
 MODEL_PRESETS = ("paper", "release", "host")
-FORMATS = ("sparrow", "artemis", "coco", "fiftyone")
+FORMATS = ("sparrow", "artemis", "coco", "ytvis", "fiftyone")
 EXECUTORS = ("ray", "inline")
 
 

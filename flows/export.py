@@ -28,7 +28,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="sparrow, artemis, coco or fiftyone (docs/export.md).",
+            help="sparrow, artemis, coco (single frames), ytvis or fiftyone (docs/export.md).",
             autocompletion=names(*FORMATS),
         ),
     ] = "sparrow",
@@ -42,7 +42,7 @@ def export(
     ] = "true",
     as_json: Json = False,
 ) -> None:
-    """Write curated samples for SPARROW's released loaders, as Artemis records, COCO video json, or for FiftyOne."""
+    """Write curated samples for SPARROW's released loaders, as Artemis records, COCO or YouTube-VIS json, or for FiftyOne."""
     from flows.jobs import normal
     from flows.progress import Bars, Quiet
     from manifests.export import MARKER

@@ -42,6 +42,8 @@ class Request(Config):
     """The export that training begins with."""
     frames: int = Field(default=8, ge=1)
     workers: int = Field(default=2, ge=0)
+    max_missing: float = Field(default=0.05, ge=0, le=1)
+    """Of the annotated images of a detection dataset, the share that may be missing."""
     official: bool = False
 
 
@@ -73,7 +75,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     else:
         sparrow.adapt()
     task, loader = (
-        _proposer(request, config, sparrow, world)
+        _proposer(request, config, sparrow, world, tell)
         if request.what == "proposer"
         else _stage(request, config, sparrow, world)
     )
@@ -217,13 +219,17 @@ def _stage(
 
 
 def _proposer(
-    request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World"
+    request: Request,
+    config: "TrainConfig",
+    sparrow: "Sparrow",
+    world: "World",
+    tell: Callable[[str], None],
 ) -> "tuple[Task, Loader]":
     """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
     `data`, if it is a curated output, or in its folder "shards"."""
     from model.data.index import Index
     from model.proposer.data.batches import BatchConfig, Batches, once
-    from model.proposer.data.corpora import BoxSet
+    from model.proposer.data.corpora import BoxSet, Corpus
     from model.proposer.data.readers import READERS, read
     from model.proposer.data.shards import ShardBoxes
     from model.proposer.data.transform import TransformConfig
@@ -250,9 +256,12 @@ def _proposer(
 
     def corpora(split: str) -> list[BoxSet]:
         found: list[BoxSet] = [
-            read(name, DataRoot(place), split, keep=tables) for name, place in places.items()
+            read(name, DataRoot(place), split, keep=tables, max_missing=request.max_missing)
+            for name, place in places.items()
         ]
-        return [*found, ShardBoxes(Index.open(curated), split)] if curated else found
+        if curated:
+            found.append(ShardBoxes(Index.open(curated), split))
+        return found
 
     shared = sparrow.config.proposals.input
     side = (
@@ -268,7 +277,13 @@ def _proposer(
     def validation() -> "Iterable[Any]":
         return once(corpora("val"), options)
 
-    batches = Batches(corpora("train"), options, rank=world.rank, world=world.size)
+    trained = corpora("train")
+    for corpus in trained:
+        shown = (
+            str(corpus) if isinstance(corpus, Corpus) else f"{corpus.name}: {len(corpus):,} images"
+        )
+        tell(shown)
+    batches = Batches(trained, options, rank=world.rank, world=world.size)
     return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
 
 

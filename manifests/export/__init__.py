@@ -21,6 +21,7 @@ from manifests.export.coco import Coco
 from manifests.export.fiftyone import FiftyOne
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
+from manifests.export.ytvis import YouTubeVIS
 
 MARKER = "sparrow-export.json"
 """In every export: what it holds. A folder without it, unless empty, is not ours to replace."""
@@ -41,6 +42,7 @@ FORMATS: dict[str, Callable[[Path], Exporter]] = {
     "sparrow": Sparrow,
     "artemis": Artemis,
     "coco": Coco,
+    "ytvis": YouTubeVIS,
     "fiftyone": FiftyOne,
 }
 

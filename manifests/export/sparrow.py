@@ -9,13 +9,15 @@
 
 These loaders know no frame about which nothing is known: a black mask says that the target is absent. So a tracked
 scene has the frames with a mask, and those that the dataset calls empty (box `0,0,0,0`); file names keep the frame's
-number within the clip. Boxes are pixels, 0-based, half-open for all sources: the loaders clamp them to [0, W] x [0, H]
+number within the clip. A scene of fewer than eight frames would end a training: some of its frames are there several
+times, as `000007.jpg`, `000007b.jpg`, ... Boxes are pixels, 0-based, half-open for all sources: the loaders clamp them to [0, W] x [0, H]
 and subtract no base. A split that the loaders have no folder for goes to a root of its own, `<split>/VOT_dataset`:
 what belongs to an evaluation is not mixed into training by standing beside it.
 """
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -24,6 +26,7 @@ import cv2
 import numpy as np
 
 from manifests.export.read import Clip, Target, safe
+from manifests.export.sparrow_rules import FRAMES_FOR_SAM, scene_problems
 from manifests.export.video import encode_video
 from schemas.geometry import RLE, rle_decode, rle_encode, to_xywh
 
@@ -87,23 +90,18 @@ class Sparrow:
     def _scene_folders(self, clip: Clip) -> dict[str, str]:
         sequence, pictures = self._sequence(clip), clip.pictures()
         left = {target.key: "no frame has a mask" for target in clip.targets if not target.masks}
-        if len(left) == len(clip.targets):
-            raise ValueError("no frame has a mask")
         for target in clip.targets:
             if target.key in left:
                 continue
-            frames, boxes = frames_of(target), boxes_of(target, clip.row["source"])
             scene = sequence / f"{self._scenes[sequence]:02d}"
-            self._scenes[sequence] += 1
-            (scene / "img").mkdir(parents=True)
-            (scene / "mask").mkdir()
-            for t in frames:
-                (scene / "img" / f"{t:06d}.jpg").write_bytes(pictures[t])
-                (scene / "mask" / f"{t:06d}.png").write_bytes(
-                    mask_png(target.masks.get(t), clip.size)
-                )
-            (scene / "groundtruth.txt").write_text("".join(f"{boxes[t]}\n" for t in frames))
-            (scene / "nlp.txt").write_text(target.info["caption"] + "\n", encoding="utf-8")
+            write_scene(scene, clip, target, pictures)
+            if problems := scene_problems(scene):
+                shutil.rmtree(scene)
+                left[target.key] = f"the released loaders cannot read it: {problems[0]}"
+            else:
+                self._scenes[sequence] += 1
+        if len(left) == len(clip.targets):
+            raise ValueError("; ".join(dict.fromkeys(left.values())))
         return left
 
     def _sequence(self, clip: Clip) -> Path:
@@ -125,6 +123,32 @@ class Sparrow:
                 / name
             )
         return base / name
+
+
+def write_scene(scene: Path, clip: Clip, target: Target, pictures: list[bytes]) -> None:
+    """The folder of one target. pictures: JPEG of all frames of the clip."""
+    boxes = boxes_of(target, clip.row["source"])
+    named = repeated(frames_of(target), FRAMES_FOR_SAM)
+    (scene / "img").mkdir(parents=True)
+    (scene / "mask").mkdir()
+    for name, t in named:
+        (scene / "img" / f"{name}.jpg").write_bytes(pictures[t])
+        (scene / "mask" / f"{name}.png").write_bytes(mask_png(target.masks.get(t), clip.size))
+    (scene / "groundtruth.txt").write_text("".join(f"{boxes[t]}\n" for _, t in named))
+    (scene / "nlp.txt").write_text(target.info["caption"] + "\n", encoding="utf-8")
+
+
+def repeated(frames: list[int], least: int) -> list[tuple[str, int]]:
+    """(name without suffix, frame) for at least so many files, in the order of their names. Where there are fewer
+    frames, some are named several times, evenly: `000007`, `000007b`, `000007c`."""
+    if not frames or len(frames) >= least:
+        return [(f"{t:06d}", t) for t in frames]
+    places = np.arange(least) * len(frames) // least
+    named: list[tuple[str, int]] = []
+    for t in (frames[place] for place in places):
+        times = sum(frame == t for _, frame in named)
+        named.append((f"{t:06d}{' bcdefgh'[times].strip()}", t))
+    return named
 
 
 def frames_of(target: Target) -> list[int]:

@@ -1,6 +1,7 @@
 """JSON that is written as it comes, so that an export of any size fits in memory."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,13 @@ class Array:
         )
         self._n += 1
 
-    def close(self, **fields: Any) -> None:
+    def close(self, *, arrays: dict[str, Path] | None = None, **fields: Any) -> None:
+        """arrays: more fields, each the content of a file that holds an array."""
         self._file.write("\n]")
+        for name, path in (arrays or {}).items():
+            self._file.write(f",\n{json.dumps(name)}: ")
+            with path.open(encoding="utf-8") as array:
+                shutil.copyfileobj(array, self._file)
         for name, value in fields.items():
             self._file.write(
                 f",\n{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"

@@ -289,7 +289,7 @@ def test_bash_gets_completions_from_the_program():
         (("train", ""), ["proposer", "stage1", "stage2"]),
         (("train", "stage1", "--preset", ""), ["paper", "release", "host"]),
         (("eval", "ref"), ["ref-ytvos", "ref-davis17"]),
-        (("export", "o", "--format", ""), ["sparrow", "artemis", "coco", "fiftyone"]),
+        (("export", "o", "--format", ""), ["sparrow", "artemis", "coco", "ytvis", "fiftyone"]),
         (("export", "o", "--source", "a"), ["a2d"]),
     ],
 )

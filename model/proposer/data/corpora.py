@@ -51,6 +51,22 @@ class BoxSet(Protocol):
         ...
 
 
+IMAGE_REASONS = (
+    "duplicate_image",
+    "no_boxes",
+    "media_missing",
+    "known_bad",
+    "unsafe_path",
+    "malformed_image",
+)
+"""Why a reader leaves out an image; all other reasons are of boxes."""
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    words = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
+    return f" (dropped: {words})" if words else ""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """N images with M boxes, N + M numbers and N names in memory (or mapped from disk: `save`, `open`).
@@ -75,6 +91,26 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def annotated(self) -> int:
+        """Images that the annotations list, those included that were dropped."""
+        return len(self) + sum(self.dropped.get(reason, 0) for reason in IMAGE_REASONS)
+
+    @property
+    def missing(self) -> float:
+        """Of the annotated images, the share that is not there or may not be opened."""
+        lost = sum(self.dropped.get(reason, 0) for reason in ("media_missing", "unsafe_path"))
+        return lost / self.annotated if lost else 0.0
+
+    def __str__(self) -> str:
+        """What is kept and what was dropped, in a line."""
+        lost = {name: n for name, n in self.dropped.items() if name in IMAGE_REASONS}
+        boxes = {name: n for name, n in self.dropped.items() if name not in IMAGE_REASONS}
+        return (
+            f"{self.name}: {len(self):,} of {self.annotated:,} images{_reasons(lost)}; "
+            f"{len(self.boxes_m4):,} boxes{_reasons(boxes)}"
+        )
 
     def key(self, index: int) -> str:
         """Unique among all corpora: the corpus and the file in it."""

@@ -85,6 +85,7 @@ def _coco_like(
     """places: `file_name` of an image -> where it may be under the root, likeliest first."""
     find, bad, dropped = _Finder(root).find, KNOWN_BAD.get(name, set()), Counter[str]()
     files: list[str] = []
+    example: list[str] = []
     ids, sizes, box_ids, boxes, crowd = array("q"), array("i"), array("q"), array("f"), array("b")
     for key, row in json_rows(root.file(annotations), ("images", "annotations")):
         try:
@@ -103,6 +104,7 @@ def _coco_like(
             dropped["malformed_image" if key == "images" else "malformed"] += 1
             continue
         if key == "images":
+            example = example or places(file_name)
             files.append(
                 "" if _is_bad(file_name, bad, dropped) else _place(find, places(file_name), dropped)
             )
@@ -112,6 +114,7 @@ def _coco_like(
             box_ids.append(of)
             boxes.extend(xywh)
             crowd.append(flag)
+    _need_images(root, name, files, dropped, example)
     table = Table(
         annotations,
         files,
@@ -123,6 +126,22 @@ def _coco_like(
         dropped,
     )
     return tidy(table, name, head, root)
+
+
+def _need_images(
+    root: DataRoot, name: str, files: Sequence[str], dropped: Counter[str], example: Sequence[str]
+) -> None:
+    """ValueError if images are annotated and not one is there: where they were looked for, and what is there instead.
+
+    example: where the first annotated image may be.
+    """
+    if any(files) or not dropped["media_missing"]:
+        return
+    there = [f"{entry}/" if (root.path / entry).is_dir() else entry for entry in root.listdir(".")]
+    raise ValueError(
+        f"{name}: none of {dropped['media_missing']:,} annotated images was found under {root.path}. "
+        f"The first was looked for at {', '.join(example)}; {root.path} holds {', '.join(there[:12])}"
+    )
 
 
 def _numbers(box: Any) -> list[float]:
@@ -165,7 +184,7 @@ def read_coco(root: DataRoot, split: str = "train") -> Corpus:
 
 
 def read_objects365(root: DataRoot, split: str = "train") -> Corpus:
-    """Objects365 v2: zhiyuan_objv2_<split>.json, <split>/patchN/*.jpg.
+    """Objects365 v2: zhiyuan_objv2_<split>.json, <split>/patchN/*.jpg, or all images in <split>/.
 
     `file_name` says images/v1/patchN/..., with names of versions 1 and 2 mixed; the archives unpack to patchN alone.
     Boxes reach over the border; "crowd" there means a group.
@@ -176,8 +195,9 @@ def read_objects365(root: DataRoot, split: str = "train") -> Corpus:
     )
 
     def places(file_name: str) -> list[str]:
-        short = "/".join(file_name.split("/")[-2:])
-        return [f"{split}/{short}", f"images/{split}/{short}", short, file_name]
+        short, own = "/".join(file_name.split("/")[-2:]), file_name.rsplit("/", 1)[-1]
+        flat = [f"{split}/{own}", f"images/{split}/{own}", f"images/{own}"]
+        return [f"{split}/{short}", f"images/{split}/{short}", short, file_name, *flat]
 
     return _coco_like(root, "objects365", annotations, places)
 
@@ -214,9 +234,11 @@ def read_openimages(root: DataRoot, split: str = "train") -> Corpus:
         folders = (split, f"{split}_{identity[:1]}", f"images/{split}", f"{split}/data")
         return [f"{folder}/{identity}.jpg" for folder in folders]
 
+    files = [_place(find, places(identity), dropped) for identity in known]
+    _need_images(root, "openimages", files, dropped, places(next(iter(known), "")))
     table = Table(
         annotations,
-        [_place(find, places(identity), dropped) for identity in known],
+        files,
         np.arange(len(known)),
         np.zeros((len(known), 2), np.int32),
         np.array(box_ids, np.int64),
@@ -230,7 +252,7 @@ def read_openimages(root: DataRoot, split: str = "train") -> Corpus:
 def _openimages_rows(
     root: DataRoot, annotations: str, dropped: Counter[str]
 ) -> Iterator[tuple[str, tuple[float, ...], bool]]:
-    with root.file(annotations).open(encoding="utf-8", errors="replace", newline="") as file:
+    with root.file(annotations).open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
         wanted = ("ImageID", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
@@ -261,16 +283,32 @@ READERS: dict[str, Callable[[DataRoot, str], Corpus]] = {
 """Name -> reader of (data root, split "train" or "val"). ValueError without annotations, or if they make no sense."""
 
 
-def read(name: str, root: DataRoot, split: str = "train", keep: str | Path | None = None) -> Corpus:
-    """A dataset by name. keep: a folder for tables: this one is opened if it fits the annotations, otherwise written.
-    A kept table knows nothing of images that came or went since."""
+def read(
+    name: str,
+    root: DataRoot,
+    split: str = "train",
+    keep: str | Path | None = None,
+    max_missing: float = 1.0,
+) -> Corpus:
+    """A dataset by name. ValueError if more than `max_missing`, a share, of its annotated images is not there.
+
+    keep: a folder for tables: this one is opened if it fits the annotations, otherwise written. A kept table knows
+    nothing of images that went since; one that lacks images is read anew, since they may have come.
+    """
     if name not in READERS:
         raise ValueError(f"no reader for {name!r}; there are {', '.join(READERS)}")
     table = None if keep is None else Path(keep) / f"{name}-{split}"
     if table is not None:
         with suppress(ValueError):
-            return Corpus.open(table, root)
+            kept = Corpus.open(table, root)
+            if not kept.missing:
+                return kept
     corpus = READERS[name](root, split)
+    if corpus.missing > max_missing:
+        raise ValueError(
+            f"{corpus}\n{corpus.missing:.1%} of the images are missing under {root.path}, "
+            f"--max-missing allows {max_missing:.1%}"
+        )
     if table is not None:
         corpus.save(table)
     return corpus

@@ -243,3 +243,66 @@ def test_reading_holds_one_row_at_a_time(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size / 8
+
+
+def test_objects365_with_all_images_in_one_folder(tmp_path):
+    names = [f"images/v1/patch{k}/objects365_v1_0042091{k}.jpg" for k in range(2)]
+    images = [(name, f"train/{name.rsplit('/', 1)[-1]}") for name in names]
+    wanted = coco_like(tmp_path, "zhiyuan_objv2_train.json", images)
+    same(read_objects365(DataRoot(tmp_path)), wanted)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_image_at_all_says_where_the_first_was_looked_for(tmp_path, name):
+    other = tmp_path / "pictures"
+    if name == "openimages":
+        openimages(tmp_path, ["000002b66c9c498e"], [])
+        (tmp_path / "train").rename(other)
+    else:
+        file = {
+            "coco": COCO,
+            "objects365": "zhiyuan_objv2_train.json",
+            "v3det": "v3det_2023_v1_train.json",
+        }[name]
+        coco_like(tmp_path, file, [("x/patch1/a.jpg", "pictures/a.jpg")])
+    message = rf"{name}: none of 1 annotated images .* looked for at .*\.jpg.* holds .*pictures/"
+    with pytest.raises(ValueError, match=message):
+        READERS[name](DataRoot(tmp_path), "train")
+
+
+def test_byte_order_marks_of_annotations_are_no_part_of_them(tmp_path):
+    wanted = openimages(tmp_path / "o", ["000002b66c9c498e"], [])
+    table = tmp_path / "o" / "oidv6-train-annotations-bbox.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    same(read_openimages(DataRoot(tmp_path / "o")), wanted)
+    wanted = coco_like(tmp_path / "c", COCO, TWO)
+    file = tmp_path / "c" / COCO
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    same(read_coco(DataRoot(tmp_path / "c")), wanted)
+
+
+def test_a_png_of_16_bits_is_scaled_and_not_clipped(tmp_path):
+    coco_like(tmp_path, COCO, [("a.png", "train2017/a.png")])
+    path = tmp_path / "train2017" / "a.png"
+    ramp = np.tile(np.linspace(0, 65535, 160).astype(np.uint16), (96, 1))
+    Image.fromarray(ramp).save(path)
+    picture, _ = read_coco(DataRoot(tmp_path)).load(0)
+    grey = np.asarray(picture)[..., 0].astype(int)
+    assert np.abs(grey[0] - np.linspace(0, 255, 160)).max() <= 1
+
+
+def test_too_many_missing_images_stop_and_a_repaired_folder_goes_on(tmp_path):
+    root, tables = DataRoot(tmp_path), tmp_path / "tables"
+    names = [(f"{k}.jpg", f"train2017/{k}.jpg") for k in range(3)]
+    wanted = coco_like(tmp_path, COCO, names)
+    lost = (tmp_path / "train2017/2.jpg").read_bytes()
+    (tmp_path / "train2017/2.jpg").unlink()
+    message = (
+        r"coco: 2 of 3 images \(dropped: 1 media_missing\).*\n33\.3% of the images are missing"
+    )
+    for _ in range(2):  # no table of the first attempt hides the second one
+        with pytest.raises(ValueError, match=message):
+            read("coco", root, keep=tables, max_missing=0.05)
+    assert len(read("coco", root, keep=tables, max_missing=0.5)) == 2
+    (tmp_path / "train2017/2.jpg").write_bytes(lost)
+    same(read("coco", root, keep=tables, max_missing=0.05), wanted)

@@ -90,3 +90,14 @@ def test_fields_are_named_and_sizes_need_weights(tmp_path):
         training.parse(["tsf.path"])
     with pytest.raises(ValueError, match="--size full needs --checkpoint"):
         training.run(training.Request(what="stage1", data=str(tmp_path), out=str(tmp_path)))
+
+
+def test_what_each_corpus_has_is_printed_before_the_first_step_and_missing_images_stop_it(tmp_path):
+    data = tmp_path / "detection"
+    coco_like(data / "coco", "annotations/instances_train2017.json", COCO)
+    text = run("proposer", data, tmp_path / "whole")
+    assert "coco: 4 of 4 images; 8 boxes" in text
+    (data / "coco" / "train2017" / "3.jpg").unlink()
+    with pytest.raises(ValueError, match=r"25\.0% of the images are missing .* allows 5\.0%"):
+        run("proposer", data, tmp_path / "part")
+    assert not (tmp_path / "part" / "steps.csv").exists()
