@@ -203,8 +203,8 @@ def show_run(out: Path, runs: list[Run]) -> None:
         "Curated",
         columns,
         [list(row.values()) for row in rows],
-        caption="kept share is not accuracy; IoU compares tracked with annotated boxes, in the share of the kept "
-        "frames that it covers,\nand is empty where boxes are the dataset's",
+        caption="kept share is not accuracy; IoU compares tracked with annotated boxes, in so many of the kept\n"
+        "frames as it covers, and is empty where boxes are the dataset's",
     )
     reasons = query(
         out,

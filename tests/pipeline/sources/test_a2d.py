@@ -253,3 +253,11 @@ def test_real_table_has_6655_rows_of_which_one_is_rejected(shared: Path, make_ro
     assert len({r.referent_id for item in planned for r in item.referents}) == 6654
     [copy] = rejected
     assert (copy.item, copy.reason) == ("T6bNPuKV-wY,1 (copy)", Reason.MALFORMED_ROW)
+
+
+def test_the_real_table_has_an_instance_a_row(shared):
+    """6,655, not the 4,825 of tables elsewhere; one id is no integer."""
+    file = shared / "a2d_sentences" / "a2d_annotation_with_short_query.txt"
+    rows = [line.split(",", 2)[:2] for line in file.read_text().splitlines()[1:]]
+    assert len(rows) == len({tuple(row) for row in rows}) == 6655
+    assert len({video for video, _ in rows}) == 3754
