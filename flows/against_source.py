@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.parts import plan_paths
+
 if TYPE_CHECKING:
     from manifests.verify import Problem
     from pipeline.plan import Job
@@ -97,7 +99,7 @@ def _problem(shard: str, clip: "Clip", what: str) -> "Problem":
 def _jobs(out: Path, data_root: Path | None) -> "list[Job]":
     from pipeline.plan import read_plan_header
 
-    plans = sorted((out / "plan").glob("*.parquet"))
+    plans = plan_paths(out)
     if not plans:
         raise ValueError(f"{out}: no plan in it says which source its clips are from")
     jobs = [read_plan_header(path)[0] for path in plans]

@@ -137,16 +137,18 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
-    from flows.forecast import Forecast, plan_advice
+    from flows.forecast import Forecast, plan_advice, settle
     from flows.jobs import SOURCES, beside_paper, make_jobs, normal, totals
     from flows.progress import Bars, Quiet
     from pipeline.corpora import take
     from pipeline.plan import build_plan, configured_source
-    from pipeline.presets import configure
+    from pipeline.presets import configure, override
 
     config = configure(preset, sets)
     if show_config:
         own = configured_source(normal(source), take(corpus, normal(source))).config
+        chosen = override(own.model_dump(mode="json"), source_sets or [])
+        own = type(own).model_validate(chosen)
         print(
             json.dumps(
                 {"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")},
@@ -184,6 +186,7 @@ def plan(
             counts = build_plan(job, tick=tick.to, watch=looking.see, save=False)
             tick.to(counts.clips)
         rows.append(looking.row(counts, workers))
+    settle(rows)
     if as_json:
         name = "all" if source == "all" else jobs[0].source
         print(

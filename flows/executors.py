@@ -4,6 +4,7 @@ A task is one clip or one commit. A finished task may bring follow-up tasks (the
 commit). Whatever a task returns is small: clips travel through the staging folder, never through an object store.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -12,9 +13,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pipeline.presets import CurateConfig
+
+CODE = Path(__file__).resolve().parents[1]
+"""The folder that this code is imported from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +204,16 @@ class RayActors:
         if self.address:
             os.environ.setdefault(PATIENCE, "1")
         try:
-            ray.init(
-                address=self.address or "local",
-                include_dashboard=None if self.address else False,
-                logging_level=logging.ERROR,
-                log_to_driver=True,
-                namespace="sparrow",
-                **local,
-            )
+            # Ray puts the working folder before all else on its workers' path. Theirs is to be this code.
+            with contextlib.chdir(CODE):
+                ray.init(
+                    address=self.address or "local",
+                    include_dashboard=None if self.address else False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=True,
+                    namespace="sparrow",
+                    **local,
+                )
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunFailed(
                 f"{where}: {_refusal(error_words(error.__cause__ or error))}"

@@ -113,8 +113,16 @@ class Forecast:
         """Look for the files of one clip as curation will: media first, then the annotation of each referent."""
         clip = item.clip
         problem = _media_problem(self._root, clip)
-        if len(clip) == 0:
-            problem = _without_frames(self._source, self._root, item)
+        if (
+            len(clip) == 0
+        ):  # curation asks the annotation first, and it will say which file is missing
+            self._without_media += problem is not None and problem.reason == Reason.MEDIA_MISSING
+            known = _annotation_problem(self._source, self._root, item.referents[0])
+            message = f"{clip.clip_id}: the clip has no frames"
+            self._drop(
+                known or Quarantined(Reason.ANNOTATION_INVALID, message), len(item.referents)
+            )
+            return
         if problem is None or problem.reason not in (Reason.MEDIA_MISSING, Reason.UNSAFE_PATH):
             self._with_media += 1
         else:
@@ -141,25 +149,14 @@ def forecast(job: Job, counts: Counts, workers: int = 1) -> dict:
     return looking.row(counts, workers)
 
 
-def _without_frames(source: Source, root: DataRoot, item: Planned) -> Quarantined:
-    """Why a clip has no frames: a file that its length is in is missing, or cannot be read."""
-    clip = item.clip
-    if clip.media.kind == "frames" and not root.has(clip.media.path):
-        return Quarantined(Reason.MEDIA_MISSING, f"{clip.media.path}: no such folder")
-    if clip.media.kind == "video" and (problem := _media_problem(root, clip)):
-        return problem
-    known = _annotation_problem(source, root, item.referents[0])
-    message = f"{clip.clip_id}: the clip has no frames"
-    return known or Quarantined(Reason.ANNOTATION_INVALID, message)
-
-
 def _media_problem(root: DataRoot, clip: Clip) -> Quarantined | None:
     media = clip.media
     path = media.path if media.kind == "video" else media.image(clip.start)
     problem = root.why_not(path)
-    if problem is not None and problem.reason == Reason.ANNOTATION_MISSING:
-        return Quarantined(Reason.MEDIA_MISSING, problem.message)
-    return problem
+    if problem is None or problem.reason != Reason.ANNOTATION_MISSING:
+        return problem
+    reason = Reason.MEDIA_UNREADABLE if root.has(path) else Reason.MEDIA_MISSING
+    return Quarantined(reason, problem.message)
 
 
 def _annotation_problem(source: Source, root: DataRoot, referent: Referent) -> Quarantined | None:
@@ -171,13 +168,19 @@ def _annotation_problem(source: Source, root: DataRoot, referent: Referent) -> Q
 
 
 def plan_advice(jobs: list[Job], rows: list[dict]) -> list[str]:
-    """What may help where a plan did not find all media: links to follow, another data root, archives to unpack."""
-    lacking = [
-        job
-        for job, row in zip(jobs, rows, strict=True)
-        if row["media"] != "all" or Reason.UNSAFE_PATH in row["skip"]
-    ]
+    """What may help: links to follow, and where a plan did not find all media, another root or archives to unpack."""
     lines: dict[str, None] = {}
-    for job in lacking:
-        lines.update(dict.fromkeys(media_advice(job.load(), job.root)))
+    for job, row in zip(jobs, rows, strict=True):
+        lost = {Reason.UNSAFE_PATH, Reason.ANNOTATION_MISSING} & row["skip"].keys()
+        lacks = row["media"] != "all" or lost
+        found = media_advice(job.load(), job.root) if lacks else refused_links(job.root)
+        lines.update(dict.fromkeys(found))
     return list(lines)
+
+
+def settle(rows: list[dict]) -> None:
+    """Count what lacks media in every split, where another split of the plan has its media: then it is no plan of
+    annotations alone."""
+    if any(row["media"] != "none" for row in rows):
+        for row in rows:
+            row["quarantined"] = sum(row["skip"].values())

@@ -97,10 +97,10 @@ def command(
 def chosen(out: Path, sources: list[str], splits: list[str]) -> list[str]:
     """Names of the committed shards of an output, of these sources and splits. FileNotFoundError if it has none."""
     from flows.jobs import normal
-    from schemas.records import KEY
+    from schemas.parts import part_names
 
     folder = out / "manifests" / "shards"
-    names = [path.stem for path in sorted(folder.glob("*.parquet")) if KEY.fullmatch(path.stem)]
+    names = part_names(out)
     if not names:
         raise FileNotFoundError(f"{out} holds no committed shards (nothing under {folder})")
     wanted = {normal(source) for source in sources}

@@ -109,7 +109,7 @@ def retry(
     from flows.progress import Bars
     from flows.show import show_run
 
-    tried = _items(out, where)
+    tried, before = _items(out, where), _items(out)
     engine = make_executor(executor, workers)
     try:
         runs = driver.retry(out, where, engine, Bars())
@@ -119,8 +119,8 @@ def retry(
         print("nothing to retry: no quarantine row matches")
         return
     show_run(out, runs)
-    again = tried & _items(out)
-    print(f"tried again: {len(tried)} items; {len(tried - again)} are cured, {len(again)} dropped")
+    cured = min(len(tried), max(0, len(before) - len(_items(out))))
+    print(f"tried again: {len(tried)} items; {cured} are cured, {len(tried) - cured} dropped")
     jobs = [run.job for run in runs]
     say(out, jobs).judge(max_dropped, ", ".join(job.name for job in jobs))
 

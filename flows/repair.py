@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schemas.parts import part_names, part_paths
+
 if TYPE_CHECKING:
     from flows.executors import Executor
     from flows.progress import Progress
@@ -99,7 +101,7 @@ def examine(
     """The problems of an output, with progress."""
     from manifests.verify import verify
 
-    total = len(list((out / "manifests" / "shards").glob("*.parquet")))
+    total = len(part_names(out))
     with progress.stage("verify", unit="shards", total=total) as tick:
         return verify(out, deep=deep, tick=tick, only=None if only is None else set(only)).problems
 
@@ -204,7 +206,7 @@ def job_of(out: Path, name: str) -> "Job | None":
     except (OSError, ValueError, KeyError):
         rows = [
             row
-            for part in (out / "manifests" / "runs").glob(f"{name}-[0-9a-f]*.parquet")
+            for part in part_paths(out, "runs", name)
             for row in pq.read_table(
                 part, columns=["ended", "config"], partitioning=None
             ).to_pylist()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.progress import Progress
+from schemas.parts import part_names, plan_paths
 
 REPORT = "report/index.html"
 
@@ -41,7 +42,7 @@ def planned(out: Path) -> dict[str, int]:
     """Referents in each plan of an output, by "<source>-<split>"."""
     from pipeline.plan import read_plan_header
 
-    headers = [read_plan_header(path) for path in sorted((out / "plan").glob("*.parquet"))]
+    headers = [read_plan_header(path) for path in plan_paths(out)]
     return {job.name: counts.referents for job, _, counts in headers}
 
 
@@ -50,7 +51,7 @@ def after_run(out: Path, progress: Progress, *, changed: bool = True) -> None:
 
     changed: whether the run has committed anything; if not, only what is not there is written.
     """
-    if not any((out / "manifests" / "shards").glob("*.parquet")):
+    if not part_names(out):
         return
     if not changed and all(
         (out / name).exists() for name in (REPORT, "README.md", "croissant.json")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schemas.parts import part_names, plan_paths
+
 if TYPE_CHECKING:
     from flows.progress import Progress
     from manifests.reshard import Unit
@@ -97,7 +99,7 @@ def reshard(
 
     if size is None and count is None:
         raise ValueError("say how: --size 1GB, --count 1000, or both (a shard closes at the first)")
-    plans = sorted((out / "plan").glob("*.parquet"))
+    plans = plan_paths(out)
     if not plans:
         raise FileNotFoundError(
             f"{out} holds no plan (nothing under {out / 'plan'}): it is not an output of sparrow"
@@ -178,9 +180,7 @@ def _whole(out: Path, job: "Job") -> "tuple[str, list[ShardPlan]]":
     from manifests.verify import verify
     from pipeline.plan import read_plan
 
-    names = {
-        path.stem for path in (out / "manifests" / "shards").glob(f"{job.name}-[0-9]*.parquet")
-    }
+    names = set(part_names(out, "shards", job.name))
     for problem in verify(out, only=names).problems:
         if problem.shard.startswith(f"{job.name}-") or problem.shard == job.name:
             raise ValueError(

@@ -16,6 +16,7 @@ from manifests.catalog import query
 from manifests.quality import COVERAGE
 from pipeline.plan import read_plan_header
 from pipeline.shards import committed
+from schemas.parts import part_names, plan_paths
 
 if TYPE_CHECKING:
     from flows.doctor import Check
@@ -259,14 +260,14 @@ def show_scores(scores: list[dict]) -> None:
 
 def status_rows(out: Path) -> list[dict]:
     """Per plan: clips and shards planned, staged, committed, quarantined; the last run, and the seconds it planned."""
-    plans = sorted((out / "plan").glob("*.parquet"))
+    plans = plan_paths(out)
     if not plans:
         raise FileNotFoundError(
             f"{out} holds no plan (nothing under {out / 'plan'}): has a run been started there?"
         )
     staged, last, rows = staged_clips(out), last_runs(out), []
     none = {"run": None, "run_state": None, "planning": None}
-    has_rows = any((out / "manifests" / "shards").glob("*.parquet"))
+    has_rows = part_names(out)
     done = (
         query(
             out,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from schemas.parts import part_names
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -39,7 +41,7 @@ def command(
     from manifests.verify import verify
 
     progress = Quiet() if as_json else Bars()
-    total = len(list((out / "manifests" / "shards").glob("*.parquet")))
+    total = len(part_names(out))
     with progress.stage("verify", unit="shards", total=total) as tick:
         report = verify(out, deep=deep, tick=tick)
     compared = None
@@ -56,6 +58,8 @@ def command(
     else:
         for problem in problems:
             print(f"problem: {problem}")
+        for stray in report.strays:
+            print(f"note: {stray} is no part of this output, and is not read")
         word = "deep" if deep else "fast"
         print(
             f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "

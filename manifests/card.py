@@ -233,7 +233,7 @@ def _counts(
         [
             row["source"],
             *(f"{row[c] or 0:,}" for c in columns),
-            "-" if row["iou"] is None else f"{row['iou']:.2f} on {row['coverage'] or 0:.0%}",
+            _iou(row),
             *(f"{v:,}" for v in paper.get(row["source"], ())),
         ]
         for row in rows
@@ -253,6 +253,12 @@ def _counts(
     return _table(
         [*head, "paper: clips", "paper: QA"], [*body, [*totals, *(f"{v:,}" for v in paper_total)]]
     )
+
+
+def _iou(row: dict) -> str:
+    if row["iou"] is None:
+        return "-"
+    return f"{row['iou']:.2f}" + ("" if row["coverage"] is None else f" on {row['coverage']:.0%}")
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:

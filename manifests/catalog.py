@@ -5,18 +5,33 @@ where it is opened). When an output has moved, `sparrow verify` writes them anew
 """
 
 import os
-from collections.abc import Collection
+import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.quality import COVERAGE
 from schemas import tables
+from schemas.parts import (
+    RUN_GLOB,
+    SHARD_GLOB,
+    check_output,
+    escaped,
+    part_names,
+    part_paths,
+    read_parquet,
+    read_patterns,
+    split_of,
+)
 from schemas.tables import TABLES
 
 if TYPE_CHECKING:
     # At run time inside the functions: Prefect keeps what a flow's modules name alive beyond the interpreter's end, and
     # DuckDB then complains of leaks, a screen long.
     from duckdb import DuckDBPyConnection
+
+OLDEST_STORAGE = "v1.0.0"
+"""Of `catalog.duckdb`: what DuckDB 1.4 opens too."""
 
 WORDS = r"regexp_extract_all(lower({}), '[\pL\pN]+(?:[''’-][\pL\pN]+)*')"
 """SQL for the words of a text: runs of letters and digits, with what apostrophes and hyphens join."""
@@ -73,9 +88,11 @@ ANSWERS = {
         SELECT r.source, r.split, r.referent_id, r.caption, m.name AS member, s.path AS tar, m."offset", m.size
         FROM members m JOIN referents r USING (referent_id) JOIN shards s ON s.shard = m.shard""",
     "funnel": """
-        SELECT source, split, 'sample' AS stage, 'kept' AS reason, count(*) AS referents FROM referents GROUP BY ALL
-        UNION ALL
-        SELECT source, split, stage, reason, count(*) FROM quarantine GROUP BY ALL
+        FROM (
+            SELECT source, split, 'sample' AS stage, 'kept' AS reason, count(*) AS referents FROM referents
+            GROUP BY ALL
+            UNION ALL
+            SELECT source, split, stage, reason, count(*) FROM quarantine GROUP BY ALL)
         ORDER BY source, split, reason <> 'kept', referents DESC""",
     "drops": """
         SELECT r.source, t.dropped AS reason, count(*) AS frames
@@ -110,17 +127,18 @@ ANSWERS = {
 }
 
 
-def catalog_sql(prefix: str, *, without: Collection[str] = ()) -> str:
-    """CREATE VIEW statements for an output whose `manifests` folder is `prefix`manifests.
+def catalog_sql(place: str | Callable[[str], str] = "", *, without: Collection[str] = ()) -> str:
+    """CREATE VIEW statements for an output.
 
+    place: what `manifests/` follows in its address (such as "s3://bucket/tsf/"), or table -> SQL that reads its parts.
     without: tables that are there already, under their names."""
+    files = _anywhere(place) if isinstance(place, str) else place
     lines = []
     for table in ("shards", "runs", *(t for t in TABLES if t not in ("shards", "runs"))):
         if table in without:
             continue
-        files = f"read_parquet('{_quote(prefix)}manifests/{table}/*.parquet')"
         rows = "" if table in ("shards", "runs") else " WHERE shard IN (SELECT shard FROM shards)"
-        lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {files}{rows};")
+        lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {files(table)}{rows};")
     lines += [
         f"CREATE OR REPLACE VIEW {name} AS {' '.join(query.split())};"
         for name, query in ANSWERS.items()
@@ -128,29 +146,60 @@ def catalog_sql(prefix: str, *, without: Collection[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quote(text: str) -> str:
-    return text.replace("'", "''")
+def _anywhere(prefix: str) -> Callable[[str], str]:
+    """Patterns that fit the parts of any split."""
+
+    def files(table: str) -> str:
+        name = "[a-z]*" + ("" if table == "runs" else SHARD_GLOB)
+        return read_patterns([f"{escaped(f'{prefix}manifests/{table}/')}{name}.parquet"])
+
+    return files
+
+
+def _listed(out: Path) -> Callable[[str], str]:
+    """The parts that are there now, each by its name."""
+    place = out.resolve()
+    return lambda table: read_parquet(part_paths(place, table))
+
+
+def _patterns(out: Path, prefix: str) -> Callable[[str], str]:
+    """Patterns that also fit the parts that are still to come, of the splits that are there; below `prefix`."""
+
+    def files(table: str) -> str:
+        tail = RUN_GLOB if table == "runs" else SHARD_GLOB
+        stems: dict[str, None] = {}
+        for name in part_names(out, table):
+            split = split_of(name, table)
+            stems[f"{split}{tail}" if split else name] = None
+        start = escaped(f"{prefix}manifests/{table}/")
+        return read_patterns(f"{start}{stem}.parquet" for stem in stems)
+
+    return files
 
 
 def build_catalog(out: Path) -> None:
     """Write `catalog.sql` and `catalog.duckdb`, each in one atomic step. Needs at least one committed shard."""
-    if not any((out / "manifests" / "shards").glob("*.parquet")):
+    if not part_names(out):
         return
     without = _not_there(out)
-    text = "-- Run in this folder: duckdb -init catalog.sql\n" + catalog_sql("", without=without)
+    views = catalog_sql(_patterns(out, ""), without=without)
+    text = "-- Run in this folder: duckdb -init catalog.sql\n" + views
     _replace(out / "catalog.sql", text.encode())
     import duckdb
 
-    temporary = out / f"catalog.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
-    with duckdb.connect(str(temporary)) as connection:
-        connection.execute(catalog_sql(f"{out.resolve()}/", without=without))
-    os.replace(temporary, out / "catalog.duckdb")
+    # Made elsewhere: DuckDB takes a `?` in the path of a database for the start of options.
+    with tempfile.TemporaryDirectory(prefix="sparrow-catalog-") as folder:
+        file = Path(folder) / "catalog.duckdb"
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH '{file}' AS catalog (STORAGE_VERSION '{OLDEST_STORAGE}')")
+            connection.execute("USE catalog")
+            connection.execute(catalog_sql(_patterns(out, f"{out.resolve()}/"), without=without))
+        _replace(out / "catalog.duckdb", file.read_bytes())
 
 
 def _not_there(out: Path) -> tuple[str, ...]:
     """`runs` until the first run has ended: the shards of one that goes on, or was killed, are good and may be seen."""
-    return () if any((out / "manifests" / "runs").glob("*.parquet")) else ("runs",)
+    return () if part_names(out, "runs") else ("runs",)
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -161,7 +210,8 @@ def _replace(path: Path, data: bytes) -> None:
 
 def connect(out: Path) -> "DuckDBPyConnection":
     """An in-memory DuckDB with the views over `out`, wherever it is now. FileNotFoundError if it has no shard."""
-    if not any((out / "manifests" / "shards").glob("*.parquet")):
+    check_output(out)
+    if not part_names(out):
         raise FileNotFoundError(
             f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})"
         )
@@ -171,7 +221,7 @@ def connect(out: Path) -> "DuckDBPyConnection":
     without = _not_there(out)
     for table in without:
         connection.register(table, tables.schema(table).empty_table())
-    connection.execute(catalog_sql(f"{out.resolve()}/", without=without))
+    connection.execute(catalog_sql(_listed(out), without=without))
     return connection
 
 

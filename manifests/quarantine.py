@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from manifests.catalog import connect, query, rows_of
+from schemas.parts import part_paths
 
 DROPPED = """
     SELECT q.*, seen.first_seen, seen.last_seen, coalesce(seen.runs, 0) AS runs
@@ -119,13 +120,13 @@ def newly_dropped(out: Path, name: str, fresh: Collection[str]) -> list[str]:
     that no run has listed, because the run that committed them was killed. name: `<source>-<split>`."""
     manifests = out / "manifests"
     listed = set[str]()
-    for path in (manifests / "runs").glob(f"{name}-[0-9a-f]*.parquet"):
+    for path in part_paths(out, "runs", name):
         for items in pq.read_table(path, columns=["dropped"], partitioning=None)[
             "dropped"
         ].to_pylist():
             listed.update(items or [])
     found = set[str]()
-    for path in (manifests / "shards").glob(f"{name}-[0-9]*.parquet"):
+    for path in part_paths(out, "shards", name):
         part = manifests / "quarantine" / path.name
         for row in (
             pq.ParquetFile(part)

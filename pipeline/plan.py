@@ -249,8 +249,9 @@ def plan_identity(job: Job) -> str:
     source: Source = job.load()
     files = []
     for relative in source.annotation_files(job.root, job.split):
-        stat = job.root.file(relative).stat()
-        files.append([relative, stat.st_size, stat.st_mtime_ns])
+        stat = job.root.stat(relative)
+        if stat is not None:  # a link that may not be followed: `annotate` will say so
+            files.append([relative, stat.st_size, stat.st_mtime_ns])
     config: SourceConfig = source.config
     limit, media = job.config.shard.digest(), job.config.media.media
     decides = [SCHEMA_VERSION, config.digest(), job.take.digest(), limit, media, files]

@@ -28,6 +28,7 @@ from pipeline.video import fingerprint
 from schemas import SCHEMA_VERSION, tables
 from schemas.config import canonical_json
 from schemas.files import sync
+from schemas.parts import part_path, part_paths
 from schemas.records import Planned, Quarantined, Sample
 
 SHARD_TABLES = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
@@ -36,10 +37,6 @@ SHARD_TABLES = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
 
 def shard_path(out: Path, job: Job, name: str) -> Path:
     return out / job.source / job.split / "shards" / f"{name}.tar"
-
-
-def part_path(out: Path, table: str, name: str) -> Path:
-    return out / "manifests" / table / f"{name}.parquet"
 
 
 # --- staging -------------------------------------------------------------------------------------------------------
@@ -281,9 +278,8 @@ def check_members(path: Path, members: list[dict]) -> None:
 
 def committed(out: Path, job: Job) -> dict[str, str]:
     """Names of the committed shards of a split, each with the hash of the plan it was made from."""
-    folder = out / "manifests" / "shards"
     found = {}
-    for path in sorted(folder.glob(f"{job.name}-[0-9]*.parquet")):
+    for path in part_paths(out, "shards", job.name):
         # No row: the claim of a publisher, in a copy of an object store.
         for name, tar, plan_hash in _columns(path, "shard", "path", "plan_hash"):
             if name == path.stem and (out / tar).exists():

@@ -43,7 +43,13 @@ class Reason(StrEnum):
 
 
 RETRYABLE = frozenset(
-    {Reason.MEDIA_MISSING, Reason.MEDIA_UNREADABLE, Reason.DEADLINE, Reason.WORKER_DIED}
+    {
+        Reason.MEDIA_MISSING,
+        Reason.MEDIA_UNREADABLE,
+        Reason.ANNOTATION_MISSING,
+        Reason.DEADLINE,
+        Reason.WORKER_DIED,
+    }
 )
 """Reasons that a second run may cure: files come back, machines recover. The others need another config or new data."""
 

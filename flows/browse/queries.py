@@ -16,6 +16,7 @@ import duckdb
 
 from manifests.catalog import connect, rows_of
 from pipeline.sources.base import DataRoot
+from schemas.parts import part_paths, read_parquet
 from schemas.records import FALLBACK
 
 PAGE = 48
@@ -199,10 +200,7 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def _state(self) -> set[tuple[str, int]]:
-        return {
-            (p.name, p.stat().st_mtime_ns)
-            for p in (self.out / "manifests" / "shards").glob("*.parquet")
-        }
+        return {(p.name, p.stat().st_mtime_ns) for p in part_paths(self.out)}
 
     def _follow(self) -> None:
         """Look for new shards, at most every STALE seconds, beside the requests, which see the old tables meanwhile."""
@@ -296,10 +294,8 @@ class Catalogue:
     def track(self, referent_id: str, shard: str) -> dict[str, list]:
         """Columns of a referent's track by frame, from the part file of its shard alone."""
         part = self.root.file(f"manifests/tracks/{shard}.parquet")
-        sql = (
-            f"SELECT {', '.join(_TRACK)} FROM read_parquet(?) WHERE referent_id = ? ORDER BY frame"
-        )
-        rows = self._parts.cursor().execute(sql, [str(part), referent_id]).fetchall()
+        sql = f"SELECT {', '.join(_TRACK)} FROM {read_parquet([part])} WHERE referent_id = ? ORDER BY frame"
+        rows = self._parts.cursor().execute(sql, [referent_id]).fetchall()
         return (
             dict(zip(_TRACK, map(list, zip(*rows, strict=True)), strict=True))
             if rows
@@ -312,10 +308,10 @@ class Catalogue:
         if not part.is_file():
             return []
         sql = (
-            "SELECT frame FROM read_parquet(?) WHERE referent_id = ? AND ends_with(origin, ?) "
+            f"SELECT frame FROM {read_parquet([part])} WHERE referent_id = ? AND ends_with(origin, ?) "
             "ORDER BY frame"
         )
-        found = self._parts.cursor().execute(sql, [str(part), referent_id, FALLBACK]).fetchall()
+        found = self._parts.cursor().execute(sql, [referent_id, FALLBACK]).fetchall()
         return [frame for (frame,) in found]
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from manifests.publish.protocol import TRIES
 from manifests.publish.shard import Shard
 from manifests.publish.store import NEW, Changed, Store
+from schemas.parts import part_paths
 
 CARD = ("README.md", "croissant.json")
 
@@ -44,11 +45,7 @@ def publish_rest(
     Returns how many objects were written, and why the card is not among them, "" if it is. They are written over what
     is there: a run's record belongs to its run, and a card is made of the shards.
     """
-    files = [
-        path
-        for path in sorted((out / "manifests" / "runs").glob("*.parquet"))
-        if _split_of(path) in splits
-    ]
+    files = [path for path in part_paths(out, "runs") if _split_of(path) in splits]
     why = _stale(out, store) if card else "not all shards were published"
     if not why:
         files += [out / name for name in CARD]

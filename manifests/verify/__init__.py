@@ -20,6 +20,7 @@ from manifests.verify.files import (
     load_parts,
 )
 from manifests.verify.problem import Problem, Report
+from schemas.parts import part_names, strays
 from schemas.records import KEY
 
 __all__ = ["Problem", "Report", "verify"]
@@ -41,7 +42,7 @@ def verify(
         raise FileNotFoundError(f"{out} is not an output of sparrow: there is no {folder}")
     report = Report(deep=deep)
     problems = report.problems
-    names, dims = [part.stem for part in sorted(folder.glob("*.parquet"))], dict[str, int]()
+    names, dims = part_names(out), dict[str, int]()
     owners: dict[str, list[str]] = {}
     for name in names:
         if only is not None and name not in only:
@@ -88,4 +89,5 @@ def verify(
     problems += check_plans(out, names)
     problems += check_runs(out)
     problems += garbage(out, set(names))
+    report.strays = [path.relative_to(out).as_posix() for path in strays(out)]
     return report

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from manifests.reshard import pending
 from manifests.verify.problem import Problem
 from schemas import SCHEMA_VERSION
+from schemas.parts import part_paths, plan_paths, strays
 from schemas.tables import TABLES, schema
 
 PER_SHARD = tuple(t for t in TABLES if t != "runs")
@@ -140,7 +141,7 @@ def _edited(out: Path, name: str, digests: str | None) -> Iterator[Problem]:
 
 def check_plans(out: Path, names: list[str]) -> Iterator[Problem]:
     """Every shard that a plan promises is committed: no gaps, no missing end, nothing left in the middle."""
-    for path in sorted((out / "plan").glob("*.parquet")):
+    for path in plan_paths(out):
         try:
             promised = json.loads(
                 (pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")
@@ -160,7 +161,7 @@ def check_plans(out: Path, names: list[str]) -> Iterator[Problem]:
 
 def check_runs(out: Path) -> Iterator[Problem]:
     """The records of runs can be read with all others."""
-    for path in sorted((out / "manifests" / "runs").glob("*.parquet")):
+    for path in part_paths(out, "runs"):
         try:
             why = _other_schema(pq.read_schema(path), "runs")
             pq.read_table(path, partitioning=None)
@@ -175,7 +176,13 @@ def garbage(out: Path, names: set[str]) -> Iterator[Problem]:
     """Tars and parts that no row of `shards` names."""
     tars = [p for p in out.glob("*/*/shards/*.tar") if p.stem not in names]
     folders = [out / "manifests" / table for table in PER_SHARD if table != "shards"]
-    parts = [p for folder in folders for p in folder.glob("*.parquet") if p.stem not in names]
+    others = set(strays(out))
+    parts = [
+        path
+        for folder in folders
+        for path in folder.glob("*.parquet")
+        if path.stem not in names and path not in others
+    ]
     for path in sorted(tars + parts):
         what = "is not committed: no row of shards names it (run again to sweep)"
         yield Problem(path.stem, str(path.relative_to(out)), what, kind="garbage")

@@ -45,6 +45,8 @@ class Report:
     bytes: int = 0
     deep: bool = False
     problems: list[Problem] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    """Files beside the manifests that are no part of them. Nothing reads them."""
 
     def as_dict(self) -> dict:
         return asdict(self)

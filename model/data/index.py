@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from schemas.parts import check_output, is_part
+
 _CLIP = ("clip_id", "height", "width", "media")
 _REFERENT = ("referent_id", "clip_id", "source", "object_ids", "n_masks")
 
@@ -76,8 +78,9 @@ class Index:
         or clips were curated without media.
         """
         out = str(out)
+        check_output(out)
         fs, root = fsspec.core.url_to_fs(out)
-        parts = sorted(fs.glob(f"{root}/manifests/shards/*.parquet"))
+        parts = _parts(fs, f"{root}/manifests/shards")
         if not parts:
             raise ValueError(
                 f"{out}: no committed shard (manifests/shards is empty); curate first, or mend the path"
@@ -207,6 +210,16 @@ class Index:
         for column in (self.shards["shard"], self.shards["sha256"], self.referents["referent_id"]):
             text.update("\n".join(map(str, column.to_pylist())).encode() + b"\0")
         return text.hexdigest()[:16]
+
+
+def _parts(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Paths of the parts of a table, by their names. A glob would take the folder's own name for a pattern."""
+    try:
+        found = fs.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    names = sorted(path.rsplit("/", 1)[-1] for path in found)
+    return [f"{folder}/{name}" for name in names if is_part(name)]
 
 
 def _read(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from schemas.geometry import RLE, absent, iou, is_box, rle_iou
+from schemas.parts import part_names
 
 TRACKED = "tracked"
 OVERALL = "all tracked"
@@ -78,8 +79,8 @@ def score(out: Path, corpus: Path) -> list[dict]:
         )
     tallies: dict[str, _Tally] = {}
     truths: dict[str, dict] = {}
-    for part in sorted((out / "manifests" / "shards").glob("*.parquet")):
-        for referent, track, masks in _samples(out, part.stem):
+    for name in part_names(out):
+        for referent, track, masks in _samples(out, name):
             source = referent["source"]
             if source not in truths:
                 truths[source] = json.loads((corpus / "truth" / f"{source}.json").read_text())

@@ -30,6 +30,7 @@ from pipeline.sources.base import (
     decimal,
     first_of,
     invalid,
+    list_file,
     locate,
     malformed,
     need_split,
@@ -104,7 +105,7 @@ class A2D:
         base = _base(root)
         if not _table_file(root, base):
             return []
-        return ["train", "test"] if root.has(base + _VIDEOSET) else ["all"]
+        return ["train", "test"] if list_file(root, [base + _VIDEOSET]) else ["all"]
 
     def annotation_files(self, root: DataRoot, split: str) -> list[str]:
         """The tables, and the h5 files, whose names give the spans."""
@@ -114,17 +115,19 @@ class A2D:
             *(base + file for file in (_MISSED, _VIDEOSET) if root.has(base + file)),
         ]
         folders = [f"{base}{_INSTANCES}/{video}" for video in root.listdir(base + _INSTANCES)]
-        return tables + [
+        frames = [
             f"{folder}/{name}"
             for folder in folders
             for name in _annotated_frames(root, folder).values()
         ]
+        return tables + [file for file in frames if root.has(file)]
 
     def plan(self, root: DataRoot, split: str) -> Iterator[Planned | Rejected]:
         need_split(self, root, split)
         base = _base(root)
         videoset = _videoset(root, base) if split != "all" else {}
-        missed = set(root.read_text(base + _MISSED).split()) if root.has(base + _MISSED) else set()
+        missed_file = list_file(root, [base + _MISSED])
+        missed = set(root.read_text(missed_file).split()) if missed_file else set()
         clips = first_of(root, [f"{base}Release/{folder}" for folder in ("clips320H", "CLIPS320")])
         table = _table(root, base)
         if not table:
@@ -320,7 +323,7 @@ def _read_instance(
             with np.errstate(over="ignore"):
                 boxes = raw4.astype(np.float32).reshape(-1)
     except (OSError, KeyError, RuntimeError) as error:  # the last two: a header that points nowhere
-        raise invalid(f"{file}: not a readable HDF5 file: {error}") from error
+        raise invalid(root.words(f"{file}: not a readable HDF5 file: {error}")) from error
     rle = rle_encode(mask)
     raw = boxes.reshape(4, -1)[:, index] if boxes.size == 4 * len(ids) else absent(1)[0]
     return (rle, raw) if rle_area(rle) else None

@@ -171,7 +171,8 @@ class DataRoot:
                 inside = path.resolve().is_relative_to(self.path)
             except (OSError, RuntimeError) as error:  # link loops, names too long
                 raise Quarantined(
-                    Reason.UNSAFE_PATH, f"path {relative!r:.200} cannot be resolved: {error}"
+                    Reason.UNSAFE_PATH,
+                    self.words(f"path {relative!r:.200} cannot be resolved: {error}"),
                 ) from error
             if not inside:
                 raise Quarantined(
@@ -217,14 +218,14 @@ class DataRoot:
 
     def has(self, relative: str) -> bool:
         """Whether a file or folder of that name is inside the root."""
-        return self._stat(relative) is not None
+        return self.stat(relative) is not None
 
     def why_not(self, relative: str) -> Quarantined | None:
         """Why `relative` cannot be opened as a file, as far as `stat` shows; None for a file that is there.
 
         The reason is unsafe_path, or annotation_missing for what is not there or is no file.
         """
-        found = self._stat(relative)
+        found = self.stat(relative)
         if found is not None and stat.S_ISREG(found.st_mode):
             return None
         try:
@@ -236,7 +237,7 @@ class DataRoot:
             return Quarantined(Reason.ANNOTATION_MISSING, words)
         return None
 
-    def _stat(self, relative: str) -> os.stat_result | None:
+    def stat(self, relative: str) -> os.stat_result | None:
         """The `stat` of what is inside the root, links followed; None for all else.
 
         Plans ask for a million files. So a folder is resolved once, and a file in it takes one `lstat`.
@@ -359,6 +360,26 @@ def locate(root: DataRoot, folders: Sequence[str], probes: Sequence[str]) -> str
     return next((f for f in folders if any(root.has(f + probe) for probe in probes)), "")
 
 
+def list_file(root: DataRoot, candidates: Sequence[str]) -> str | None:
+    """As `first_of`, for a file that decides splits: ValueError where one is there that cannot be taken for it.
+
+    That is a link that may not be followed, and a name in other letters. Without the list, test sequences could be
+    planned as others.
+    """
+    for candidate in candidates:
+        if root.has(candidate):
+            return candidate
+        if os.path.lexists(root.path / candidate):
+            raise ValueError(
+                f"{candidate} under {root.path} is a link that is not followed; if it is yours, use --follow-links"
+            )
+        folder, _, name = candidate.rpartition("/")
+        for other in root.listdir(folder or "."):
+            if other.lower() == name.lower():
+                raise ValueError(f"{folder}/{other} under {root.path}: rename it to {name}")
+    return None
+
+
 def first_of(root: DataRoot, candidates: Sequence[str]) -> str | None:
     """The first of several official spellings of a path that exists."""
     return next((c for c in candidates if root.has(c)), None)
@@ -398,10 +419,14 @@ def with_found_suffix(root: DataRoot, media: Media, frame: int) -> Media:
         return media
     official = media.image(frame).rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(official)
-    found = [name for name in root.listdir(media.path) if is_picture_of(name, stem)]
+    names = root.listdir(media.path)
+    found = [name for name in names if is_picture_of(name, stem)]
     if not found:
         return media
     own = os.path.splitext(found[0])[1]
+    official_names = sum(name.endswith(suffix) for name in names)
+    if official_names > sum(name.endswith(own) for name in names):
+        return media  # one picture among many has another suffix: that one is missing
     if media.names is None:
         return replace(media, pattern=media.pattern.removesuffix(suffix) + own)
     return replace(media, names=tuple(name.removesuffix(suffix) + own for name in media.names))

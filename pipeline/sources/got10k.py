@@ -28,7 +28,6 @@ from pipeline.sources.base import (
     countable,
     decimal,
     digits,
-    first_of,
     invalid,
     need_split,
     with_found_suffix,
@@ -51,6 +50,7 @@ KNOWN_BAD = frozenset(f"GOT-10k_Train_{n:06d}" for n in (*range(8623, 8638), 905
 
 _TOPS = ("", "GOT-10k/", "got10k/", "GOT10k/")
 _PART = re.compile(r"GOT-10k_(Train|Val)_split_\d+")
+_SEQUENCE = re.compile(r"GOT-10k_(Train|Val)_\d+")
 _OPENED = ("meta_info.ini", "groundtruth.txt", "absence.label", "cover.label")
 _CLASSES = ("object_class", "major_class", "root_class")
 
@@ -207,7 +207,9 @@ def _base(root: DataRoot, split: str) -> str:
     """The folder of a split: the official one, or one of the full download."""
     tops = [f"{top}{full}" for top in _TOPS for full in ("", "full_data/")]
     names = [f"{top}{name}" for name in (split, f"{split}_data") for top in tops]
-    return first_of(root, names) or split
+    there = [name for name in names if root.has(name)]
+    with_sequences = (name for name in there if any(_on_disk(root, name)))
+    return next(with_sequences, there[0] if there else split)
 
 
 def _sequences(root: DataRoot, split: str) -> dict[str, str]:
@@ -224,8 +226,9 @@ def _on_disk(root: DataRoot, base: str) -> Iterator[tuple[str, str]]:
     """(name, folder) of the sequences in the folder of a split, or one folder deeper."""
     for name in root.listdir(base):
         if _PART.fullmatch(name):
-            yield from ((one, f"{base}/{name}/{one}") for one in root.listdir(f"{base}/{name}"))
-        elif name.startswith("GOT-10k_"):
+            inner = filter(_SEQUENCE.fullmatch, root.listdir(f"{base}/{name}"))
+            yield from ((one, f"{base}/{name}/{one}") for one in inner)
+        elif _SEQUENCE.fullmatch(name):
             yield name, f"{base}/{name}"
 
 

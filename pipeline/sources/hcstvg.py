@@ -220,8 +220,9 @@ def _videos(root: DataRoot) -> dict[str, str]:
     places: dict[str, str] = {}
     for path in root.walk(*_VIDEO):
         name = path.rsplit("/", 1)[-1]
-        places.setdefault(name, path)
-        places.setdefault(_stem(name), path)
+        for key in (name, _stem(name)):
+            if key not in places or not root.has(places[key]):  # a broken link hides no copy
+                places[key] = path
     return places
 
 

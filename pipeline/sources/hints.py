@@ -49,7 +49,7 @@ VERSION_OF: dict[str, Callable[[DataRoot, str], str]] = {"hcstvg": hcstvg.versio
 
 _ARCHIVE = re.compile(
     r"\.(zip|rar|7z|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst)|z\d\d"
-    r"|(zip|tar|tgz|tar\.(gz|bz2|xz|zst))\.(\d+|[a-z]{2}))$",
+    r"|(zip|7z|tar|tgz|tar\.(gz|bz2|xz|zst))\.(\d+|(part)?[a-z]{2}))$",
     re.I,
 )
 _TAR_FILTERS = {".gz": "-z", ".tgz": "-z", ".bz2": "-j", ".xz": "-J", ".zst": "--zstd"}
@@ -115,6 +115,8 @@ def refused_links(root: DataRoot) -> list[str]:
         relative = entry.rstrip("/")
         path = root.path / relative
         target = _link_target(path)
+        if target and path.is_symlink() and not path.exists():
+            continue  # leads nowhere: no option helps
         if target and not path.is_symlink():
             link = f"ln -sfn {shlex.quote(target)} {shlex.quote(str(path))}"
             lines.append(
@@ -261,6 +263,12 @@ def _names(source: Source, root: DataRoot, entries: list[str], split: str) -> It
         own_version = _version(source, root, path) if name.endswith(".json") else ""
         possible = [one for one in expected if own_version in ("", *_VERSION.findall(one))]
         alike, best = max(((_like(folder, name, one), one) for one in possible), default=(0.0, ""))
+        if _is_of_another_split(source, path, official) or _is_not_curated(source, folder):
+            continue
+        if sum(one.rsplit("/", 1)[-1] == name for one in official) > 1 and not _fits(folder, best):
+            choices = ", ".join(one for one in official if one.endswith(f"/{name}"))
+            yield f"placing {path}, and what lies beside it, as what it is: one of {choices}"
+            continue
         if (
             alike < _LIKE
             or path.endswith("/") == ("." in best)
@@ -275,6 +283,24 @@ def _names(source: Source, root: DataRoot, entries: list[str], split: str) -> It
             yield f"moving {path} to {best}"
         else:
             yield f"renaming {path}: it may be {best}"
+
+
+def _is_of_another_split(source: Source, path: str, official: tuple[str, ...]) -> bool:
+    """Whether a file lies where it belongs."""
+    return any(f"/{path}".endswith(f"/{one}") for one in official)
+
+
+def _is_not_curated(source: Source, folder: str) -> bool:
+    """Whether a file is in the folder of a split that is not curated."""
+    patterns = NOT_CURATED.get(source.name, {})
+    own = folder.rsplit("/", 1)[-1]
+    return any(re.fullmatch(pattern, own, re.I) for pattern in patterns)
+
+
+def _fits(folder: str, official: str) -> bool:
+    """Whether a file's folder has the name of the official one, but for case."""
+    wanted = official.rsplit("/", 2)[-2] if "/" in official else ""
+    return folder.rsplit("/", 1)[-1].lower() == wanted.lower()
 
 
 def _version(source: Source, root: DataRoot, path: str) -> str:
@@ -314,9 +340,11 @@ def _unpack_command(name: str) -> str:
     lower = suffix.lower()
     if re.fullmatch(r"\.z\d\d", lower):
         return f"zip -s 0 {whole}.zip --out {whole}-whole.zip && unzip {whole}-whole.zip"
+    if stem.lower().endswith(".7z"):
+        return f"7z x {shlex.quote(name)}"
     if _ARCHIVE.search(stem) and not _ARCHIVE.fullmatch(suffix):
         if stem.lower().endswith(".zip"):
             return f"cat {part} > {whole} && unzip {whole}"
         return f"cat {part} | tar -xf - {_TAR_FILTERS.get(Path(stem).suffix.lower(), '')}".rstrip()
     tool = {".zip": "unzip", ".rar": "7z x", ".7z": "7z x"}.get(lower, "tar -xf")
-    return f"{tool} {shlex.quote(name)}"
+    return f"{tool} {shlex.quote(f'./{name}' if name.startswith('-') else name)}"

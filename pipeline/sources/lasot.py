@@ -30,6 +30,7 @@ from pipeline.sources.base import (
     digits,
     first_of,
     invalid,
+    list_file,
     malformed,
     need_split,
     with_found_suffix,
@@ -179,7 +180,7 @@ def _base(root: DataRoot) -> str:
 
 def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
     """Split -> its sequences, in order of class and number. From the lists where there are some, else from the disk."""
-    if root.has(base + _SPLIT_FILE):
+    if list_file(root, [base + _SPLIT_FILE]):
         splits = root.read_json(base + _SPLIT_FILE)
         if not isinstance(splits, dict) or not all(
             isinstance(splits.get(s, []), list) for s in ("train", "test")
@@ -188,10 +189,10 @@ def _sequences(root: DataRoot, base: str) -> dict[str, list[str]]:
                 f"{base + _SPLIT_FILE}: expected an object with lists `train` and `test`"
             )
         return {split: _ordered(splits.get(split, [])) for split in ("train", "test")}
-    listed = first_of(root, [base + file for file in _ALL_LISTS])
+    listed = list_file(root, [base + file for file in _ALL_LISTS])
     everything = root.read_text(listed).split() if listed else _on_disk(root, base)
-    test_list = first_of(root, [base + file for file in _TEST_LISTS])
-    train_list = first_of(root, [base + file for file in _TRAIN_LISTS])
+    test_list = list_file(root, [base + file for file in _TEST_LISTS])
+    train_list = list_file(root, [base + file for file in _TRAIN_LISTS])
     test = _listed(root, test_list) if test_list else set()
     if train_list:
         train = _listed(root, train_list)

@@ -61,7 +61,11 @@ def test_everything_is_whole_and_nothing_crashed(out, demo):
     report = verify(out, deep=True)
     assert report.problems == []
     planted = json.loads((demo / "corpus" / "corpus.json").read_text())["faults"]
-    expected = {f["quarantine"] for f in planted if f["quarantine"]} | {"disagrees", "no_detection"}
+    expected = {f["quarantine"] for f in planted if f["quarantine"]} | {
+        "disagrees",
+        "low_quality",
+        "no_detection",
+    }
     found = query(out, "SELECT DISTINCT reason FROM quarantine")
     assert {row["reason"] for row in found} <= expected
     every = """SELECT source, count(*) AS n FROM (SELECT source FROM referents UNION ALL SELECT source FROM quarantine)

@@ -212,7 +212,7 @@ def test_a_crash_while_planning_is_told_by_the_folder(own_root, tmp_path):
     (run,) = read_runs(Path(job.out))
     assert (run["state"], run["phase"]) == ("failed", "planning")
     assert run["error"].startswith(
-        "Quarantined: train_v2.json: not a JSON object: the file ends early"
+        "Quarantined: anno_v2/train_v2.json: not a JSON object: the file ends early"
     )
 
 

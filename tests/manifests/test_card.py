@@ -70,7 +70,7 @@ def test_counts_stand_beside_the_papers(out):
         "22",
         "22",
         "0",
-        "0.90 on 100%",
+        "0.90",
         "1,644",
         "4,489",
     ]

@@ -62,7 +62,8 @@ class _Finder:
                 self.root.file(candidate)
             if name in self.names(folder or "."):
                 self.root.file(candidate)
-                return candidate
+                if self.root.why_not(candidate) is None:
+                    return candidate
         return ""
 
 
@@ -137,7 +138,11 @@ def _need_images(
     """
     if any(files) or not dropped["media_missing"]:
         return
-    there = [f"{entry}/" if (root.path / entry).is_dir() else entry for entry in root.listdir(".")]
+    there = []
+    for entry in root.listdir("."):
+        is_outside = not root.has(entry)
+        kind = "/" if (root.path / entry).is_dir() else ""
+        there.append(f"{entry}{kind}{' (a link out of it, not followed)' * is_outside}")
     raise ValueError(
         f"{name}: none of {dropped['media_missing']:,} annotated images was found under {root.path}. "
         f"The first was looked for at {', '.join(example)}; {root.path} holds {', '.join(there[:12])}"
@@ -197,7 +202,7 @@ def read_objects365(root: DataRoot, split: str = "train") -> Corpus:
     def places(file_name: str) -> list[str]:
         short, own = "/".join(file_name.split("/")[-2:]), file_name.rsplit("/", 1)[-1]
         flat = [f"{split}/{own}", f"images/{split}/{own}", f"images/{own}"]
-        return [f"{split}/{short}", f"images/{split}/{short}", short, file_name, *flat]
+        return [f"{split}/{short}", f"images/{split}/{short}", short, file_name, *flat, own]
 
     return _coco_like(root, "objects365", annotations, places)
 
@@ -235,7 +240,9 @@ def read_openimages(root: DataRoot, split: str = "train") -> Corpus:
         return [f"{folder}/{identity}.jpg" for folder in folders]
 
     files = [_place(find, places(identity), dropped) for identity in known]
-    _need_images(root, "openimages", files, dropped, places(next(iter(known), "")))
+    if not known:
+        raise ValueError(f"{annotations}: {dropped['malformed']:,} rows, and none can be read")
+    _need_images(root, "openimages", files, dropped, places(next(iter(known))))
     table = Table(
         annotations,
         files,

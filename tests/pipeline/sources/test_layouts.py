@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.forecast import Forecast, plan_advice
+from flows import driver
+from flows.executors import Inline
+from flows.forecast import Forecast, plan_advice, settle
 from flows.jobs import make_jobs
+from flows.progress import Quiet
+from manifests.catalog import query
 from pipeline.plan import Job, build_plan, plan_items
 from pipeline.presets import configure
-from pipeline.sources import SOURCES
+from pipeline.sources import SOURCES, hints
 from pipeline.sources.base import DataRoot, load_source
 from schemas.records import Planned, Quarantined
 from tests.pipeline.sources.layouts import LAYOUTS, Layout
@@ -213,8 +217,6 @@ def test_the_text_file_that_a_checkout_makes_of_a_link_is_recognised(corpus, tmp
 
 def test_folders_that_may_not_be_read_are_passed_over(tmp_path, monkeypatch):
     """As in /proc, and in the home folders of others."""
-    import pipeline.sources.hints as hints
-
     closed = tmp_path / "closed"
     closed.mkdir()
     real = os.listdir
@@ -234,3 +236,115 @@ def test_the_root_of_the_file_system_has_the_usual_message(tmp_path):
         ValueError, match=r"(?s)no hcstvg annotations under /\..*found: .*expected:"
     ):
         make_jobs("hcstvg", "/", tmp_path, configure("lite"))
+
+
+def curated_reasons(source: str, root: Path, tmp_path: Path) -> Counter[str]:
+    """Reasons in quarantine after a curation of everything."""
+    out = tmp_path / "curated"
+    jobs = make_jobs(source, root, out, configure("lite", ["media.media=none"]))
+    driver.run(jobs, Inline(), Quiet())
+    found: Counter[str] = Counter()
+    for row in query(out, "SELECT reason FROM quarantine"):
+        found[row["reason"]] += 1
+    return found
+
+
+FIRST_H5 = "text_annotations/a2d_annotation_with_instances/95bd79D77ce/00003.h5"
+TROUBLE = {
+    "a2d: an h5 file is a link to nowhere": ("a2d", FIRST_H5, "link"),
+    "a2d: an h5 file is a link out of the root": ("a2d", FIRST_H5, "outside"),
+    "got10k: a sequence is a link out of the root": (
+        "got10k",
+        "train/GOT-10k_Train_000022",
+        "outside",
+    ),
+    "got10k: a sequence is gone": ("got10k", "train/GOT-10k_Train_000022", "gone"),
+    "mevis: pictures of one split are gone": ("mevis", "train/JPEGImages", "gone"),
+    "hcstvg: a video is a folder": ("hcstvg", "video/part_1/2_956c5F844eb.mkv", "folder"),
+    "lasot: most pictures are official, the first is not": (
+        "lasot",
+        "cat/cat-2/img/00000001.jpg",
+        "suffix",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_what_a_plan_says_is_what_curation_does(name, corpus, tmp_path):
+    """Reasons and numbers of rows, for files and folders that are missing, links, or of the wrong kind."""
+    source, place, trouble = TROUBLE[name]
+    root = tmp_path / "data" / source
+    shutil.copytree(corpus / source, root)
+    path = root / place
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    if trouble == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif trouble == "outside":
+        path.symlink_to(elsewhere)
+    elif trouble == "folder":
+        path.mkdir()
+    elif trouble == "suffix":
+        elsewhere.rename(path.with_suffix(".png"))
+    rows = [planned(job)[1] for job in jobs_of(source, root, tmp_path).values()]
+    settle(rows)
+    promised: Counter[str] = Counter()
+    for row in rows:
+        promised.update(row["skip"])
+    real = curated_reasons(source, root, tmp_path)
+    contents = (
+        "media_unreadable",
+        "annotation_invalid",
+        "frame_mismatch",
+        "low_quality",
+        "no_detection",
+    )
+    for reason in promised | real:
+        if reason not in contents or trouble == "folder":
+            assert promised[reason] == real[reason], (reason, promised, real)
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("lasot", "testing_set.txt"),
+        ("a2d", "Release/videoset.csv"),
+        ("a2d", "text_annotations/a2d_missed_videos.txt"),
+    ],
+)
+def test_a_list_of_splits_that_is_a_refused_link_stops_the_plan(source, place, corpus, tmp_path):
+    """Without it, test sequences would be planned as others."""
+    root = tmp_path / "data" / source
+    shutil.copytree(corpus / source, root)
+    (root / place).rename(tmp_path / "list")
+    (root / place).symlink_to(tmp_path / "list")
+    with pytest.raises(ValueError, match=f"{place} under .* --follow-links"):
+        plan_all(source, root, tmp_path)
+    (root / place).unlink()
+    shutil.copy(tmp_path / "list", (root / place).with_name(Path(place).name.title()))
+    with pytest.raises(ValueError, match="rename it to"):
+        plan_all(source, root, tmp_path)
+
+
+def plan_all(source: str, root: Path, tmp_path: Path) -> None:
+    for job in jobs_of(source, root, tmp_path).values():
+        planned(job)
+
+
+def test_a_link_that_hides_one_split_is_named_though_others_are_planned(corpus, tmp_path):
+    root = tmp_path / "alone" / "deep" / "mevis"
+    shutil.copytree(corpus / "mevis", root)
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    [job] = jobs_of("mevis", root, tmp_path).values()
+    assert "--follow-links: train is a link" in "\n".join(plan_advice([job], [planned(job)[1]]))
+
+
+@pytest.mark.parametrize("lost", ["train", "valid_u"])
+def test_a_hint_never_moves_one_split_into_another(lost, corpus, tmp_path):
+    root = tmp_path / "alone" / "deep" / "mevis"
+    shutil.copytree(corpus / "mevis", root)
+    shutil.rmtree(root / lost)
+    text = hints.explain(load_source("mevis"), DataRoot(root), lost)
+    assert "moving" not in text
+    assert "renaming" not in text
