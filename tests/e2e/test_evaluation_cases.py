@@ -1,5 +1,6 @@
 """The rows E of ../shared/cases/README.md: a fault of the truth costs its own query, and is not the model's zero."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,30 @@ def test_s01_the_file_of_the_second_version_is_read(tmp_path):
     results = evaluated("mevis", TREES / "mevis_v2_file", tmp_path)
     assert results["scoring"] == {"version": "2", "expressions": "3"}
     assert results["failed"] == results["unscored"] == 0
+
+
+SPOILT = [
+    {"exp": 5, "obj_id": [1], "anno_id": [1]},
+    {"exp": "a dog", "obj_id": [1], "anno_id": None},
+    {"exp": "a dog", "obj_id": [1], "anno_id": "0"},
+    {"exp": "a dog", "obj_id": [1], "anno_id": [1.5]},
+    {"exp": "a dog", "obj_id": [1], "anno_id": [[0]]},
+    ["a", "dog"],
+    None,
+]
+
+
+@pytest.mark.parametrize("entry", SPOILT, ids=str)
+def test_an_expression_of_any_shape_costs_itself_only(entry, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(TREES / "mevis_no_target", root)
+    [file] = root.rglob("meta_expressions.json")
+    for path in (file, file.parent):
+        path.chmod(0o755)
+    tree = json.loads(file.read_text())
+    [video] = tree["videos"].values()
+    video["expressions"]["99"] = entry
+    file.write_text(json.dumps(tree))
+    results = evaluated("mevis", root, tmp_path / "out")
+    assert (results["queries"], results["unscored"], results["failed"]) == (4, 1, 0)
+    assert "/99 has no `" in results["annotation_faults"][0]["unscored"]

@@ -52,6 +52,16 @@ def read_json(root: DataRoot, relative: str, shape: Any) -> Any:
         ) from error
 
 
+def checked(value: object, shape: Any, where: str) -> Any:
+    """`value` as pydantic reads the type `shape`; ValueError with the first fault."""
+    try:
+        return TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " > ".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}{', at ' * bool(place)}{place}: {first['msg']}") from error
+
+
 def read_index_mask(
     root: DataRoot, relative: str, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
@@ -137,11 +147,20 @@ def scored_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [one for one in rows if not one.get("unscored")]
 
 
-def expression_of(key: str, video: str, entry: Mapping[str, Any], file: str) -> Query:
-    """The query of an entry `{"exp": text}`; with a fault, and not asked, where it has no text."""
-    text = clean(str(entry.get("exp") or ""))
+def expression_of(key: str, video: str, entry: object, file: str, **more: Any) -> Query:
+    """The query of an entry `{"exp": text}`; with a fault, and not asked, where it has no text. more: of `Query`."""
+    given = entry.get("exp") if isinstance(entry, Mapping) else None
+    text = clean(given) if isinstance(given, str) else ""
     fault = "" if text else f"{file}: {video}/{key} has no `exp`"
-    return Query(key, video, text, fault=fault)
+    return Query(key, video, text, fault=fault, **more)
+
+
+def object_id_of(key: str, video: str, entry: object, file: str) -> int:
+    """The `obj_id` of an entry. ValueError where it has none, or one that is no number."""
+    given = entry.get("obj_id") if isinstance(entry, Mapping) else None
+    if type(given) is int or (isinstance(given, str) and given.isdecimal() and len(given) < 9):
+        return int(given)
+    raise ValueError(f"{file}: {video}/{key} has no `obj_id` that is a number: {given!r:.40}")
 
 
 def expression_rows(

@@ -45,15 +45,9 @@ _EXPECTED = """\
     valid_u/mask_dict.json"""
 
 
-class _Expression(TypedDict, total=False):
-    exp: str
-    obj_id: list[int | str]
-    anno_id: list[int | str]
-
-
 class _Entry(TypedDict):
     frames: list[str]
-    expressions: dict[str, _Expression]
+    expressions: dict[str, Any]  # {exp, obj_id, anno_id}; each is checked when it is its turn
 
 
 class _Meta(TypedDict):
@@ -137,8 +131,9 @@ class MeViS:
         """[T, H, W]: the union of the expression's objects; empty and of `size` if they are in no frame."""
         row = self._meta[video.id]["expressions"][query.id]
         ids = row.get("anno_id")
-        if ids is None:
-            raise ValueError(f"{self._file}: {video.id}/{query.id} has no `anno_id`")
+        if not isinstance(ids, list) or not all(type(one) in (int, str) for one in ids):
+            where = f"{self._file}: {video.id}/{query.id}"
+            raise ValueError(f"{where} has no `anno_id` that is a list of mask ids: {ids!r:.40}")
         if not ids and row.get("obj_id"):
             raise ValueError(f"{self._file}: {video.id}/{query.id} has objects and no masks")
         if not ids:  # MeViS v2: nothing in the video fits
@@ -148,11 +143,7 @@ class MeViS:
     def objects(self, video: Video, ids: Sequence[str], size: tuple[int, int]) -> NDArray[np.bool_]:
         """[T, H, W]: the union of objects by their `obj_id`, which is theirs within the video."""
         expressions = self._meta[video.id]["expressions"].values()
-        masks = {
-            str(obj): anno
-            for one in expressions
-            for obj, anno in zip(one["obj_id"], one["anno_id"], strict=True)
-        }
+        masks = {str(obj): anno for one in expressions for obj, anno in _pairs(one)}
         if unknown := [one for one in ids if one not in masks]:
             raise ValueError(
                 f"{self.base}: {video.id} has no object {', '.join(unknown)}, only {', '.join(masks)}"
@@ -176,3 +167,13 @@ class MeViS:
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         return {key: interval(rows, key) for key in self.headline}
+
+
+def _pairs(entry: object) -> list[tuple[Any, Any]]:
+    """(object, mask id) of an expression; none where it cannot be read."""
+    found = (
+        [entry.get(name) for name in ("obj_id", "anno_id")] if isinstance(entry, Mapping) else []
+    )
+    if len(found) != 2 or not all(isinstance(one, list) for one in found):
+        return []
+    return list(zip(*found, strict=False))

@@ -14,6 +14,7 @@ Two scorers, whose numbers do not compare, so `settings` names the one in use:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,9 +23,11 @@ from typing_extensions import TypedDict
 
 from model.evaluate.benchmarks.base import (
     base_folder,
+    expression_of,
     expression_rows,
     interval,
     mean,
+    object_id_of,
     one_mask,
     read_index_masks,
     read_json,
@@ -63,14 +66,9 @@ _EXPECTED = """\
 _FOLDERS = ("", "DAVIS/", "ref-davis/", "ref_davis/", "davis/")
 
 
-class _Expression(TypedDict):
-    exp: str
-    obj_id: int | str
-
-
 class _Entry(TypedDict):
     frames: list[str]
-    expressions: dict[str, _Expression]
+    expressions: dict[str, Any]  # {exp, obj_id}; each is checked by itself
 
 
 class _Meta(TypedDict):
@@ -104,13 +102,8 @@ class RefDAVIS17:
 
     def _read_meta(self, videos: Mapping[str, _Entry]) -> None:
         for video, entry in videos.items():
-            self._texts[video] = [
-                (
-                    Query(key, video, clean(one["exp"]), group=f"anno_{int(key) % 4}"),
-                    int(one["obj_id"]),
-                )
-                for key, one in entry["expressions"].items()
-            ]
+            expressions = entry["expressions"].items()
+            self._texts[video] = [_meta_query(key, video, one) for key, one in expressions]
 
     def _read_texts(self, base: str) -> None:
         listed = self.root.read_text(base + _LIST).split()
@@ -191,8 +184,12 @@ class RefDAVIS17:
             ]
         if self.scorer == "expression":
             return expression_rows(
-                video, queries, predictions, lambda _, query, __: truth_thw == self.object_id(query)
+                video,
+                queries,
+                predictions,
+                lambda _, query, __: self._object(query, truth_thw),
             )
+        faults = {query.id: self._fault(query, truth_thw) for query in queries}
         rows = {
             query.id: row(video, query, predictions.get(query.id), **zero)
             | {
@@ -210,7 +207,23 @@ class RefDAVIS17:
                 j, f = score["J_mean"], score["F_mean"]
                 one = row(video, query, predictions.get(query.id), J=j, F=f, **{"J&F": (j + f) / 2})
                 rows[query.id] = one if query.text else one | {"error": "no text about this object"}
+        for query in queries:
+            if fault := faults[query.id]:
+                given = predictions.get(query.id)
+                rows[query.id] = unscored(video, query, given, fault, *self.headline)
         return list(rows.values())
+
+    def _fault(self, query: Query, truth_thw: NDArray[np.uint8]) -> str:
+        """What is wrong with the annotation of a query; empty for nothing."""
+        number = self.object_id(query)
+        if query.fault or (truth_thw == number).any():
+            return query.fault
+        return f"object {number} of {query.video} is in none of its masks"
+
+    def _object(self, query: Query, truth_thw: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        if fault := self._fault(query, truth_thw):
+            raise ValueError(fault)
+        return truth_thw == self.object_id(query)
 
     def merged(
         self, video: Video, group: str, predictions: Mapping[str, Prediction], size: tuple[int, ...]
@@ -241,6 +254,16 @@ class RefDAVIS17:
 
     def intervals(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
         return {key: interval(rows, key) for key in self.headline}
+
+
+def _meta_query(key: str, video: str, entry: object) -> tuple[Query, int]:
+    """A query of the annotation file in ReferFormer's form, and its object; with a fault, object 0."""
+    group = f"anno_{int(key) % 4}" if key.isdecimal() else "anno_0"
+    query = expression_of(key, video, entry, _META, group=group)
+    try:
+        return query, object_id_of(key, video, entry, _META)
+    except ValueError as error:
+        return replace(query, fault=query.fault or str(error)), 0
 
 
 def _lines(root: DataRoot, file: str) -> list[str]:

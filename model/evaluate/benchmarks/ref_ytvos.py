@@ -21,6 +21,7 @@ from model.evaluate.benchmarks.base import (
     expression_rows,
     interval,
     mean,
+    object_id_of,
     read_index_masks,
     read_json,
     target_accuracies,
@@ -40,14 +41,9 @@ _EXPECTED = """\
     valid/Annotations/<video>/...png          (only if you have the truth)"""
 
 
-class _Expression(TypedDict, total=False):
-    exp: str
-    obj_id: int | str
-
-
 class _Entry(TypedDict):
     frames: list[str]
-    expressions: dict[str, _Expression]
+    expressions: dict[str, Any]  # {exp, obj_id}; each is checked when it is its turn
 
 
 class _Meta(TypedDict):
@@ -79,8 +75,10 @@ class RefYTVOS:
             self._masks(name, key) for name in masks for key in videos[name]["expressions"]
         )
         self._per_expression = any(map(root.has, folders_of_masks))
-        by_object = all(
-            "obj_id" in one for entry in videos.values() for one in entry["expressions"].values()
+        by_object = any(
+            isinstance(one, Mapping) and "obj_id" in one
+            for entry in videos.values()
+            for one in entry["expressions"].values()
         )
         self._truth = masks if self._per_expression or by_object else set()
         self._meta = {
@@ -119,7 +117,8 @@ class RefYTVOS:
         masks_thw = read_index_masks(self.root, (f"{folder}/{frame}.png" for frame in video.frames))
         if self._per_expression:
             return masks_thw != 0
-        return masks_thw == int(self._meta[video.id]["expressions"][query.id]["obj_id"])
+        entry = self._meta[video.id]["expressions"][query.id]
+        return masks_thw == object_id_of(query.id, video.id, entry, self._file)
 
     def score(self, video: Video, predictions: Mapping[str, Prediction]) -> list[Row]:
         return expression_rows(video, self.queries(video), predictions, self.truth)

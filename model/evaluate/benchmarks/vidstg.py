@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from model.evaluate.benchmarks.base import (
     base_folder,
+    checked,
     interval,
     mean,
     one_mask,
@@ -68,8 +69,8 @@ class _Item(TypedDict):
     height: int
     used_segment: _Span
     temporal_gt: _Span
-    captions: list[_Sentence]
-    questions: list[_Sentence]
+    captions: list[Any]
+    questions: list[Any]
 
 
 class VidSTG:
@@ -126,15 +127,30 @@ class VidSTG:
         )
         self.file = base_folder(root, folders, file, _EXPECTED) + file
         self._clips: dict[str, tuple[_Item, list[tuple[Query, int]]]] = {}
-        for item in read_json(root, self.file, list[_Item]):
+        unreadable: list[str] = []
+        entries = read_json(root, self.file, list[Any])
+        for number, entry in enumerate(entries):
+            try:
+                item = checked(entry, _Item, f"{self.file}: entry {number}")
+                self._span(item)
+            except ValueError as error:
+                unreadable.append(str(error))
+                continue
             tube, used = item["temporal_gt"], item["used_segment"]
             video = f"{item['vid']}_{tube['begin_fid']}-{tube['end_fid']}_{used['begin_fid']}-{used['end_fid']}"
             queries = self._clips.setdefault(video, (item, []))[1]
             for field, kind in _KINDS.items():
                 for sentence in item[field]:
-                    text = clean(sentence["description"])
-                    query = Query(f"{kind}-{len(queries)}", video, text, kind, item["vid"])
-                    queries.append((query, sentence["target_id"]))
+                    key = f"{kind}-{len(queries)}"
+                    queries.append(_query(key, video, kind, item["vid"], sentence, self.file))
+        if unreadable:
+            words = f"{len(unreadable)} of {len(entries)}, the first: {unreadable[0]}"
+            self.settings["entries that cannot be read"] = words
+        if not self._clips:
+            first = unreadable[0] if unreadable else "it is empty"
+            raise ValueError(
+                f"{self.file} (under {root.path}) has no entry that can be read: {first}"
+            )
 
     @property
     def scored(self) -> bool:
@@ -201,18 +217,18 @@ class VidSTG:
         file = f"{self._vidor}/{self._groups.get(item['vid'], '<group>')}/{item['vid']}.json"
         frames = _trajectories(self.root, file)
         tube, size = item["temporal_gt"], video.size
+        if len(frames) < tube["end_fid"]:
+            raise ValueError(f"{file}: {len(frames)} frames, the tube ends with {tube['end_fid']}")
         assert size is not None
         assert video.pick is not None
         scale = np.array([size[1] / item["width"], size[0] / item["height"]] * 2)
         boxes_t4 = absent(len(video))
         for t, frame in enumerate(video.pick):
-            if tube["begin_fid"] <= frame < min(tube["end_fid"], len(frames)):
+            if tube["begin_fid"] <= frame < tube["end_fid"]:
                 for one in frames[frame]:
-                    if one["tid"] == target:
-                        b = one["bbox"]
-                        boxes_t4[t] = (
-                            from_xyxy([b["xmin"], b["ymin"], b["xmax"], b["ymax"]]) * scale
-                        )
+                    if isinstance(one, Mapping) and one.get("tid") == target:
+                        where = f"{file}: frame {frame}, object {target}"
+                        boxes_t4[t] = _corners(one, where) * scale
         boxes_t4 = clip_boxes(boxes_t4, *size)
         if not is_box(boxes_t4).any():
             raise ValueError(
@@ -227,6 +243,8 @@ class VidSTG:
             prediction = predictions.get(query.id)
             columns = ("mIoU",) if self.clip == "tube" else ("mIoU", "vIoU", "tIoU")
             try:
+                if query.fault:
+                    raise ValueError(query.fault)
                 boxes_t4 = self.boxes(video, query)
             except ValueError as error:
                 rows.append(unscored(video, query, prediction, error, *columns))
@@ -326,10 +344,32 @@ class _Target(TypedDict):
 
 
 class _VidOR(TypedDict):
-    trajectories: list[list[_Target]]
+    trajectories: list[list[Any]]
+
+
+def _query(
+    key: str, video: str, kind: str, group: str, entry: object, file: str
+) -> tuple[Query, int]:
+    """A sentence of the annotation and its target; with a fault, and target -1, where it cannot be read."""
+    try:
+        sentence = checked(entry, _Sentence, f"{file}: {group}, {key}")
+        if not clean(sentence["description"]):
+            raise ValueError(f"{file}: {group}, {key}: no sentence")
+    except ValueError as error:
+        return Query(key, video, "", kind, group, fault=str(error)), -1
+    return Query(key, video, clean(sentence["description"]), kind, group), sentence["target_id"]
+
+
+def _corners(entry: object, where: str) -> NDArray[np.float32]:
+    """The box of an entry. ValueError for one that is none."""
+    b = checked(entry, _Target, where)["bbox"]
+    box = from_xyxy([b["xmin"], b["ymin"], b["xmax"], b["ymax"]])
+    if not is_box(box):
+        raise ValueError(f"{where}: its box has no area")
+    return box
 
 
 @lru_cache(maxsize=2)
-def _trajectories(root: DataRoot, file: str) -> list[list[_Target]]:
+def _trajectories(root: DataRoot, file: str) -> list[list[Any]]:
     """Per frame the boxes of all targets. One file serves all questions about a video."""
     return read_json(root, file, _VidOR)["trajectories"]

@@ -119,10 +119,10 @@ def test_objects_without_text_and_texts_without_object(root, tmp_path):
     ]
     assert len(rows) == 4 * (2 + 3)
     assert [one["J"] for one in rows if one["video"] == "dogs-scale" and one["query"] == "4"] == [1]
-    assert {one["error"] for one in rows} == {
+    assert {one["error"] for one in rows} == {"", "no text about this object"}
+    assert {one["unscored"] for one in rows} == {
         "",
-        "no text about this object",
-        "the truth's first frame lacks this object, so the official tool does not score it",
+        "object 3 of motorbike is in none of its masks",
     }
 
 

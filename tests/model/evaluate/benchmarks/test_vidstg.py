@@ -99,7 +99,7 @@ def test_missing_video_and_missing_boxes(root, tmp_path):
     shutil.copytree(root, tmp_path / "vidstg")
     (tmp_path / "vidstg/video/0000/1001.mp4").unlink()
     (tmp_path / "vidstg/vidor_annotations/validation/0000/1000.json").write_text(
-        '{"trajectories": [[]]}'
+        json.dumps({"trajectories": [[]] * 12})
     )
     benchmark = open_benchmark("vidstg", tmp_path, **OWN)
     first, second = benchmark.videos()
@@ -144,10 +144,72 @@ def test_spans_that_leave_the_video_are_refused(root, tmp_path):
     items = json.loads(file.read_text())
     items[0]["temporal_gt"]["end_fid"] = 13
     file.write_text(json.dumps(items))
-    with pytest.raises(ValueError, match="1000: span 0 to 13 leaves the video of 12 frames"):
-        open_benchmark("vidstg", tmp_path / "r").videos()
+    benchmark = open_benchmark("vidstg", tmp_path / "r")
+    assert {video.id.split("_")[0] for video in benchmark.videos()} == {"1001"}
+    words = benchmark.settings["entries that cannot be read"]
+    assert "1000: span 0 to 13 leaves the video of 12 frames" in words
+    file.write_text(json.dumps(items[:1]))
+    with pytest.raises(ValueError, match=r"no entry that can be read: .*span 0 to 13"):
+        open_benchmark("vidstg", tmp_path / "r")
     with pytest.raises(ValueError, match="clip 'clip' must be tube or segment"):
         open_benchmark("vidstg", root, clip="clip")
+
+
+def spoil_sentence(item: dict, boxes: dict) -> None:
+    item["captions"][0] = {"target_id": 0}
+
+
+def spoil_type(item: dict, boxes: dict) -> None:
+    item["captions"][0]["description"] = 5
+
+
+def lose_a_corner(item: dict, boxes: dict) -> None:
+    target = item["captions"][0]["target_id"]
+    for frame in boxes["trajectories"]:
+        for one in frame:
+            if one["tid"] == target:
+                del one["bbox"]["xmax"]
+
+
+def turn_a_box(item: dict, boxes: dict) -> None:
+    target = item["captions"][0]["target_id"]
+    for frame in boxes["trajectories"]:
+        for one in frame:
+            if one["tid"] == target:
+                one["bbox"]["xmin"], one["bbox"]["xmax"] = one["bbox"]["xmax"], one["bbox"]["xmin"]
+
+
+@pytest.mark.parametrize("spoil", [spoil_sentence, spoil_type, lose_a_corner, turn_a_box])
+def test_a_fault_costs_the_queries_about_it_and_no_others(root, tmp_path, spoil):
+    shutil.copytree(root, tmp_path / "r")
+    file = tmp_path / "r/vidstg_annotations/test_annotations.json"
+    [place] = (tmp_path / "r").rglob("1000.json")
+    items, boxes = json.loads(file.read_text()), json.loads(place.read_text())
+    item = next(one for one in items if one["vid"] == "1000")
+    target = item["captions"][0]["target_id"]
+    spoil(item, boxes)
+    file.write_text(json.dumps(items))
+    place.write_text(json.dumps(boxes))
+    benchmark = open_benchmark("vidstg", tmp_path / "r", **OWN)
+    video = next(one for one in benchmark.videos() if one.id.startswith("1000"))
+    queries = benchmark.queries(video)
+    rows = {one["query"]: one["unscored"] for one in benchmark.score(video, {})}
+    of_target = [q.id for q, number in benchmark._clips[video.id][1] if number in (target, -1)]
+    faulty = of_target if spoil in (lose_a_corner, turn_a_box) else ["declarative-0"]
+    assert [key for key, why in rows.items() if why] == faulty
+    assert len(rows) == len(queries)
+
+
+def test_trajectories_that_end_before_the_tube_are_a_fault(root, tmp_path):
+    shutil.copytree(root, tmp_path / "r")
+    [place] = (tmp_path / "r").rglob("1000.json")
+    boxes = json.loads(place.read_text())
+    boxes["trajectories"] = boxes["trajectories"][:6]
+    place.write_text(json.dumps(boxes))
+    benchmark = open_benchmark("vidstg", tmp_path / "r", **OWN)
+    video = next(one for one in benchmark.videos() if one.id.startswith("1000"))
+    rows = benchmark.score(video, {})
+    assert all("6 frames, the tube ends with 12" in one["unscored"] for one in rows)
 
 
 def test_answer_of_another_size(root):
