@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -14,6 +16,7 @@ from flows.jobs import make_jobs
 from flows.progress import Quiet
 from manifests.catalog import ANSWERS, build_catalog, connect, query
 from manifests.sheet import contact_sheet, fetch
+from manifests.verify import verify
 from pipeline.presets import ShardConfig, configure
 from schemas.tables import TABLES
 
@@ -96,3 +99,64 @@ def test_contact_sheet_shows_every_source_and_says_when_there_is_nothing(out, tm
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     assert contact_sheet(out, tmp_path / "none.png", source="lasot") == 0
     assert not (tmp_path / "none.png").exists()
+
+
+def test_an_output_is_read_by_its_own_name_beside_others_that_it_would_fit(out, tmp_path):
+    """As a pattern `x[1]` fits x1, and as a partition the folders above say another source."""
+    odd = tmp_path / "source=foo" / "split=bar" / "x[1]"
+    shutil.copytree(out, odd)
+    other = odd.with_name("x1")
+    shutil.copytree(out, other)
+    for part in (other / "manifests" / "clips").iterdir():
+        part.unlink()
+    build_catalog(odd)
+    wanted = query(out, "SELECT source, split, count(*) AS n FROM clips GROUP BY ALL ORDER BY ALL")
+    sql = "SELECT source, split, count(*) AS n FROM clips GROUP BY ALL ORDER BY ALL"
+    assert query(odd, sql) == wanted
+    with duckdb.connect(str(odd / "catalog.duckdb"), read_only=True) as catalogue:
+        assert [
+            dict(zip(("source", "split", "n"), row, strict=True))
+            for row in catalogue.execute(sql).fetchall()
+        ] == wanted
+
+
+def test_strays_change_nothing(out, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    before = query(copy, "SELECT count(*) AS n FROM tracks")
+    for folder in ("shards", "clips", "tracks", "runs"):
+        for name in ("._x.parquet", "hcstvg-train-000000 (copy).parquet"):
+            (copy / "manifests" / folder / name).write_bytes(b"not parquet")
+    (copy / "plan").mkdir(exist_ok=True)
+    (copy / "plan" / "._hcstvg-train.parquet").write_bytes(b"mac")
+    assert query(copy, "SELECT count(*) AS n FROM tracks") == before
+    build_catalog(copy)
+    report = verify(copy)
+    assert report.problems == verify(out).problems
+    assert "manifests/shards/._x.parquet" in report.strays
+    assert "plan/._hcstvg-train.parquet" in report.strays
+    assert len(report.strays) == 9
+
+
+def test_catalog_duckdb_opens_and_answers_in_the_oldest_version(out, tmp_path):
+    """DuckDB 1.4 in an environment of its own."""
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    build_catalog(copy)
+    uv = Path(sys.executable).with_name("uv")
+    python = tmp_path / "old" / "bin" / "python"
+    subprocess.run([uv, "venv", "-q", tmp_path / "old"], check=True)
+    install = [uv, "pip", "install", "-q", "--python", python, "duckdb==1.4.*", "pytz"]
+    subprocess.run(install, check=True)
+    code = (
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True);"
+        "views = c.execute('SELECT view_name FROM duckdb_views() WHERE NOT internal').fetchall();"
+        "[c.execute(f'SELECT * FROM {v}').fetchall() for (v,) in views];"
+        "print(duckdb.__version__, len(views))"
+    )
+    done = subprocess.run(
+        [python, "-c", code, copy / "catalog.duckdb"], check=True, capture_output=True, text=True
+    )
+    version, views = done.stdout.split()
+    assert version.startswith("1.4")
+    assert int(views) > 20
