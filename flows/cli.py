@@ -22,6 +22,7 @@ from flows import (
     verify,
     weights,
 )
+from flows.text import say
 
 app = typer.Typer(
     name="sparrow",
@@ -149,7 +150,7 @@ def plan(
         own = configured_source(normal(source), take(corpus, normal(source))).config
         chosen = override(own.model_dump(mode="json"), source_sets or [])
         own = type(own).model_validate(chosen)
-        print(
+        say(
             json.dumps(
                 {"config": config.model_dump(mode="json"), "source": own.model_dump(mode="json")},
                 indent=2,
@@ -189,7 +190,7 @@ def plan(
     settle(rows)
     if as_json:
         name = "all" if source == "all" else jobs[0].source
-        print(
+        say(
             json.dumps(
                 {"source": name, **totals(rows), "splits": rows, "paper": beside_paper(rows)},
                 indent=2,
@@ -200,7 +201,7 @@ def plan(
 
         show_plan(rows)
         for line in plan_advice(jobs, rows):
-            print(f"try: {line}")
+            say(f"try: {line}")
 
 
 @app.command(
@@ -263,9 +264,9 @@ def curate(
     sheet = out / "report" / f"{jobs[0].source}.png"
     samples = contact_sheet(out, sheet, source=jobs[0].source)
     show_run(out, runs)
-    dropped = quarantine.say(out, jobs)
+    dropped = quarantine.show_tally(out, jobs)
     if lost := unknown_keys(jobs):
-        print(f"warning: {lost}", file=sys.stderr)
+        say(f"warning: {lost}", file=sys.stderr)
     _where(out, [sheet] if samples else [])
     if not samples:
         raise typer.Exit(3)
@@ -297,7 +298,7 @@ def shards(
     port = PORT
     if not is_up():  # the server of `make serve`, or one for this run
         port = free_port()
-        print(
+        say(
             "starting a Prefect server for this run, about ten seconds ...",
             file=sys.stderr,
             flush=True,
@@ -339,7 +340,7 @@ def status(
     from flows.show import show_status, status_rows
 
     rows = status_rows(out)
-    print(json.dumps(rows, indent=2)) if as_json else show_status(rows)
+    say(json.dumps(rows, indent=2)) if as_json else show_status(rows)
 
 
 @app.command(epilog="Example: sparrow browse outputs/demo")
@@ -585,17 +586,17 @@ def bench(
     """Measure the models and the pipeline, each beside a baseline of the same run. Random weights; none are needed."""
     from benchmarks.__main__ import run
 
-    run(names or [], device=device, quick=quick, out=out, show=lambda line: print(line, flush=True))
+    run(names or [], device=device, quick=quick, out=out, show=lambda line: say(line, flush=True))
 
 
 def _where(out: Path, pictures: list[Path]) -> None:
-    print(
+    say(
         f'\nshards and manifests: {out}\nask them:             sparrow sql {out} "SELECT * FROM funnel"'
     )
-    print(f"look at:              {out / 'report' / 'index.html'}")
+    say(f"look at:              {out / 'report' / 'index.html'}")
     for picture in pictures:
-        print(f"                      {picture}")
-    print(f"or at single clips:   sparrow browse {out}")
+        say(f"                      {picture}")
+    say(f"or at single clips:   sparrow browse {out}")
 
 
 def main() -> None:
@@ -614,7 +615,7 @@ def main() -> None:
         app(standalone_mode=True)
     except SystemExit as done:
         if done.code == 130:
-            print(
+            say(
                 "\nstopped; what is finished is kept, run the same command again to resume",
                 file=sys.stderr,
             )
@@ -632,7 +633,7 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    say(f"error: {error}", file=sys.stderr)
     sys.exit(getattr(error, "exit_code", 1))
 
 

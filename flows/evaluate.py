@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows import complete
+from flows.text import say
 
 app = typer.Typer(
     help="Score a model on a benchmark; show runs in the paper's tables.", no_args_is_help=True
@@ -133,7 +134,7 @@ def evaluate(
     )
     show(results, out, print)
     if archive is not None:
-        print(f"  {archive}")
+        say(f"  {archive}")
     if results["failed"] + results["unscored"] == results["queries"]:
         raise typer.Exit(3)
 
@@ -163,11 +164,11 @@ def table(
     if form == "text":
         show_tables(found, notes)
     elif form == "markdown":
-        print(tables.markdown(found, notes))
+        say(tables.markdown(found, notes))
     elif form == "csv":
-        print(tables.as_csv(found), end="")
+        say(tables.as_csv(found), end="")
     else:
-        print(json.dumps({"numbers": tables.records(found), "runs": notes}, indent=2))
+        say(json.dumps({"numbers": tables.records(found), "runs": notes}, indent=2))
 
 
 def show(results: dict[str, Any], out: Path, tell: Callable[[str], None]) -> None:
@@ -220,8 +221,8 @@ def show_tables(found: Any, notes: list[str]) -> None:
     for one in found:
         rows = [[row.method, row.source, *map(str, row.cells)] for row in one.rows]
         print_table(f"{one.name}: {one.title}", ["method", "source", *one.columns], rows)
-    print(
+    say(
         "\nIn brackets: 95 % bounds, videos drawn anew. Blank: not run, or lost with the paper's pictures of tables."
     )
     for note in notes:
-        print(f"  {note}")
+        say(f"  {note}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.complete import FORMATS, SOURCES, names
+from flows.text import say
 
 Out = Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -53,16 +54,16 @@ def export(
         sources = [normal(name) for name in source or []]
         done = write(out, to, format, sources=sources, splits=split or [], where=where, tick=tick)
     if as_json:
-        print((to / MARKER).read_text(), end="")
+        say((to / MARKER).read_text(), end="")
         return
     for item, why in done.skipped[:20]:
-        print(f"skipped: {item}: {why}")
+        say(f"skipped: {item}: {why}")
     if len(done.skipped) > 20:
-        print(f"skipped: {len(done.skipped) - 20} more, all in {to / MARKER}")
+        say(f"skipped: {len(done.skipped) - 20} more, all in {to / MARKER}")
     for name, n in sorted(done.samples.items()):
         licence = done.licences[name.split("-")[0]]
-        print(f"{name:<20} {n:>7} samples   {licence}")
-    print(f"\nwritten to: {to}\nwhat it is: {to / MARKER}, docs/export.md")
+        say(f"{name:<20} {n:>7} samples   {licence}")
+    say(f"\nwritten to: {to}\nwhat it is: {to / MARKER}, docs/export.md")
 
 
 def card(
@@ -79,7 +80,7 @@ def card(
     paper = {name: (count.clips, count.qa) for name, count in PAPER_COUNTS.items()}
     written = write_card(out, paper, (PAPER_TOTAL.clips, PAPER_TOTAL.qa), url=url)
     if as_json:
-        print(json.dumps([str(path) for path in written]))
+        say(json.dumps([str(path) for path in written]))
         return
     for path in written:
-        print(f"written: {path}")
+        say(f"written: {path}")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.runlog import read_runs
+from flows.text import say, visible, visible_lines
 
 COLUMNS = (
     "run",
@@ -95,7 +96,7 @@ def follow(out: Path, every: float = 2.0, as_json: bool = False) -> None:
             followed |= now or (set() if followed else {runs[-1]["id"]})
             shown = [run for run in runs if run["id"] in followed]
             if as_json:
-                print(json.dumps([row for run in shown for row in lines(run)]), flush=True)
+                say(json.dumps([row for run in shown for row in lines(run)]), flush=True)
             elif live:
                 live.update(view(shown), refresh=True)
             else:
@@ -104,6 +105,7 @@ def follow(out: Path, every: float = 2.0, as_json: bool = False) -> None:
                         "{run} {job}: {clips_done} of {clips} clips, {shards_done} of {shards} shards, "
                         "{dropped} dropped, {said}".format(**row, said=_state(row)),
                         highlight=False,
+                        markup=False,
                     )
             if not now:
                 return
@@ -140,8 +142,10 @@ def view(runs: list[dict[str, Any]]) -> Group:
                 _state(row),
             )
         if run["error"]:
-            events.append(Text(run["error"], style="red"))
-        events += [Text(_said(event), style="dim") for event in last_events(Path(run["folder"]))]
+            events.append(Text(visible_lines(run["error"]), style="red"))
+        events += [
+            Text(visible(_said(event)), style="dim") for event in last_events(Path(run["folder"]))
+        ]
     return Group(table, *events)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import complete
+from flows.text import say
 
 if TYPE_CHECKING:
     from model.describe import Description
@@ -55,7 +56,7 @@ def describe(
     if as_json:
         names = ("kind", "parameters", "with_selector", "gflops_64x64")
         rows = [dict(zip(names, row, strict=True)) for row in table_11]
-        print(json.dumps(found.as_dict() | {"table_11": rows}, indent=2))
+        say(json.dumps(found.as_dict() | {"table_11": rows}, indent=2))
         return
     _components(found)
     _table_15(found)
@@ -128,7 +129,7 @@ def _table_15(found: "Description") -> None:
     )
     _print(table)
     for note in (WHY["params"], WHY["flops"], WHY[found.host]):
-        print(f"  - {note}")
+        say(f"  - {note}")
 
 
 def _table_11(rows: list[tuple[str, int, int, float]]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from flows.text import visible
+
 
 class Tick(Protocol):
     """Call it with the number of units just done, and a note on what is going on; `to` sets the count instead."""
@@ -89,7 +91,7 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self.console,
             transient=False,
         )
@@ -105,7 +107,7 @@ class Bars:
 
         class _Tick:
             def __call__(self, n: int, note: str = "") -> None:
-                bars.update(task, advance=n, note=note[:48])
+                bars.update(task, advance=n, note=visible(note)[:48])
 
             def to(self, n: int) -> None:
                 bars.update(task, completed=n)
@@ -118,7 +120,9 @@ class Bars:
             )
             if not self.console.is_terminal:
                 done, seconds = int(state.completed), time.monotonic() - start
-                self.console.print(f"{name}: {done} {unit} in {seconds:.1f} s", highlight=False)
+                self.console.print(
+                    f"{name}: {done} {unit} in {seconds:.1f} s", highlight=False, markup=False
+                )
         finally:
             self._depth -= 1
             if self._depth == 0 and self.console.is_terminal:

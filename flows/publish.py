@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.complete import SOURCES, names
+from flows.text import say
 
 if TYPE_CHECKING:
     from manifests.publish import Outcome
@@ -82,7 +83,7 @@ def command(
             "dry_run": dry_run,
             "shards": told,
         }
-        print(
+        say(
             json.dumps(
                 said | ({} if dry_run else {"other_objects": rest, "card": why or "published"}),
                 indent=2,
@@ -122,24 +123,24 @@ def _show(
 ) -> None:
     failed = [d for d in done if d.failed]
     for outcome in failed[:20]:
-        print(f"{outcome.state}: {outcome.why}")
+        say(f"{outcome.state}: {outcome.why}")
     if len(failed) > 20:
-        print(f"{len(failed) - 20} more, all with --json")
+        say(f"{len(failed) - 20} more, all with --json")
     counts = Counter((d.shard.rpartition("-")[0], d.state) for d in done)
     for (name, state), n in sorted(counts.items()):
         mine = [d for d in done if (d.shard.rpartition("-")[0], d.state) == (name, state)]
         size = sum(d.bytes for d in mine) / 1e6
-        print(
+        say(
             f"{name:<20} {n:>6} {state:<12} {sum(d.objects for d in mine):>7} objects {size:>10.1f} MB"
         )
     if not conditional:
-        print("nothing was conditional: if two publish here at once, shards may end up mixed")
+        say("nothing was conditional: if two publish here at once, shards may end up mixed")
     if dry_run:
-        print(f"\nnothing was written to: {url}")
+        say(f"\nnothing was written to: {url}")
         return
     if why:
-        print(f"the data card was not published: {why}")
+        say(f"the data card was not published: {why}")
     but = f", but for {len(failed)} shards" if failed else ""
-    print(
+    say(
         f"\npublished to: {url} ({rest} objects beside the shards){but}\nhow to read:  docs/object-stores.md"
     )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.text import say
+
 if TYPE_CHECKING:
     from manifests.quarantine import Tally
     from pipeline.plan import Job
@@ -85,7 +87,7 @@ def show(
         return
     width = max(map(len, rows[0]))
     for row in rows:
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
+        say("\n".join(f"{name:<{width}}  {value}" for name, value in row.items()), end="\n\n")
 
 
 @app.command(
@@ -116,13 +118,13 @@ def retry(
     finally:
         engine.close()
     if not runs:
-        print("nothing to retry: no quarantine row matches")
+        say("nothing to retry: no quarantine row matches")
         return
     show_run(out, runs)
     cured = min(len(tried), max(0, len(before) - len(_items(out))))
-    print(f"tried again: {len(tried)} items; {cured} are cured, {len(tried) - cured} dropped")
+    say(f"tried again: {len(tried)} items; {cured} are cured, {len(tried) - cured} dropped")
     jobs = [run.job for run in runs]
-    say(out, jobs).judge(max_dropped, ", ".join(job.name for job in jobs))
+    show_tally(out, jobs).judge(max_dropped, ", ".join(job.name for job in jobs))
 
 
 def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
@@ -133,10 +135,10 @@ def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
     return {(row["source"], row["split"], row["item"]) for row in rows}
 
 
-def say(out: Path, jobs: "list[Job]") -> "Tally":
+def show_tally(out: Path, jobs: "list[Job]") -> "Tally":
     """Print, for the end of a run, how many clips were dropped and why."""
     from manifests.quarantine import tally
 
     found = tally(out, [(job.source, job.split) for job in jobs])
-    print(found)
+    say(found)
     return found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.text import say
 from schemas.parts import part_names, part_paths
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def command(
     if dry_run:
         problems = examine(out, progress, deep=not fast)
         for problem in problems:
-            print(f"problem: {problem}")
-        print(
+            say(f"problem: {problem}")
+        say(
             f"{out}: {len(problems)} problems; shards to make again: {', '.join(damaged(problems)) or 'none'}"
         )
         raise typer.Exit(1 if problems else 0)
@@ -82,15 +83,15 @@ def command(
     finally:
         engine.close()
     for problem in done.problems:
-        print(f"problem: {problem}")
+        say(f"problem: {problem}")
     for path in done.removed:
-        print(f"removed: {path}")
-    print(
+        say(f"removed: {path}")
+    say(
         f"{out}: {len(done.problems)} problems, {len(done.shards)} shards made again: {done.curated} clips curated, "
         f"{done.kept} clips kept; {len(done.left)} problems left"
     )
     for problem in done.left:
-        print(f"left: {problem}")
+        say(f"left: {problem}")
     if done.left:
         raise typer.Exit(1)
 

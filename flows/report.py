@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.progress import Progress
+from flows.text import say
 from schemas.parts import part_names, plan_paths
 
 REPORT = "report/index.html"
@@ -24,7 +25,7 @@ def report(
 ) -> None:
     """Write report/index.html: one page with funnel, statistics, time, contact sheets and configuration."""
     path = make_report(out)
-    print(json.dumps(str(path)) if as_json else f"written: {path}")
+    say(json.dumps(str(path)) if as_json else f"written: {path}")
 
 
 def make_report(out: Path) -> Path:
@@ -65,7 +66,7 @@ def after_run(out: Path, progress: Progress, *, changed: bool = True) -> None:
             except Exception as error:  # noqa: BLE001 - whatever it is, shards and manifests are safe
                 what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 verb = "report" if write is make_report else "card"
-                print(
+                say(
                     f"warning: the run is complete, but `sparrow {verb} {out}` failed: {what}",
                     file=sys.stderr,
                 )

@@ -12,6 +12,7 @@ from rich.text import Text
 from flows.driver import Run, staged_clips
 from flows.follow import last_runs
 from flows.jobs import beside_paper, totals
+from flows.text import say, visible, visible_lines
 from manifests.catalog import query
 from manifests.quality import COVERAGE
 from pipeline.plan import read_plan_header
@@ -29,10 +30,10 @@ if not console.is_terminal:
 def table(title: str, columns: list[str], rows: list[list[object]], *, caption: str = "") -> None:
     """A table whose numbers are right-aligned."""
     view = Table(
-        title=title,
+        title=Text(title),
         title_justify="left",
         title_style="bold",
-        caption=caption,
+        caption=Text(caption),
         caption_justify="left",
         box=None,
         pad_edge=False,
@@ -43,14 +44,21 @@ def table(title: str, columns: list[str], rows: list[list[object]], *, caption: 
         numeric = bool(rows) and all(
             isinstance(r[i], int | float) or r[i] in ("", None, "-") for r in rows
         )
-        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        view.add_column(
+            Text(visible(column)), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in rows:
         view.add_row(*[_cell(value) for value in row])
     console.print()
     console.print(view)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
+    """A value as plain text: what looks like markup is none, and control characters are visible."""
+    return Text(visible(_words(value)))
+
+
+def _words(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -64,7 +72,7 @@ def _cell(value: object) -> str:
 
 def show_json(value: object) -> None:
     """Print JSON and nothing else: NaN and infinities, which JSON does not know, as null; dates as text."""
-    print(json.dumps(_strict(value), indent=2, default=str, allow_nan=False))
+    say(json.dumps(_strict(value), indent=2, default=str, allow_nan=False))
 
 
 def _strict(value: object) -> object:
@@ -77,7 +85,7 @@ def _strict(value: object) -> object:
 
 def show_rows(rows: list[dict], *, empty: str = "no rows") -> None:
     if not rows:
-        print(empty)
+        say(empty)
         return
     table("", list(rows[0]), [list(row.values()) for row in rows])
 
@@ -137,12 +145,10 @@ def show_plan(rows: list[dict]) -> None:
     for row in rows:
         for reason, example in row["examples"].items():
             words = f"{row['source']} {row['split']}: {reason}, for example: {example}"
-            console.print(Text(words, style="dim"))
+            console.print(Text(visible(words), style="dim"))
     if bare := [f"{row['source']} {row['split']}" for row in rows if row["media"] == "none"]:
-        console.print(
-            f"[yellow]no media found for {', '.join(bare)}: this is a plan of the annotations; "
-            "every clip would be quarantined[/]"
-        )
+        words = f"no media found for {', '.join(bare)}: this is a plan of the annotations; "
+        console.print(Text(f"{words}every clip would be quarantined", style="yellow"))
 
 
 def _show_masks(rows: list[dict]) -> None:
@@ -231,7 +237,7 @@ def show_run(out: Path, runs: list[Run]) -> None:
             parts.append(f"{run.clips_resumed} found finished")
         if run.shards_skipped:
             parts.append(f"{run.shards_skipped} shards up to date")
-        console.print(f"[dim]{run.job.name}: {', '.join(parts)}[/]")
+        console.print(Text(f"{run.job.name}: {', '.join(parts)}", style="dim"))
 
 
 def show_scores(scores: list[dict]) -> None:
@@ -323,7 +329,7 @@ def show_doctor(checks: "list[Check]") -> None:
         for _ in range(3):
             view.add_column(overflow="fold")
         for check in (c for c in checks if c.section == section):
-            view.add_row(marks[check.state], check.what, Text(check.found))
+            view.add_row(marks[check.state], check.what, Text(visible_lines(check.found)))
             if check.state != "ok":
                 view.add_row("", "", Text(f"{check.means}\nto mend it: {check.fix}", style="dim"))
         console.print()

@@ -2,11 +2,12 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from flows.text import visible
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -113,10 +114,3 @@ def to_markdown(columns: list[str], numeric: list[bool], rows: list[list[Cell]])
 def _markdown_line(row: list[str]) -> str:
     cells = [cell.replace("|", "\\|") for cell in row]
     return f"| {' | '.join(cells)} |"
-
-
-def visible(text: str) -> str:
-    """Text with its control characters as escapes (JSON's)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

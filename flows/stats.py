@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.text import say
+
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
@@ -97,7 +99,7 @@ def stats(
         from flows.report import make_report
 
         make_report(out)
-    print(json.dumps(report, indent=2)) if as_json else _show(report, out, leaks_out)
+    say(json.dumps(report, indent=2)) if as_json else _show(report, out, leaks_out)
 
 
 def _read(folder: Path, follow_links: bool) -> list["Reference"]:
@@ -260,14 +262,14 @@ def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:
             [[_short(row[c]) for c in columns] for row in made["repeats"]],
         )
     for key, why in list(made["unreadable"].items())[:5]:
-        console.print(f"not looked at: {key}: {why}", markup=False)
+        say(f"not looked at: {key}: {why}")
     if made["clips_without_media"]:
         console.print(
             f"{made['clips_without_media']} clips have no media in their shards and were not looked at"
         )
-    print(f"\nall of it: {out / ROWS}, {out / CHECK}")
+    say(f"\nall of it: {out / ROWS}, {out / CHECK}")
     if leaks_out:
-        print(
+        say(
             f"to leave out: {leaks_out}, {made['listed']} referents; sparrow curate … --exclude {leaks_out}"
         )
 

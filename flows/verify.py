@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flows.text import say
 from schemas.parts import part_names
 
 
@@ -54,23 +55,23 @@ def command(
         facts = report.as_dict()
         if compared is not None:
             facts["against_source"] = compared.as_dict()
-        print(json.dumps(facts, indent=2))
+        say(json.dumps(facts, indent=2))
     else:
         for problem in problems:
-            print(f"problem: {problem}")
+            say(f"problem: {problem}")
         for stray in report.strays:
-            print(f"note: {stray} is no part of this output, and is not read")
+            say(f"note: {stray} is no part of this output, and is not read")
         word = "deep" if deep else "fast"
-        print(
+        say(
             f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
             f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
         )
         if compared is not None:
-            print(compared)
+            say(compared)
         if any(problem.kind == "source" for problem in problems):
-            print("`sparrow curate ... --replan` makes clips anew that differ from their source")
+            say("`sparrow curate ... --replan` makes clips anew that differ from their source")
         if any(problem.kind != "source" for problem in problems):
-            print(f"`sparrow repair {out}` makes again just what is damaged")
+            say(f"`sparrow repair {out}` makes again just what is damaged")
     if problems or not report.shards:
         raise typer.Exit(1)
     build_catalog(out)

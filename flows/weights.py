@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import complete
+from flows.text import say
 
 if TYPE_CHECKING:
     from pipeline.weights import Checked, WeightFile
@@ -38,7 +39,7 @@ def list_(as_json: Json = False) -> None:
     root = weights_root().absolute()
     rows = [_row(entry, root) for entry in WEIGHTS]
     if as_json:
-        print(json.dumps({"root": str(root), "weights": rows}, indent=2))
+        say(json.dumps({"root": str(root), "weights": rows}, indent=2))
         return
     for columns in (
         "name needed there MB path licence",
@@ -47,11 +48,11 @@ def list_(as_json: Json = False) -> None:
     ):
         cells = [columns.split(), *([str(row[key]) for key in columns.split()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        print(
+        say(
             "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells),
             end="\n\n",
         )
-    print(
+    say(
         f"weights root: {root} (SPARROW_WEIGHTS=/another/folder changes it). MB: on disk, else about.\n"
         "docs/weights.md says what to do, from here to the first shard."
     )
@@ -83,7 +84,7 @@ def check(names: Names = None, as_json: Json = False) -> None:
             results.append(examine(entry, lambda note: tick(0, note)))
             tick(1)
     if as_json:
-        print(json.dumps([asdict(result) | {"good": result.good} for result in results], indent=2))
+        say(json.dumps([asdict(result) | {"good": result.good} for result in results], indent=2))
     else:
         for result in results:
             _show(result)
@@ -92,21 +93,19 @@ def check(names: Names = None, as_json: Json = False) -> None:
 
 
 def _show(result: "Checked") -> None:
-    print(f"\n{result.name}: {'good' if result.good else 'NOT GOOD'}, {result.path}")
+    say(f"\n{result.name}: {'good' if result.good else 'NOT GOOD'}, {result.path}")
     if result.tensors:
         kinds = ", ".join(f"{n} {kind}" for kind, n in result.dtypes.items())
-        print(
+        say(
             f"  {result.bytes / 1e6:,.1f} MB, {result.tensors} tensors ({kinds}), {result.elements:,} elements, "
             f"{sum(result.not_finite.values())} of them not finite"
         )
     for name, digest in result.sha256.items():
-        print(f"  sha256  {digest}  {name}")
+        say(f"  sha256  {digest}  {name}")
     if zero := result.all_zero:
-        print(
-            f"  all zero: {', '.join(zero[:6])}{f' and {len(zero) - 6} more' if zero[6:] else ''}"
-        )
+        say(f"  all zero: {', '.join(zero[:6])}{f' and {len(zero) - 6} more' if zero[6:] else ''}")
     for line in [*result.notes, *(f"problem: {problem}" for problem in result.problems)]:
-        print(f"  {line}")
+        say(f"  {line}")
 
 
 @app.command(epilog="Example: sparrow weights fetch --from https://mirror.example.org/weights")
@@ -152,13 +151,13 @@ def fetch(
                     done = fetch_file(
                         client, base, root, path, size, sums.get(path), known, _megabytes(tick)
                     )
-                print(f"{path}: {done}")
+                say(f"{path}: {done}")
             except Refused as error:
                 problems = [*problems, str(error)]
     for text in by_hand if not names else []:
-        print(f"note: {text}")
+        say(f"note: {text}")
     for text in problems:
-        print(f"problem: {text}")
+        say(f"problem: {text}")
     if problems:
         raise typer.Exit(1)
 
@@ -194,5 +193,5 @@ def convert(
     from trackers.cldtracker.checkpoint import text_branch_report
 
     for key, value in convert_file(path, out, subset=not whole).items():
-        print(f"{key:14} {value}")
-    print(f"{'text branch':14} {text_branch_report(read_state_dict(path))['verdict']}")
+        say(f"{key:14} {value}")
+    say(f"{'text branch':14} {text_branch_report(read_state_dict(path))['verdict']}")

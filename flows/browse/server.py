@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flows.browse import charts, media, overview
 from flows.browse.flags import Flags, default_file
 from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place, pages_of
+from flows.text import say
 from manifests.quality import iou_words, rests_on_little
 from schemas.records import Quarantined
 
@@ -344,7 +345,7 @@ def make_app(out: Path, flags: Flags, *names: str) -> Starlette:
 def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool) -> None:
     """Serve until Ctrl-C. Port 0 takes any free one. ValueError if the port is taken, or flags are inside `out`."""
     flags = Flags(file or default_file(out), out)
-    print(f"reading the manifests of {out} ...", file=sys.stderr, flush=True)
+    say(f"reading the manifests of {out} ...", file=sys.stderr, flush=True)
     app = make_app(out, flags, host, socket.gethostname())
     try:
         listener = socket.create_server(
@@ -358,9 +359,9 @@ def serve(out: Path, host: str, port: int, file: Path | None, open_browser: bool
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     anyio.run(anyio.sleep, 0)  # loads what the first request would wait for
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
-    print(f"{out}: {url}   (Ctrl-C stops)", flush=True)
+    say(f"{out}: {url}   (Ctrl-C stops)", flush=True)
     if host not in ("127.0.0.1", "::1", "localhost"):
-        print(
+        say(
             "whoever can reach this address can look at the data and set flags: there is no password",
             flush=True,
         )
