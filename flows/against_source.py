@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.members import open_regular, read_range
 from schemas.parts import plan_paths
 
 if TYPE_CHECKING:
@@ -149,9 +150,8 @@ def _stored_clips(out: Path, job: "Job") -> "Iterator[tuple[str, Clip, tuple[str
 
 
 def _member(tar: Path, place: dict) -> tuple[str, bytes]:
-    with tar.open("rb") as file:
-        file.seek(place["offset"])
-        return place["name"], file.read(place["size"])
+    with open_regular(tar) as file:
+        return place["name"], read_range(file, place["offset"], place["size"], place["name"])
 
 
 def _compare(job: "Job", clip: "Clip", name: str, data: bytes, report: SourceReport) -> str:

@@ -9,8 +9,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO, cast
 
 from pipeline.plan import Job
+from schemas.members import MemberError, open_regular
 
 
 class PlanConflict(ValueError):
@@ -23,9 +25,7 @@ def locked(out: Path, name: str) -> Iterator[str]:
 
     Yields a token for the holder's workers (see `fenced`). PlanConflict names another holder.
     """
-    path = out / ".lock" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with lock_file(out, name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -50,7 +50,7 @@ def _new_fence(out: Path, name: str) -> str:
     """Shut out the workers of earlier runs: a driver's death drops its lock at once, but its workers live for seconds
     more and may be in the middle of a commit. Waits for that, then no token but the new one is good."""
     token, until = uuid.uuid4().hex, time.monotonic() + FENCE_SECONDS
-    with _fence(out, name).open("a+") as file:
+    with lock_file(out, f"{name}.fence") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,8 +70,9 @@ def _new_fence(out: Path, name: str) -> str:
 @contextmanager
 def fenced(job: Job, token: str) -> Iterator[None]:
     """A worker writes in here. RuntimeError, with nothing written, if its run is not the one that holds the lock."""
-    with writing(Path(job.out)), _fence(Path(job.out), job.name).open() as file:
+    with writing(Path(job.out)), lock_file(Path(job.out), f"{job.name}.fence") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
+        file.seek(0)
         if file.read() != token:
             raise RuntimeError(
                 f"{job.out}: another run of {job.name} has taken over; this worker writes nothing more"
@@ -79,8 +80,15 @@ def fenced(job: Job, token: str) -> Iterator[None]:
         yield
 
 
-def _fence(out: Path, name: str) -> Path:
-    return out / ".lock" / f"{name}.fence"
+def lock_file(out: Path, name: str) -> TextIO:
+    """A file in the output's `.lock`, made if it is not there. Its content is ours, so it may be no link: what a link
+    leads to would be emptied. MemberError for a link, and for what is no regular file."""
+    folder = out / ".lock"
+    if folder.is_symlink():
+        raise MemberError(f"{folder} is a link, which is not followed")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open_regular(folder / name, os.O_RDWR | os.O_CREAT | os.O_APPEND, "r+")
+    return cast("TextIO", cast("object", file))
 
 
 UNWRITABLE = {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.text import say
+from schemas.members import MemberError, open_regular, read_range
 from schemas.parts import part_names, part_paths
 
 if TYPE_CHECKING:
@@ -314,12 +315,12 @@ def _members(tar: Path, rows: list[dict]) -> dict[str, bytes] | None:
     """The members of a key, in order; None if one is not what was written."""
     members = {}
     try:
-        with tar.open("rb") as file:
+        with open_regular(tar) as file:
             for row in rows:
-                file.seek(row["offset"])
-                data = members[row["name"]] = file.read(row["size"])
+                data = read_range(file, row["offset"], row["size"], row["name"])
+                members[row["name"]] = data
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     return None
-    except OSError:
+    except (OSError, MemberError):
         return None
     return members

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flows.locks import fenced
+from flows.locks import fenced, lock_file
 from flows.runlog import account
 from pipeline.fused import Fused
 from pipeline.plan import Job
@@ -81,8 +81,8 @@ def work(payload: tuple[str, Job, Any, Any]) -> dict:
     with one_thread():
         if kind == "commit":
             out = Path(job.out)
-            turn = out / ".lock" / f"{job.name}.commit{zlib.crc32(shard.name.encode()) % 64}"
-            with fenced(job, item), turn.open("a") as mine:
+            turn = f"{job.name}.commit{zlib.crc32(shard.name.encode()) % 64}"
+            with fenced(job, item), lock_file(out, turn) as mine:
                 fcntl.flock(
                     mine, fcntl.LOCK_EX
                 )  # cut off from Ray's network, one taken for dead may still be at it

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from manifests.quality import iou_words
 from schemas.geometry import rle_decode
+from schemas.members import read_member
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures
@@ -133,9 +134,7 @@ def fetch(catalogue: "DuckDBPyConnection", out: Path, referent_id: str) -> dict[
                 WHERE m.key = $1 ORDER BY m."offset" """
     members = {}
     for row in rows_of(catalogue, places, [referent_id]):
-        with (out / row["path"]).open("rb") as file:
-            file.seek(row["offset"])
-            members[row["name"]] = file.read(row["size"])
+        members[row["name"]] = read_member(out, row)
     return members
 
 

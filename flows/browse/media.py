@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from flows.browse.queries import Place
+from schemas.members import open_regular
 
 CHUNK = 256 * 1024
 LARGEST_PICTURE = 64 * 1024 * 1024
@@ -63,7 +64,7 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
 
 def check(place: Place) -> None:
     """ValueError if the tar's own header before the member does not have its name and size."""
-    with place.tar.open("rb") as file:
+    with open_regular(place.tar) as file:
         block = (
             os.pread(file.fileno(), tarfile.BLOCKSIZE, place.offset - tarfile.BLOCKSIZE)
             if place.offset
@@ -83,7 +84,7 @@ def check(place: Place) -> None:
 
 
 def _read(place: Place, start: int, stop: int) -> Iterator[bytes]:
-    with place.tar.open("rb") as file:
+    with open_regular(place.tar) as file:
         while start < stop:
             data = os.pread(file.fileno(), min(CHUNK, stop - start), place.offset + start)
             if not data:
@@ -99,7 +100,7 @@ def frame_of(place: Place, t: int) -> Place | None:
     """
     check(place)
     at, end = place.offset, place.offset + place.size
-    with place.tar.open("rb") as file:
+    with open_regular(place.tar) as file:
         while at + tarfile.BLOCKSIZE <= end:
             try:
                 header = tarfile.TarInfo.frombuf(

@@ -53,7 +53,8 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses foreign hosts and writes from foreign pages; adds HEADERS to every answer."""
+    """Refuses foreign hosts, requests that pages of other sites cause, and writes from foreign pages; adds HEADERS to
+    every answer."""
 
     def __init__(self, app: ASGIApp, names: set[str]):
         """names: host names that this server goes by. An IP address needs no entry: it cannot be rebound."""
@@ -79,6 +80,9 @@ class Guard:
             app = PlainTextResponse(
                 f"host {host[:100]!r} is not this server; open it by its address\n", 421
             )
+        elif given.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            # A link on another page too: with a WHERE in it, it could keep this server busy.
+            app = PlainTextResponse("another site asks; open this address yourself\n", 403)
         elif (
             scope["method"] not in ("GET", "HEAD")
             and origin is not None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from manifests.catalog import connect, rows_of
 from schemas.geometry import RLE, Boxes, rle_check
+from schemas.members import MemberError, open_regular, read_range, tar_path
 from schemas.records import KEY
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import stored_pictures
@@ -78,9 +79,8 @@ class Clip:
                 rle_check(rle, self.size)
         if self.media is None:
             raise ValueError("it was curated without media; curate with --set media.media=mp4")
-        with self.tar.open("rb") as file:
-            file.seek(self.media["offset"])
-            data = file.read(self.media["size"])
+        with open_regular(self.tar) as file:
+            data = read_range(file, self.media["offset"], self.media["size"], self.key)
         if hashlib.sha256(data).hexdigest() != self.media["sha256"]:
             raise ValueError(
                 f"{self.tar.name}: the media is damaged (`sparrow verify --deep` looks at all of it)"
@@ -154,9 +154,10 @@ def _by(rows: list[dict], *columns: str) -> Iterator[tuple[tuple, list[dict]]]:
 
 
 def _shard(out: Path, shard: str, path: str, keys: set[str]) -> Iterator[Clip]:
-    tar = (out / path).resolve()
-    if not tar.is_relative_to(out.resolve()):
-        raise ValueError(f"{out}: the manifest of {shard} names {path}, which lies outside")
+    try:
+        tar = tar_path(out, path)
+    except MemberError as error:
+        raise ValueError(f"{out}: the manifest of {shard}: {error}") from error
     targets = {row["referent_id"]: _target(row) for row in _part(out, "referents", shard, keys)}
     for row in _part(out, "tracks", shard, keys):
         target, t = targets[row["referent_id"]], row["frame"]

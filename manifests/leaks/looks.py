@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from manifests.catalog import rows_of
 from manifests.leaks import LOOKS
+from schemas.members import read_member
 from schemas.video.file import RGBPicture, VideoFile
 from schemas.video.stored import stored_key_frames, stored_pictures
 
@@ -158,9 +159,7 @@ def clips(
 
 def _member(out: Path, row: dict) -> Callable[[], Pictures]:
     def read() -> Pictures:
-        with (out / row["path"]).open("rb") as file:
-            file.seek(row["offset"])
-            data = file.read(row["size"])
+        data = read_member(out, row)
         if row["name"] == "mp4":
             wanted = spread(stored_key_frames(data), PER_CLIP)
             return [(t, _grey(frame)) for t, frame in stored_pictures(data, wanted)]

@@ -81,10 +81,11 @@ class Shard:
     def blobs(self) -> list[Blob]:
         """The tar, and a part of each table but `shards`. Made of names alone: no path is taken from a row."""
         source, _, split = self.split_of(self.name).partition("-")
-        known, tar = (
-            json.loads(self.row["parts_sha256"]),
-            f"{source}/{split}/shards/{self.name}.tar",
-        )
+        tar = f"{source}/{split}/shards/{self.name}.tar"
+        try:
+            known = dict(json.loads(self.row["parts_sha256"] or "{}"))
+        except (ValueError, TypeError) as error:
+            raise Damaged(f"{self.key}: parts_sha256 cannot be read: {error}") from error
         keys = {table: f"manifests/{table}/{self.name}.parquet" for table in PER_SHARD}
         parts = [Blob(key, self.out / key, known.get(table, "")) for table, key in keys.items()]
         return [Blob(tar, self.out / tar, self.row["sha256"]), *parts]

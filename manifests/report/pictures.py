@@ -14,6 +14,7 @@ from PIL import Image
 
 from manifests import sheet
 from manifests.catalog import rows_of
+from schemas.members import read_member
 from schemas.video.stored import stored_key_frames
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ def strip(out: "Path", members_at: list[dict]) -> str:
     """A data URI for one sample, whose `places` are given. Raises what a damaged shard makes its readers raise."""
     members = {}
     for row in members_at:
-        with (out / row["path"]).open("rb") as file:
-            file.seek(row["offset"])
-            members[row["name"]] = file.read(row["size"])
+        members[row["name"]] = read_member(out, row)
     track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
     chosen = {one["frame"] for one in json.loads(members["json"])["tsf"]}

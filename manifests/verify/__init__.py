@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from manifests.verify.deep import check_tar
-from manifests.verify.fast import check_tables
+from manifests.verify.fast import Parts, check_tables
 from manifests.verify.files import (
     check_ends,
     check_plans,
@@ -20,6 +20,7 @@ from manifests.verify.files import (
     load_parts,
 )
 from manifests.verify.problem import Problem, Report
+from schemas.members import MemberError, open_regular, tar_path
 from schemas.parts import part_names, strays
 from schemas.records import KEY
 
@@ -57,6 +58,10 @@ def verify(
         if parts is None:
             continue
         row = parts["shards"].to_pylist()[0]
+        if nulls := sorted(column for column in NEEDED if row.get(column) is None):
+            what = f"{', '.join(nulls)}: NULL"
+            problems.append(Problem(name, "manifests/shards", what))
+            continue
         report.shards += 1
         report.samples += row["n_samples"]
         report.members += len(parts["members"])
@@ -67,13 +72,7 @@ def verify(
             for key in set(parts[table][column].to_pylist()):
                 owners.setdefault(f"{column} {key}", []).append(name)
         problems += check_tables(name, row, parts)
-        tar = out / row["path"]
-        if not tar.is_file():
-            problems.append(Problem(name, row["path"], "the tar is missing", kind="bytes"))
-            continue
-        problems += check_ends(name, tar, row, parts["members"])
-        if deep:
-            problems += check_tar(name, tar, row, parts)
+        problems += _check_bytes(out, name, row, parts, deep)
     for key, where in owners.items():
         for name in where[1:]:
             problems.append(
@@ -91,3 +90,25 @@ def verify(
     problems += garbage(out, set(names))
     report.strays = [path.relative_to(out).as_posix() for path in strays(out)]
     return report
+
+
+NEEDED = ("path", "source", "split", "bytes", "sha256", "n_samples", "parts_sha256")
+"""Columns of `shards` that a check needs."""
+
+
+def _check_bytes(out: Path, name: str, row: dict, parts: Parts, deep: bool) -> list[Problem]:
+    """What is wrong with the tar of a shard, and between it and its tables."""
+    where = str(row["path"])
+    try:
+        tar = tar_path(out, row["path"])
+        with open_regular(tar):
+            pass
+        found = check_ends(name, tar, row, parts["members"])
+        return found + (check_tar(name, tar, row, parts) if deep else [])
+    except FileNotFoundError:
+        return [Problem(name, where, "the tar is missing", kind="bytes")]
+    except MemberError as error:
+        return [Problem(name, where, f"is not read: {error}", kind="bytes")]
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        what = f"cannot be checked: {type(error).__name__}: {str(error)[:160]}"
+        return [Problem(name, where, what)]

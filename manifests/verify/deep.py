@@ -15,6 +15,7 @@ import pyarrow as pa
 from manifests.verify.fast import Parts
 from manifests.verify.problem import Problem, some
 from schemas.geometry import rle_check
+from schemas.members import MemberError, open_regular, read_range
 from schemas.records import FALLBACK, ORIGINS
 from schemas.video.stored import stored_pictures
 
@@ -29,7 +30,7 @@ def check_tar(name: str, tar: Path, row: dict, parts: Parts) -> list[Problem]:
         table: parts[table].to_pylist()
         for table in ("clips", "referents", "tracks", "masks", "tsf", "qa", "members")
     }
-    with tar.open("rb") as file:
+    with open_regular(tar) as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != row["sha256"]:
             problems.append(
                 Problem(name, row["path"], "sha256 differs from the manifest", kind="bytes")
@@ -89,8 +90,11 @@ def _members(
     spoilt, wrong, seen = [], dict[str, list[str]](), dict[str, list[str]]()
     for member in rows["members"]:
         label = f"{member['key']}.{member['name']}"
-        file.seek(member["offset"])
-        data = file.read(member["size"])
+        try:
+            data = read_range(file, member["offset"], member["size"], label)
+        except MemberError:
+            spoilt.append(label)
+            continue
         if hashlib.sha256(data).hexdigest() != member["sha256"]:
             spoilt.append(label)
             continue

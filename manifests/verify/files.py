@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from manifests.reshard import pending
 from manifests.verify.problem import Problem
 from schemas import SCHEMA_VERSION
+from schemas.members import open_regular
 from schemas.parts import part_paths, plan_paths, strays
 from schemas.tables import TABLES, schema
 
@@ -77,9 +78,13 @@ def check_ends(name: str, tar: Path, row: dict, members: pa.Table) -> list[Probl
             )
         )
     ends = members.take(sorted({0, len(members) - 1})).to_pylist() if len(members) else []
-    with tar.open("rb") as file:
+    with open_regular(tar) as file:
         for member in ends:
             label = f"{member['key']}.{member['name']}"
+            if not 0 <= member["offset"] <= size:
+                what = "the tar ends before the place that the manifest has"
+                found.append(Problem(name, row["path"], what, (label,), 1, "bytes"))
+                continue
             file.seek(max(0, member["offset"] - tarfile.BLOCKSIZE))
             try:
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "replace")
@@ -125,7 +130,7 @@ def _edited(out: Path, name: str, digests: str | None) -> Iterator[Problem]:
     """Parts whose bytes are not those that were committed. (A part that is missing has been reported.)"""
     try:
         known = dict(json.loads(digests or "{}"))
-    except ValueError:
+    except (ValueError, TypeError):  # the second for JSON that is no object
         known = {}
     for table in PER_SHARD:
         path = out / "manifests" / table / f"{name}.parquet"

@@ -1,15 +1,17 @@
 """Read: the members of one sample by one range read, from a local file or anything that fsspec opens."""
 
 import hashlib
-import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from model.data.index import Entry, Index, Member
+from schemas.members import MemberError, open_regular, read_range, tar_path
 
 _HEADER = tarfile.BLOCKSIZE
 _OPEN = 64
@@ -27,13 +29,19 @@ class Reader:
         self.verify = verify
         self._fs, self._root = fsspec.core.url_to_fs(out)
         self._local = "file" in _protocols(self._fs)
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files: OrderedDict[str, BufferedReader] = OrderedDict()
+        self._sizes: dict[str, int] = {}
 
     def members(self, entry: Entry, only: str | None = None) -> dict[str, bytes]:
         """Name -> bytes of all members of an entry, or of one. Corrupt names what differs; OSError: no such tar."""
         wanted = [m for m in entry.members if only in (None, m.name)]
+        if not wanted:
+            raise Corrupt(f"{entry.tar}: {entry.key} has no member {only or 'at all'}")
         start = wanted[0].offset - _HEADER
-        data = self._range(entry.tar, start, wanted[-1].offset + wanted[-1].size)
+        try:
+            data = self._range(entry.tar, start, wanted[-1].offset + wanted[-1].size)
+        except MemberError as error:
+            raise Corrupt(f"{entry.key}: {error}") from error
         return {m.name: self._checked(entry, m, data, m.offset - start) for m in wanted}
 
     def _checked(self, entry: Entry, member: Member, data: bytes, at: int) -> bytes:
@@ -53,19 +61,28 @@ class Reader:
         return body
 
     def _range(self, tar: str, start: int, stop: int) -> bytes:
-        path = f"{self._root}/{tar}"
+        path = str(tar_path(Path(self._root), tar)) if self._local else f"{self._root}/{tar}"
         if not self._local:
+            size = self._size(path)
+            if not 0 <= start <= stop <= size:
+                raise MemberError(f"{tar}: bytes {start} to {stop} of {size}")
             return self._fs.cat_file(path, start=start, end=stop)
         if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
+            self._files[path] = open_regular(Path(path))
             if len(self._files) > _OPEN:
-                os.close(self._files.popitem(last=False)[1])
+                self._files.popitem(last=False)[1].close()
         self._files.move_to_end(path)
-        return os.pread(self._files[path], stop - start, start)
+        return read_range(self._files[path], start, stop - start, "a sample")
+
+    def _size(self, path: str) -> int:
+        """Bytes of a remote tar, asked once."""
+        if path not in self._sizes:
+            self._sizes[path] = int(self._fs.info(path)["size"])
+        return self._sizes[path]
 
     def close(self) -> None:
         while self._files:
-            os.close(self._files.popitem()[1])
+            self._files.popitem()[1].close()
 
 
 def plain_webdataset(index: Index) -> Iterator[tuple[Entry, dict[str, bytes]]]:

@@ -334,3 +334,12 @@ def test_the_player_is_told_which_masks_are_fallbacks(client, ids, out):
             f"SELECT frame FROM masks WHERE referent_id = '{referent}' AND origin LIKE '%-fallback' ORDER BY 1",
         )
         assert data["fallback"] == [row["frame"] for row in rows]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_what_another_site_asks_is_refused(client, ids, site):
+    """Its page may not make this server work; the user's own address bar and pages may."""
+    for url in ("/", "/gallery?where=true", f"/member/{ids[0]}/mp4"):
+        assert client.get(url, headers={"Sec-Fetch-Site": site}).status_code == 403
+        for own in ("none", "same-origin"):
+            assert client.get(url, headers={"Sec-Fetch-Site": own}).status_code == 200
