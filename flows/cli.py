@@ -138,7 +138,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what a run would do: clips, referents, shards, bytes, time, and what it will skip and why. Writes nothing."""
-    from flows.forecast import Forecast, plan_advice, settle
+    from flows.forecast import Forecast, plan_advice, settle_counts
     from flows.jobs import SOURCES, beside_paper, make_jobs, normal, totals
     from flows.progress import Bars, Quiet
     from pipeline.corpora import take
@@ -187,7 +187,7 @@ def plan(
             counts = build_plan(job, tick=tick.to, watch=looking.see, save=False)
             tick.to(counts.clips)
         rows.append(looking.row(counts, workers))
-    settle(rows)
+    settle_counts(rows)
     if as_json:
         name = "all" if source == "all" else jobs[0].source
         say(

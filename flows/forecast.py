@@ -178,7 +178,7 @@ def plan_advice(jobs: list[Job], rows: list[dict]) -> list[str]:
     return list(lines)
 
 
-def settle(rows: list[dict]) -> None:
+def settle_counts(rows: list[dict]) -> None:
     """Count what lacks media in every split, where another split of the plan has its media: then it is no plan of
     annotations alone."""
     if any(row["media"] != "none" for row in rows):

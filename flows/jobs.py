@@ -11,7 +11,7 @@ from pipeline.presets import CurateConfig
 from pipeline.presets import override as overridden
 from pipeline.sources.base import DataRoot
 from pipeline.sources.hints import explain
-from schemas.parts import check_output
+from schemas.parts import check_output_path
 
 SourceName = Literal["hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav"]
 SOURCES: tuple[SourceName, ...] = get_args(SourceName)
@@ -55,7 +55,7 @@ def make_jobs(
 
     ValueError says what was expected under `data_root` and what is there, or which splits there are.
     """
-    check_output(Path(out).resolve())
+    check_output_path(Path(out).resolve())
     name = normal(source)
     wanted = override or take(corpus, name)
     if limit is not None:

@@ -213,17 +213,7 @@ def show_run(out: Path, runs: list[Run]) -> None:
         caption="kept share is not accuracy; IoU compares tracked with annotated boxes, in so many of the kept\n"
         "frames as it covers, and is empty where boxes are the dataset's",
     )
-    reasons = query(
-        out,
-        "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine "
-        "GROUP BY ALL ORDER BY ALL",
-    )
-    if reasons:
-        table(
-            "Quarantine",
-            ["source", "stage", "reason", "n", "for example"],
-            [[*list(r.values())[:4], r["example"][:90]] for r in reasons],
-        )
+    _show_quarantine(out)
     events = query(out, "SELECT source, event, note, clips FROM events")
     if events:
         table(
@@ -238,6 +228,21 @@ def show_run(out: Path, runs: list[Run]) -> None:
         if run.shards_skipped:
             parts.append(f"{run.shards_skipped} shards up to date")
         console.print(Text(f"{run.job.name}: {', '.join(parts)}", style="dim"))
+
+
+def _show_quarantine(out: Path) -> None:
+    """Rows in quarantine by reason, each with an example; nothing for none."""
+    reasons = query(
+        out,
+        "SELECT source, stage, reason, count(*) AS n, min(message) AS example FROM quarantine "
+        "GROUP BY ALL ORDER BY ALL",
+    )
+    if reasons:
+        table(
+            "Quarantine",
+            ["source", "stage", "reason", "n", "for example"],
+            [[*list(r.values())[:4], r["example"][:90]] for r in reasons],
+        )
 
 
 def show_scores(scores: list[dict]) -> None:

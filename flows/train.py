@@ -11,6 +11,7 @@ from pydantic import Field
 from schemas.config import Config, assignment
 
 if TYPE_CHECKING:
+    from model.proposer.data.corpora import BoxSet
     from model.sparrow import Sparrow
     from model.train.config import TrainConfig
     from model.train.parallel import World
@@ -229,27 +230,15 @@ def _proposer(
     `data`, if it is a curated output, or in its folder "shards"."""
     from model.data.index import Index
     from model.proposer.data.batches import BatchConfig, Batches, once
-    from model.proposer.data.corpora import BoxSet, Corpus
-    from model.proposer.data.readers import READERS, read
+    from model.proposer.data.corpora import BoxSet
+    from model.proposer.data.readers import read
     from model.proposer.data.shards import ShardBoxes
     from model.proposer.data.transform import TransformConfig
     from model.proposer.pretrain import ProposerTask
     from pipeline.sources.base import DataRoot
 
     data = Path(request.data)
-    places = (
-        {data.name: data}
-        if data.name in READERS
-        else {n: data / n for n in READERS if (data / n).is_dir()}
-    )
-    curated = next(
-        (str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None
-    )
-    if not places and curated is None:
-        raise ValueError(
-            f"{data} has none of the folders {', '.join(READERS)}, is not called so, and is no curated output either "
-            "(manifests/shards is missing)"
-        )
+    places, curated = _detection_data(data)
     if sparrow.proposer is None:
         raise ValueError("this model has no proposer: box.enabled is false")
     tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
@@ -279,12 +268,36 @@ def _proposer(
 
     trained = corpora("train")
     for corpus in trained:
-        shown = (
-            str(corpus) if isinstance(corpus, Corpus) else f"{corpus.name}: {len(corpus):,} images"
-        )
-        tell(shown)
+        tell(_in_a_line(corpus))
     batches = Batches(trained, options, rank=world.rank, world=world.size)
     return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
+
+
+def _detection_data(data: Path) -> tuple[dict[str, Path], str | None]:
+    """The folders of detection datasets by their names, and the curated output; ValueError if there is neither."""
+    from model.proposer.data.readers import READERS
+
+    places = (
+        {data.name: data}
+        if data.name in READERS
+        else {n: data / n for n in READERS if (data / n).is_dir()}
+    )
+    curated = next(
+        (str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None
+    )
+    if not places and curated is None:
+        raise ValueError(
+            f"{data} has none of the folders {', '.join(READERS)}, is not called so, and is no curated output either "
+            "(manifests/shards is missing)"
+        )
+    return places, curated
+
+
+def _in_a_line(corpus: "BoxSet") -> str:
+    """What a corpus has, and what its reader dropped."""
+    from model.proposer.data.corpora import Corpus
+
+    return str(corpus) if isinstance(corpus, Corpus) else f"{corpus.name}: {len(corpus):,} images"
 
 
 def _whole(request: Request, out: Path) -> list[Path]:

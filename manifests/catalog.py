@@ -15,7 +15,7 @@ from schemas import tables
 from schemas.parts import (
     RUN_GLOB,
     SHARD_GLOB,
-    check_output,
+    check_output_path,
     escaped,
     part_names,
     part_paths,
@@ -210,7 +210,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 def connect(out: Path) -> "DuckDBPyConnection":
     """An in-memory DuckDB with the views over `out`, wherever it is now. FileNotFoundError if it has no shard."""
-    check_output(out)
+    check_output_path(out)
     if not part_names(out):
         raise FileNotFoundError(
             f"{out} holds no committed shards (nothing under {out / 'manifests' / 'shards'})"

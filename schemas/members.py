@@ -1,6 +1,6 @@
 """The one opener for bytes that a manifest names: inside the output, regular files, no more than is there.
 
-Manifests may come from strangers. A path that leaves the output, a link, a pipe, a place behind the end of a tar or a
+Manifests may come from anyone. A path that leaves the output, a link, a pipe, a place behind the end of a tar or a
 size of a terabyte are refused here, before anything is read or allocated.
 """
 

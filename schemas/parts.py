@@ -73,7 +73,7 @@ def escaped(path: str) -> str:
     return re.sub(r"[\[*?]", r"[\g<0>]", path)
 
 
-def check_output(out: Path | str) -> None:
+def check_output_path(out: Path | str) -> None:
     """ValueError for an output whose path no tool can be given as it is: DuckDB takes a backslash for an escape."""
     if "\\" in str(out):
         raise ValueError(f"{str(out)!r}: an output's path cannot have a backslash in it")

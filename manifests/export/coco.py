@@ -7,7 +7,8 @@
 has it; `track_bbox` is the box of the track (tracked, for a tracked source). A kept frame without a mask has `bbox` from
 the track and an empty `segmentation`.
 
-COCO takes an image without an annotation for one without the target. Where that is not known, because nobody looked or
+COCO takes an image without an annotation for one without the target. Where that is not known, because the frame was not
+annotated or
 the frame was dropped, the image names the target in `unknown`. Beyond the standard there are also `caption` and
 `referent_id` of annotations, and `clip_id`, `frame` and `source_frame` of images.
 """
@@ -118,5 +119,5 @@ class Coco:
 
 
 def is_unknown(target: Target, t: int) -> bool:
-    """Whether a frame says nothing of a target: it was dropped, or nobody looked."""
+    """Whether a frame says nothing of a target: it was dropped, or is not annotated."""
     return not (target.kept_t[t] or target.absent_t[t])

@@ -128,7 +128,7 @@ class Sparrow:
 def write_scene(scene: Path, clip: Clip, target: Target, pictures: list[bytes]) -> None:
     """The folder of one target. pictures: JPEG of all frames of the clip."""
     boxes = boxes_of(target, clip.row["source"])
-    named = repeated(frames_of(target), FRAMES_FOR_SAM)
+    named = with_repeats(frames_of(target), FRAMES_FOR_SAM)
     (scene / "img").mkdir(parents=True)
     (scene / "mask").mkdir()
     for name, t in named:
@@ -138,7 +138,7 @@ def write_scene(scene: Path, clip: Clip, target: Target, pictures: list[bytes]) 
     (scene / "nlp.txt").write_text(target.info["caption"] + "\n", encoding="utf-8")
 
 
-def repeated(frames: list[int], least: int) -> list[tuple[str, int]]:
+def with_repeats(frames: list[int], least: int) -> list[tuple[str, int]]:
     """(name without suffix, frame) for at least so many files, in the order of their names. Where there are fewer
     frames, some are named several times, evenly: `000007`, `000007b`, `000007c`."""
     if not frames or len(frames) >= least:

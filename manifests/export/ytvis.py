@@ -7,7 +7,7 @@
 has none. `bboxes` are the boxes of the track (tracked ones, for a tracked source), `mask_bboxes` those around the
 masks; the two differ where a tracked box is not tight.
 
-YouTube-VIS takes null for "absent". Where it is not, because nobody looked or the frame was dropped, `known` is false: a
+YouTube-VIS takes null for "absent". Where it is not, because the frame was not annotated or was dropped, `known` is false: a
 loader that cares leaves these frames out. Beyond the standard there are also `caption` and `referent_id`.
 """
 

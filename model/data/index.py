@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.parts import check_output, is_part
+from schemas.parts import check_output_path, is_part
 
 _CLIP = ("clip_id", "height", "width", "media")
 _REFERENT = ("referent_id", "clip_id", "source", "object_ids", "n_masks")
@@ -78,7 +78,7 @@ class Index:
         or clips were curated without media.
         """
         out = str(out)
-        check_output(out)
+        check_output_path(out)
         fs, root = fsspec.core.url_to_fs(out)
         parts = _parts(fs, f"{root}/manifests/shards")
         if not parts:

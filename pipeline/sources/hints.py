@@ -304,7 +304,7 @@ def _fits(folder: str, official: str) -> bool:
 
 
 def _version(source: Source, root: DataRoot, path: str) -> str:
-    """The version that an annotation file is of, by its content where that tells it; empty where nothing does."""
+    """The version that an annotation file is of, by its content where that shows it; else empty."""
     look = VERSION_OF.get(source.name)
     return look(root, path) if look else ""
 

@@ -178,7 +178,7 @@ _OWN_WORDS = (
 
 
 def reason_of(error: Exception) -> str:
-    """Why libav gave up, in our own words where the class of the error tells; those of libav differ by version."""
+    """Why libav gave up, in our own words where the class of the error shows it; those of libav differ by version."""
     for kind, words in _OWN_WORDS:
         if isinstance(error, kind):
             return words

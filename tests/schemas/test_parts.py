@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.parts import (
-    check_output,
+    check_output_path,
     escaped,
     is_part,
     part_names,
@@ -93,6 +93,6 @@ def test_escaping_is_by_classes_of_one_character():
 
 
 def test_a_backslash_is_refused():
-    check_output("/a/b c")
+    check_output_path("/a/b c")
     with pytest.raises(ValueError, match="cannot have a backslash"):
-        check_output("/a/b\\c")
+        check_output_path("/a/b\\c")

@@ -127,8 +127,12 @@ class VidSTG:
         )
         self.file = base_folder(root, folders, file, _EXPECTED) + file
         self._clips: dict[str, tuple[_Item, list[tuple[Query, int]]]] = {}
+        self._read_entries()
+
+    def _read_entries(self) -> None:
+        """Every entry by itself: one that cannot be read has no queries, and is counted in the settings."""
         unreadable: list[str] = []
-        entries = read_json(root, self.file, list[Any])
+        entries = read_json(self.root, self.file, list[Any])
         for number, entry in enumerate(entries):
             try:
                 item = checked(entry, _Item, f"{self.file}: entry {number}")
@@ -149,7 +153,7 @@ class VidSTG:
         if not self._clips:
             first = unreadable[0] if unreadable else "it is empty"
             raise ValueError(
-                f"{self.file} (under {root.path}) has no entry that can be read: {first}"
+                f"{self.file} (under {self.root.path}) has no entry that can be read: {first}"
             )
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from manifests.export import export
-from manifests.export.sparrow import repeated
+from manifests.export.sparrow import with_repeats
 from manifests.export.sparrow_rules import FRAMES_FOR_SAM, scene_problems
 
 
@@ -71,7 +71,7 @@ def test_a_line_that_is_no_box_is_found(to, tmp_path):
 @pytest.mark.parametrize("n", range(1, 12))
 def test_short_scenes_have_their_frames_several_times_in_order(n):
     frames = [3 * t + 1 for t in range(n)]
-    named = repeated(frames, FRAMES_FOR_SAM)
+    named = with_repeats(frames, FRAMES_FOR_SAM)
     assert len(named) == max(n, FRAMES_FOR_SAM)
     names = [f"{name}.jpg" for name, _ in named]
     assert names == sorted(set(names))  # the order of the loaders is that of texts

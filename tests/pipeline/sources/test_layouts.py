@@ -9,7 +9,7 @@ import pytest
 
 from flows import driver
 from flows.executors import Inline
-from flows.forecast import Forecast, plan_advice, settle
+from flows.forecast import Forecast, plan_advice, settle_counts
 from flows.jobs import make_jobs
 from flows.progress import Quiet
 from manifests.catalog import query
@@ -287,7 +287,7 @@ def test_what_a_plan_says_is_what_curation_does(name, corpus, tmp_path):
     elif trouble == "suffix":
         elsewhere.rename(path.with_suffix(".png"))
     rows = [planned(job)[1] for job in jobs_of(source, root, tmp_path).values()]
-    settle(rows)
+    settle_counts(rows)
     promised: Counter[str] = Counter()
     for row in rows:
         promised.update(row["skip"])
