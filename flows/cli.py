@@ -292,20 +292,23 @@ def shards(
     import os
 
     from flows.jobs import sources_under
-    from flows.serve import PORT, Serve, environment, free_port, is_up
+    from flows.serve import Serve, client_environment, free_port, running
 
     sources_under(data_root)
-    port = PORT
-    if not is_up():  # the server of `make serve`, or one for this run
-        port = free_port()
+    # The server of the user's PREFECT_API_URL, that of `make serve`, or one for this run.
+    home = running()
+    if "PREFECT_API_URL" not in os.environ and home is None:
         say(
             "starting a Prefect server for this run, about ten seconds ...",
             file=sys.stderr,
             flush=True,
         )
         # Stopped at exit, after Prefect has sent its last logs there: handlers run in reverse order.
-        atexit.register(Serve(data_root, out, port=port, server_only=True).start().stop)
-    os.environ.update(environment(port))
+        server = Serve(data_root, out, port=free_port(), server_only=True).start()
+        atexit.register(server.stop)
+        home = server.home.path
+    if "PREFECT_API_URL" not in os.environ and home is not None:
+        os.environ.update(client_environment(home))
     from flows.curate import shards as flow  # Prefect reads its settings when it is imported
     from pipeline.presets import configure
 

@@ -2,12 +2,16 @@
 
     python -m flows.serve --data /data --out outputs/tsf
 
-Then, in another terminal: `prefect deployment run curate/hcstvg`. The server is found through `prefect.toml`.
-Without --data the deployments point at the demo's synthetic corpus, which is rendered first if it is not there.
+Then, in another terminal: `prefect deployment run curate/hcstvg`. The server and its secret are found through
+`prefect.toml`, which names the folder of a Prefect profile (`flows.prefect_home`). Without --data the deployments point at the demo's synthetic corpus, which is rendered first if it is not there.
 """
 
 import argparse
+import hmac
+import json
 import os
+import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,16 +21,20 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from flows.prefect_home import DEFAULT, Home, known_secret, profile_of, proof
+from flows.prefect_server import HOST, PROOF
+
 PORT = 4200
 REPO = Path(__file__).resolve().parents[1]
+TEMPLATE = REPO / "flows" / "work_pool.json"
+"""Of the work pool: a run can change neither its command nor its environment nor its folder."""
 
 
-def environment(port: int = PORT) -> dict[str, str]:
-    """Prefect's settings for this project: its own home, loopback, no analytics, no prompts."""
+def client_environment(home: Path) -> dict[str, str]:
+    """Prefect's settings for commands and flows: the profile in `home` has the address and the secret."""
     return {
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(REPO / ".prefect")),
-        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(profile_of(home)),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_CLI_PROMPT": "false",
@@ -35,12 +43,30 @@ def environment(port: int = PORT) -> dict[str, str]:
 
 
 def is_up(port: int = PORT) -> bool:
-    """Whether a Prefect server answers on the port."""
+    """Whether a Prefect server answers on the port, whoever's it is."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/api/health", timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False
+
+
+def is_ours(port: int, secret: str) -> bool:
+    """Whether the server on the port has our secret. It is not sent there: the server has to prove it."""
+    nonce = secrets.token_hex(16)
+    try:
+        address = f"http://{HOST}:{port}{PROOF}?nonce={nonce}"
+        with urllib.request.urlopen(address, timeout=2) as answer:
+            found = json.load(answer)["proof"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(secret) and hmac.compare_digest(str(found), proof(secret, nonce))
+
+
+def running() -> Path | None:
+    """The folder of the server of `make serve`, if one of ours is up."""
+    home = Path(os.environ.get("PREFECT_HOME", DEFAULT))
+    return home if is_ours(PORT, known_secret(home)) else None
 
 
 def free_port() -> int:
@@ -53,15 +79,17 @@ def free_port() -> int:
 class Serve:
     """The processes of `make serve`, as a context manager: server, pool, deployments, worker; all gone at exit.
 
-    server_only: just the server, its output in `<PREFECT_HOME>/server.log`; for flows that run in this process.
+    server_only: just the server, its output in `server.log` of its home; for flows that run in this process.
     (Prefect's own temporary server, which it would start for them, loses their events.)
     """
 
     def __init__(self, data: Path, out: Path, *, port: int = PORT, server_only: bool = False):
         self.port, self.server_only = port, server_only
+        self.home = Home.take(port)
+        self.home.write_profile(f"http://{HOST}:{port}/api")
         self.env = (
             os.environ
-            | environment(port)
+            | client_environment(self.home.path)
             | {
                 "SPARROW_DATA": str(data.resolve()),
                 "SPARROW_OUT": str(out.resolve()),
@@ -84,18 +112,31 @@ class Serve:
         return [sys.executable, "-m", "prefect"]
 
     def _spawn(self, *words: str) -> subprocess.Popen:
+        return self._start([*self._command(), *words], self.env)
+
+    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen:
         with ExitStack() as files:
             log = None
             if self.server_only:
-                home = Path(self.env["PREFECT_HOME"])
-                home.mkdir(parents=True, exist_ok=True)
-                log = files.enter_context((home / "server.log").open("ab"))
-            command = [*self._command(), *words]
+                log = files.enter_context((self.home.path / "server.log").open("ab"))
             process = subprocess.Popen(
-                command, env=self.env, cwd=REPO, stdout=log, stderr=log, start_new_session=True
+                command, env=env, cwd=REPO, stdout=log, stderr=log, start_new_session=True
             )
         self.processes.append(process)
         return process
+
+    def _start_server(self) -> subprocess.Popen:
+        origin = f"http://{HOST}:{self.port}"
+        env = self.env | {
+            "PREFECT_API_URL": f"{origin}/api",
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_API_AUTH_STRING": self.home.secret,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+            "PREFECT_UI_API_URL": f"{origin}/api",
+        }
+        module = [sys.executable, "-m", "flows.prefect_server", "--port", str(self.port)]
+        return self._start(module, env)
 
     def __enter__(self) -> "Serve":
         return self.start()
@@ -110,21 +151,23 @@ class Serve:
             ExitStack() as unfinished
         ):  # whatever stops the start, Ctrl-C too, stops what has been started
             unfinished.callback(self.stop)
-            server = self._spawn("server", "start", "--host", HOST, "--port", str(self.port))
+            server = self._start_server()
             deadline = time.monotonic() + 120
-            while not is_up(self.port):
+            while not (is_ours(self.port, self.home.secret) and is_up(self.port)):
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(
                         f"the Prefect server did not come up on port {self.port}; its output says why"
                     )
                 time.sleep(0.3)
             if not self.server_only:
+                self.home.show_to(REPO)
                 self._deploy()
             unfinished.pop_all()
         return self
 
     def _deploy(self) -> None:
-        self.prefect("work-pool", "create", "local", "--type", "process", "--overwrite")
+        pool = ("work-pool", "create", "local", "--type", "process", "--overwrite")
+        self.prefect(*pool, "--base-job-template", str(TEMPLATE))
         self.prefect("--no-prompt", "deploy", "--all")
         self._start_worker()
 
@@ -162,6 +205,7 @@ class Serve:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+        self.home.release()
 
 
 def main() -> None:
@@ -198,9 +242,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     with Serve(options.data, options.out, port=options.port) as serve:
+        home = shlex.quote(str(serve.home.path))
+        is_default = serve.home.path == DEFAULT
+        elsewhere = "in another folder, first" if is_default else "in another terminal, first"
         print(
             f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"
+            f"its page asks for a password once: PREFECT_API_AUTH_STRING in {profile_of(serve.home.path)}\n"
             "in another terminal, in this folder:  .venv/bin/prefect deployment run curate/hcstvg --watch\n"
+            f"{elsewhere}:  export PREFECT_HOME={home}\n"
             "stop with Ctrl-C",
             flush=True,
         )

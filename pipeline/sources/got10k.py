@@ -50,7 +50,6 @@ KNOWN_BAD = frozenset(f"GOT-10k_Train_{n:06d}" for n in (*range(8623, 8638), 905
 
 _TOPS = ("", "GOT-10k/", "got10k/", "GOT10k/")
 _PART = re.compile(r"GOT-10k_(Train|Val)_split_\d+")
-_SEQUENCE = re.compile(r"GOT-10k_(Train|Val)_\d+")
 _OPENED = ("meta_info.ini", "groundtruth.txt", "absence.label", "cover.label")
 _CLASSES = ("object_class", "major_class", "root_class")
 
@@ -226,9 +225,9 @@ def _on_disk(root: DataRoot, base: str) -> Iterator[tuple[str, str]]:
     """(name, folder) of the sequences in the folder of a split, or one folder deeper."""
     for name in root.listdir(base):
         if _PART.fullmatch(name):
-            inner = filter(_SEQUENCE.fullmatch, root.listdir(f"{base}/{name}"))
+            inner = root.listdir(f"{base}/{name}")
             yield from ((one, f"{base}/{name}/{one}") for one in inner)
-        elif _SEQUENCE.fullmatch(name):
+        elif name.startswith("GOT-10k_") and "." not in name:
             yield name, f"{base}/{name}"
 
 

@@ -1,23 +1,28 @@
 """A real Prefect server and a real Ray: serve, run a deployment, read its run page, stop, leave nothing."""
 
+import base64
 import json
 import os
 import random
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from flows import driver
 from flows.executors import Inline
 from flows.jobs import make_jobs
+from flows.prefect_home import known_secret, profile_of
 from flows.progress import Quiet
-from flows.serve import environment, free_port, is_up
+from flows.serve import client_environment, free_port, is_ours, is_up
 from manifests.verify import verify
 from pipeline.presets import configure
 from tests.chaos.world import counts, differing, leftovers, make_corpus, tree
@@ -36,6 +41,7 @@ class Served:
     port: int
     out: Path
     whole: Path
+    home: Path
     orphans: set[int] = field(default_factory=set)
 
     def alive(self, what: str = "") -> set[int]:
@@ -49,9 +55,8 @@ def served(tmp_path_factory):
     corpus = make_corpus(place / "data" / "hcstvg", 10, 16)
     driver.run(make_jobs("hcstvg", corpus, place / "whole", configure("lite")), Inline(), Quiet())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(place / "home"))
-        port, out = free_port(), place / "out"
-        for name, value in environment(port).items():
+        home, port, out = place / "home", free_port(), place / "out"
+        for name, value in client_environment(home).items():
             patch.setenv(name, value)
         words = (
             "python",
@@ -64,7 +69,7 @@ def served(tmp_path_factory):
             "--port",
             port,
         )
-        one = Served(Run(*words, log=place / "log.txt"), port, out, place / "whole")
+        one = Served(Run(*words, log=place / "log.txt"), port, out, place / "whole", home)
         try:
             until(lambda: "ready:" in one.run.text(), one, 180)
             yield one
@@ -82,14 +87,18 @@ def until(holds: Callable[[], object], served: Served, seconds: float = 120) -> 
         time.sleep(0.2)
 
 
-def ask(port: int, path: str, body: dict) -> list[dict]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/{path}",
-        json.dumps(body).encode(),
-        {"content-type": "application/json"},
-    )
+def ask(served: Served, path: str, body: dict, **headers: str) -> Any:
+    """What the server answers to its owner; HTTPError for a status that is no success."""
+    given = {"content-type": "application/json", "authorization": basic(known_secret(served.home))}
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    address = f"http://127.0.0.1:{served.port}/api/{path}"
+    request = urllib.request.Request(address, json.dumps(body).encode(), given)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
+
+
+def basic(secret: str) -> str:
+    return f"Basic {base64.b64encode(secret.encode()).decode()}"
 
 
 def deploy(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -99,7 +108,7 @@ def deploy(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[
 
 
 def test_every_source_is_deployed_and_parameters_are_validated_before_anything_runs(served):
-    names = {d["name"] for d in ask(served.port, "deployments/filter", {})}
+    names = {d["name"] for d in ask(served, "deployments/filter", {})}
     assert names == {
         "hcstvg",
         "vid-sentence",
@@ -114,7 +123,85 @@ def test_every_source_is_deployed_and_parameters_are_validated_before_anything_r
     bad = deploy("-p", "workers=many")
     assert bad.returncode != 0
     assert "workers" in bad.stdout + bad.stderr
-    assert ask(served.port, "flow_runs/filter", {}) == []
+    assert ask(served, "flow_runs/filter", {}) == []
+
+
+FOREIGN = [
+    ({"Host": "evil.example"}, 421),
+    ({"Host": "127.0.0.1"}, 421),
+    ({"Origin": "http://other.example"}, 403),
+    ({"Origin": "null"}, 403),
+    ({"Origin": "http://127.0.0.1:1"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), FOREIGN, ids=str)
+def test_foreign_hosts_and_origins_are_refused_with_and_without_the_secret(served, headers, status):
+    """Health and readiness too; a preflight request of another page gets no permission."""
+    for path, method in (
+        ("health", "GET"),
+        ("ready", "GET"),
+        ("deployments/filter", "OPTIONS"),
+        ("deployments/filter", "POST"),
+    ):
+        for secret in ("", basic(known_secret(served.home))):
+            given = headers | ({"Authorization": secret} if secret else {})
+            with httpx.Client() as client:
+                answer = client.request(
+                    method, f"http://127.0.0.1:{served.port}/api/{path}", headers=given
+                )
+            assert answer.status_code == status
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_nothing_is_made_or_read_without_the_secret(served):
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}/api") as client:
+        for secret in ("", basic("sparrow:wrong"), "Bearer x"):
+            given = {"Authorization": secret} if secret else {}
+            for path in ("deployments/filter", "flow_runs/filter", "work_pools/filter"):
+                assert client.post(path, json={}, headers=given).status_code == 401
+    assert profile_of(served.home).stat().st_mode & 0o777 == 0o600
+    assert served.home.stat().st_mode & 0o777 == 0o700
+    assert known_secret(served.home) not in served.run.text()
+
+
+def test_only_a_server_with_the_secret_proves_to_be_ours(served):
+    secret = known_secret(served.home)
+    assert is_ours(served.port, secret)
+    assert not is_ours(served.port, secret + "x")
+    assert not is_ours(served.port, "")
+    assert not is_ours(free_port(), secret)
+
+
+def test_a_flow_run_cannot_change_its_command(served, tmp_path):
+    """With the secret: the pool has no such variables."""
+    victim = tmp_path / "victim"
+    [deployment] = ask(
+        served, "deployments/filter", {"deployments": {"name": {"any_": ["hcstvg"]}}}
+    )
+    body = {
+        "job_variables": {
+            "command": f"touch {victim}",
+            "env": {"X": "1"},
+            "working_dir": str(tmp_path),
+        },
+        "parameters": {"source": "none"},
+        "enforce_parameter_schema": False,
+        "state": {"type": "SCHEDULED"},
+    }
+    try:
+        made = ask(served, f"deployments/{deployment['id']}/create_flow_run", body)
+    except urllib.error.HTTPError as error:
+        assert error.code in (409, 422)  # noqa: PT017
+    else:
+        until(lambda: ask_state(served, made["id"]) in ("FAILED", "CRASHED", "COMPLETED"), served)
+    assert not victim.exists()
+
+
+def ask_state(served: Served, flow_run: str) -> str:
+    [found] = ask(served, "flow_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+    return found["state_type"]
 
 
 @pytest.mark.timeout(max(300, 120 * PREFECT_KILLS), func_only=True)
@@ -156,12 +243,12 @@ def test_a_killed_prefect_worker_costs_nothing(served):
 
 def test_a_run_that_completed_shows_progress_and_summary_on_its_page(served):
     """The last one of the test before this."""
-    [flow_run] = ask(served.port, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    [flow_run] = ask(served, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert flow_run["state_type"] == "COMPLETED"
     of_it = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
-    tasks = {t["name"].rsplit("-", 1)[0] for t in ask(served.port, "task_runs/filter", of_it)}
+    tasks = {t["name"].rsplit("-", 1)[0] for t in ask(served, "task_runs/filter", of_it)}
     assert tasks == {"plan", "run", "verify", "report"}
-    artifacts = {a["key"] or a["type"]: a for a in ask(served.port, "artifacts/filter", of_it)}
+    artifacts = {a["key"] or a["type"]: a for a in ask(served, "artifacts/filter", of_it)}
     assert "media_missing" in artifacts["summary-hcstvg"]["data"]
     assert artifacts["progress"]["data"] == 100.0
     assert verify(served.out, deep=True).problems == []

@@ -37,4 +37,4 @@ def test_a_mask_on_every_frame_takes_no_more_memory_for_more_frames(mode):
     words = [sys.executable, "-c", MEASURE, mode]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     short, long = json.loads(done.stdout)
-    assert long - short < 4, f"{short:.0f} MiB beyond 200 frames, {long:.0f} beyond 400"
+    assert long - short < 8, f"{short:.0f} MiB beyond 200 frames, {long:.0f} beyond 400"
