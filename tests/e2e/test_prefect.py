@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -172,6 +173,26 @@ def test_only_a_server_with_the_secret_proves_to_be_ours(served):
     assert not is_ours(served.port, secret + "x")
     assert not is_ours(served.port, "")
     assert not is_ours(free_port(), secret)
+
+
+def test_the_page_asks_for_the_password_once_and_lets_its_owner_in(served):
+    """In a real Chromium, with the secret of the profile."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    address = f"http://127.0.0.1:{served.port}"
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.locator("input[type=password]").fill(known_secret(served.home), timeout=60_000)
+        page.keyboard.press("Enter")
+        page.get_by_text("Deployments").first.wait_for(timeout=60_000)
+        page.goto(f"{address}/deployments")
+        page.get_by_text("vid-sentence").first.wait_for(timeout=60_000)
+        assert page.locator("input[type=password]").count() == 0
+        browser.close()
 
 
 def test_a_flow_run_cannot_change_its_command(served, tmp_path):
