@@ -65,10 +65,8 @@ class Home:
         expands no `~` in the path of profiles."""
         link = checkout / ".prefect" / "profiles.toml"
         link.parent.mkdir(exist_ok=True)
-        temporary = link.with_name(f"profiles.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(profile_of(self.path))
-        os.replace(temporary, link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(profile_of(self.path))
 
     def release(self) -> None:
         """Let another server have the folder."""

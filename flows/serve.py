@@ -51,7 +51,7 @@ def is_up(port: int = PORT) -> bool:
         return False
 
 
-def is_ours(port: int, secret: str) -> bool:
+def proves_ours(port: int, secret: str) -> bool:
     """Whether the server on the port has our secret. It is not sent there: the server has to prove it."""
     nonce = secrets.token_hex(16)
     try:
@@ -66,7 +66,7 @@ def is_ours(port: int, secret: str) -> bool:
 def running() -> Path | None:
     """The folder of the server of `make serve`, if one of ours is up."""
     home = Path(os.environ.get("PREFECT_HOME", DEFAULT))
-    return home if is_ours(PORT, known_secret(home)) else None
+    return home if proves_ours(PORT, known_secret(home)) else None
 
 
 def free_port() -> int:
@@ -153,7 +153,7 @@ class Serve:
             unfinished.callback(self.stop)
             server = self._start_server()
             deadline = time.monotonic() + 120
-            while not (is_ours(self.port, self.home.secret) and is_up(self.port)):
+            while not (proves_ours(self.port, self.home.secret) and is_up(self.port)):
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(
                         f"the Prefect server did not come up on port {self.port}; its output says why"

@@ -23,7 +23,7 @@ from flows.executors import Inline
 from flows.jobs import make_jobs
 from flows.prefect_home import known_secret, profile_of
 from flows.progress import Quiet
-from flows.serve import client_environment, free_port, is_ours, is_up
+from flows.serve import client_environment, free_port, proves_ours, is_up
 from manifests.verify import verify
 from pipeline.presets import configure
 from tests.chaos.world import counts, differing, leftovers, make_corpus, tree
@@ -169,10 +169,10 @@ def test_nothing_is_made_or_read_without_the_secret(served):
 
 def test_only_a_server_with_the_secret_proves_to_be_ours(served):
     secret = known_secret(served.home)
-    assert is_ours(served.port, secret)
-    assert not is_ours(served.port, secret + "x")
-    assert not is_ours(served.port, "")
-    assert not is_ours(free_port(), secret)
+    assert proves_ours(served.port, secret)
+    assert not proves_ours(served.port, secret + "x")
+    assert not proves_ours(served.port, "")
+    assert not proves_ours(free_port(), secret)
 
 
 def test_the_page_asks_for_the_password_once_and_lets_its_owner_in(served):
