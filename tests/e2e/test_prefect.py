@@ -23,7 +23,7 @@ from flows.executors import Inline
 from flows.jobs import make_jobs
 from flows.prefect_home import known_secret, profile_of
 from flows.progress import Quiet
-from flows.serve import client_environment, free_port, proves_ours, is_up
+from flows.serve import client_environment, free_port, is_up, proves_ours
 from manifests.verify import verify
 from pipeline.presets import configure
 from tests.chaos.world import counts, differing, leftovers, make_corpus, tree
