@@ -44,7 +44,9 @@ class Request(Config):
     interactive: bool = False
 
     def check(self) -> None:
-        """ValueError for what cannot go together, before anything is loaded."""
+        """ValueError for what cannot go together, or is no phrase, before anything is loaded."""
+        for phrase in self.phrases:
+            check_phrase(phrase)
         if self.boxes and len(self.boxes) != len(set(self.phrases)):
             raise ValueError(
                 f"{len(self.boxes)} --box for {len(set(self.phrases))} phrases: give one per phrase"
@@ -57,6 +59,16 @@ class Request(Config):
             raise ValueError(
                 "--preset host is without SPARROW, so without TSF: leave --tsf off, or take paper"
             )
+
+
+def check_phrase(phrase: str) -> None:
+    """ValueError for a phrase without a word, and for one that is not UTF-8 (a file name of another system, say)."""
+    if not phrase.strip():
+        raise ValueError("a phrase is empty: say what to find, such as 'the dog that jumps'")
+    try:
+        phrase.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the phrase {phrase!a} is not UTF-8 text") from None
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:

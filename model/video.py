@@ -65,6 +65,10 @@ class Video:
         with _named(path):
             if not path.exists():
                 raise VideoError("no such video or folder")
+            if not (
+                path.is_dir() or path.is_file()
+            ):  # a pipe would keep its reader waiting for ever
+                raise VideoError("neither a file nor a folder")
             reader: Reader = _Folder(path) if path.is_dir() else _File(path, most)
         return cls(_Kept(reader), most=most)
 

@@ -1,6 +1,7 @@
 """`sparrow ground`: what it writes, what it refuses, what it says, and asking on."""
 
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -252,3 +253,19 @@ def test_a_video_that_breaks_off_leaves_what_was_found(tmp_path):
         grounding._ground(request, film, Video(film), None, "", lambda _: None)
     assert [t for t, _ in read_masks(tmp_path)] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "result.json").read_text())["frames_written"] == 4
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words"),
+    [("", "a phrase is empty"), (" \t", "a phrase is empty"), ("a \udcff dog", "is not UTF-8")],
+)
+def test_a_phrase_has_words_in_utf_8(phrase, words, tmp_path):
+    request = grounding.Request(video=tmp_path / "x.mp4", phrases=("the dog", phrase), out=tmp_path)
+    with pytest.raises(ValueError, match=words):
+        request.check()
+
+
+def test_a_pipe_is_no_video_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "x.mp4")
+    with pytest.raises(ValueError, match="neither a file nor a folder"):
+        Video.open(tmp_path / "x.mp4")
