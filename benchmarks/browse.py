@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Row, Setting
-from flows.browse.queries import ORDERS, PAGE, TABLES, Filters
+from flows.browse.queries import ORDERS, PAGE, TABLES, Catalogue, Filters
 from manifests.catalog import connect
 from pipeline.sample import add_member
 from schemas.tables import TABLES as ALL_TABLES
@@ -78,6 +78,7 @@ def run(setting: Setting) -> Iterator[Row]:
         out = Path(folder) / "out"
         write_output(out, clips)
         yield from pages(out, clips, repeat=1 if setting.quick else 5)
+        yield where_process(out, repeat=1 if setting.quick else 20)
 
 
 def pages(out: Path, clips: int, repeat: int) -> Iterator[Row]:
@@ -114,6 +115,43 @@ def pages(out: Path, clips: int, repeat: int) -> Iterator[Row]:
                 yield from _pages(client, parquet, clips, repeat)
         finally:
             server.terminate()
+
+
+def where_process(out: Path, repeat: int) -> Row:
+    """What it costs that the SQL of the WHERE box runs in a process of its own."""
+    catalogue, asked = Catalogue(out), ASKED["SQL WHERE"]
+
+    def within(filters: Filters) -> tuple[int, list[dict]]:
+        condition, values = filters.condition("samples", set())
+        total = catalogue.rows(f"SELECT count(*) AS n FROM samples WHERE {condition}", values)
+        page = f"WHERE {condition} ORDER BY {ORDERS[filters.order]} LIMIT {PAGE}"
+        rows = catalogue.rows(f"SELECT * EXCLUDE (search_text) FROM samples {page}", values)
+        return total[0]["n"], rows
+
+    def seconds(ask: Callable[[Filters], object]) -> float:
+        took = []
+        for filters in asked * repeat:
+            start = time.perf_counter()
+            ask(filters)
+            took.append(time.perf_counter() - start)
+        return statistics.median(took)
+
+    def of_its_own(filters: Filters) -> tuple[int, list[dict]]:
+        return catalogue.find(filters, "samples", set())
+
+    for filters in asked:
+        if within(filters) != of_its_own(filters):
+            raise RuntimeError(f"another answer in the other process: {filters.where}")
+    apart = seconds(of_its_own)
+    together = seconds(within)
+    return Row(
+        "browse: SQL WHERE in its own process",
+        apart * 1e3,
+        "ms",
+        "the same in the server's process",
+        together / apart,
+        note=f"goal: ratio 0.67 or more; baseline {together * 1e3:.1f} ms",
+    )
 
 
 def _pages(client: httpx.Client, parquet: Any, clips: int, repeat: int) -> Iterator[Row]:

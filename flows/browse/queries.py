@@ -1,7 +1,7 @@
 """What the pages ask: a read-only copy of the manifests' small tables, and filters whose values are always bound.
 
-The SQL that a user types into the WHERE box runs on a DuckDB file that is opened read-only, without access to files or
-network and with its configuration locked: it can read these tables and do nothing else.
+The SQL that a user types into the WHERE box runs in a process of its own, on a DuckDB file that is opened read-only,
+without access to files or network and with its configuration locked: it can read these tables and do nothing else.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import duckdb
 
+from flows.browse.where import WhereProcess
 from manifests.catalog import connect, rows_of
 from pipeline.sources.base import DataRoot
 from schemas.parts import part_paths, read_parquet
@@ -128,7 +129,8 @@ class Filters:
         return found
 
     def condition(self, table: str, flags: set[str]) -> tuple[str, list[object]]:
-        """A condition over `table` and its parameters. Only the WHERE box's text is part of the SQL."""
+        """A condition over `table` and its parameters. Only the WHERE box's text is part of the SQL, so a condition
+        with `where` is for `WhereProcess` alone."""
         parts: list[tuple[str, object]] = [
             (f"{name} = ?", getattr(self, name))
             for name in ("source", "split")
@@ -152,8 +154,6 @@ class Filters:
             parts += [(f"{name} ?", value) for name, value in limits if value is not None]
             if self.flagged:
                 parts.append(("list_contains(?::VARCHAR[], referent_id)", sorted(flags)))
-        if self.where:
-            duckdb.SQLExpression(self.where)  # one expression, nothing behind it
         own = f" AND (\n{self.where}\n)" if self.where else ""
         return " AND ".join(["true", *(sql for sql, _ in parts)]) + own, [
             value for _, value in parts
@@ -193,7 +193,7 @@ class Catalogue:
         self.out = out.resolve()
         self.root = DataRoot(self.out)
         self._seen = self._state()
-        self._database = _copy(self.out)
+        self._tables = _Tables.copy_of(self.out)
         self._parts = duckdb.connect()
         """Reads part files of our own choice; no user's SQL comes here."""
         self._looked = time.monotonic()
@@ -212,7 +212,7 @@ class Catalogue:
         try:
             state = self._state()
             if state and state != self._seen:
-                self._database, self._seen = _copy(self.out), state
+                self._tables, self._seen = _Tables.copy_of(self.out), state
         except (
             duckdb.Error,
             OSError,
@@ -226,7 +226,7 @@ class Catalogue:
     def rows(self, sql: str, parameters: list | None = None) -> list[dict]:
         """Rows of one query; duckdb.Error says what is wrong with it, TimeoutError that it took too long."""
         self._follow()
-        cursor = self._database.cursor()
+        cursor = self._tables.database.cursor()
         timer = threading.Timer(SECONDS, cursor.interrupt)
         timer.start()
         try:
@@ -238,17 +238,24 @@ class Catalogue:
         finally:
             timer.cancel()
 
+    def _filtered_rows(self, filters: Filters, sql: str, parameters: list) -> list[dict]:
+        """Rows of a query with the condition of `filters`; errors as of `rows`, and MemoryError."""
+        if not filters.where:
+            return self.rows(sql, parameters)
+        self._follow()
+        return self._tables.where_process.rows(filters.where, sql, parameters)
+
     def find(self, filters: Filters, table: str, flags: set[str]) -> tuple[int, list[dict]]:
         """How many rows there are, and those of the page; of the last one, if the page is behind it."""
         condition, values = filters.condition(table, flags)
         order = (
             ORDERS[filters.order] if table == "samples" else "source, split, clip_id, referent_id"
         )
-        total = self.rows(f"SELECT count(*) AS n FROM {table} WHERE {condition}", values)[0]["n"]
+        count = f"SELECT count(*) AS n FROM {table} WHERE {condition}"
+        total = self._filtered_rows(filters, count, values)[0]["n"]
         sql = f"SELECT * EXCLUDE (search_text) FROM {table} WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
-        return total, self.rows(
-            sql, [*values, PAGE, PAGE * (min(filters.page, pages_of(total)) - 1)]
-        )
+        first = PAGE * (min(filters.page, pages_of(total)) - 1)
+        return total, self._filtered_rows(filters, sql, [*values, PAGE, first])
 
     def counts(self, table: str, names: tuple[str, ...]) -> dict[str, list[dict]]:
         """Per column, its values and how many rows of the whole table have them, the most frequent first."""
@@ -264,7 +271,7 @@ class Catalogue:
         condition, values = filters.condition("samples", flags)
         first = max(0, at - 1)
         sql = f"SELECT referent_id FROM samples WHERE {condition} ORDER BY {ORDERS[filters.order]} LIMIT ? OFFSET ?"
-        found = self.rows(sql, [*values, at + 2 - first, first])
+        found = self._filtered_rows(filters, sql, [*values, at + 2 - first, first])
         return {first + i: row["referent_id"] for i, row in enumerate(found) if first + i != at}
 
     def sample(self, referent_id: str) -> dict | None:
@@ -334,22 +341,25 @@ _TRACK = (
 )
 
 
-def _copy(out: Path) -> duckdb.DuckDBPyConnection:
-    """The tables in a DuckDB file that has no name any more once it is open, read-only and shut off from the rest."""
-    with tempfile.TemporaryDirectory(prefix="sparrow-browse-") as folder:
-        file = f"{folder}/browse.duckdb"
-        with connect(out) as catalogue:
-            catalogue.execute("ATTACH '{}' AS copy".format(file.replace("'", "''")))
-            for name, query in TABLES.items():
-                catalogue.execute(f"CREATE TABLE copy.{name} AS {query}")
-        return duckdb.connect(
-            file,
-            read_only=True,
-            config={
-                "enable_external_access": "false",
-                "autoload_known_extensions": "false",
-                "autoinstall_known_extensions": "false",
-                "memory_limit": "2GB",
-                "lock_configuration": "true",
-            },
-        )
+@dataclass(frozen=True)
+class _Tables:
+    """A copy of TABLES in a DuckDB file that has no name any more: read-only and shut off from the rest."""
+
+    database: duckdb.DuckDBPyConnection
+    """For queries of ours."""
+    where_process: WhereProcess
+    """For queries with a condition of the user's."""
+
+    @classmethod
+    def copy_of(cls, out: Path) -> "_Tables":
+        with tempfile.TemporaryDirectory(prefix="sparrow-browse-") as folder:
+            file = Path(folder) / "browse.duckdb"
+            with connect(out) as catalogue:
+                catalogue.execute("ATTACH '{}' AS copy".format(str(file).replace("'", "''")))
+                for name, query in TABLES.items():
+                    catalogue.execute(f"CREATE TABLE copy.{name} AS {query}")
+            where_process = WhereProcess(file)
+            database = duckdb.connect(
+                file, read_only=True, config={"enable_external_access": "false"}
+            )
+            return cls(database, where_process)

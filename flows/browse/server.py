@@ -155,7 +155,7 @@ class Pages:
         try:
             filters = Filters.parse(request.query_params)
             total, rows = self.catalogue.find(filters, table, flags)
-        except (ValueError, TimeoutError, duckdb.Error) as error:
+        except (ValueError, OSError, MemoryError, duckdb.Error) as error:
             problem = str(error)
         counts = self.catalogue.counts(table, ("source", "split"))
         counts |= self.catalogue.counts("quarantine", ("reason", "stage"))
@@ -195,7 +195,7 @@ class Pages:
         track = self.catalogue.track(referent, row["shard"])
         back, around, at = "", {}, None
         with suppress(
-            ValueError, TimeoutError, duckdb.Error
+            ValueError, OSError, MemoryError, duckdb.Error
         ):  # a link that was edited by hand: no neighbours
             filters = Filters.parse(request.query_params)
             at = int(request.query_params.get("at", ""))

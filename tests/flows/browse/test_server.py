@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from flows import driver
+from flows.browse import where
 from flows.browse.flags import Flags
 from flows.browse.server import make_app, serve
+from flows.browse.where import WhereProcess
 from flows.executors import Inline
 from flows.jobs import make_jobs
 from flows.progress import Quiet
@@ -205,12 +210,76 @@ def test_an_unknown_column_is_named_with_those_there_are(client):
     assert "mean_iou" in html.unescape(text).split('role="alert"')[1]
 
 
-def test_a_query_without_end_is_stopped(client, monkeypatch):
-    monkeypatch.setattr("flows.browse.queries.SECONDS", 0.2)
-    endless = "(SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range % 7 = b.range % 11) > 0"
-    answer = client.get("/gallery", params={"where": endless})
+ENDLESS = "(SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range % 7 = b.range % 11) > 0"
+
+
+def where_process(app) -> WhereProcess:
+    return app.state.pages.catalogue._tables.where_process
+
+
+def has_ended(pid: int) -> bool:
+    """Also for a process whose parent is gone and that nobody waits for."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_a_query_without_end_is_stopped(app, client, monkeypatch):
+    monkeypatch.setattr("flows.browse.where.SECONDS", 0.5)
+    child = where_process(app)._child.pid
+    start = time.monotonic()
+    answer = client.get("/gallery", params={"where": ENDLESS})
+    assert time.monotonic() - start < 5
     assert answer.status_code == 400
-    assert "stopped after" in answer.text
+    assert "stopped after 0.5 seconds" in answer.text
+    assert has_ended(child)
+    assert "<span>5 samples</span>" in client.get("/gallery?where=true").text
+
+
+GREEDY = [
+    "len(repeat('x', 4000000000)) > 0",  # folded to a constant before the query runs
+    "len(repeat(caption, 30000000)) > 0",
+]
+
+
+@pytest.mark.parametrize("greedy", GREEDY)
+def test_a_query_cannot_take_more_memory_than_its_limit(app, client, greedy):
+    process = where_process(app)
+    child, peak, done = process._child.pid, [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            with suppress(OSError, IndexError):
+                status = Path(f"/proc/{child}/status").read_text()
+                peak[0] = max(peak[0], int(status.split("VmHWM:")[1].split()[0]) << 10)
+            done.wait(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    answer = client.get("/gallery", params={"where": greedy})
+    done.set()
+    watcher.join()
+    assert answer.status_code == 400
+    assert "more than 2 GiB of memory" in answer.text
+    assert 0 < peak[0] < where.MEMORY * 1.05
+    assert has_ended(child)
+    assert "<span>5 samples</span>" in client.get("/gallery?where=true").text
+
+
+def test_the_process_of_the_where_box_ends_with_its_server(out, tmp_path):
+    command = [sys.executable, "-m", "flows.cli", "browse", str(out), "--port", "0", "--no-open"]
+    with subprocess.Popen(
+        [*command, "--flags", str(tmp_path / "flags.txt")], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert "http://" in server.stdout.readline()
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        assert len(children) == 1
+        server.kill()
+    for _ in range(100):
+        if has_ended(int(children[0])):
+            return
+        time.sleep(0.1)
+    pytest.fail("the process is still there after 10 s")
 
 
 def test_flags_go_to_their_file_and_back(client, ids, flags):
