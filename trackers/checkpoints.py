@@ -6,6 +6,7 @@ authors' own (CLDTracker and OSTrack save their settings objects beside the weig
 nothing and do nothing.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        _refuse_bomb(path)
         unknown = _unknown_classes(path)
         stubs: list[Any] = [
             (type(f"Inert{i}", (Inert,), {}), name) for i, name in enumerate(unknown)
@@ -59,6 +61,43 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> Any:
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint: {_reason(error)}"
         ) from error
+
+
+_SLACK = 64 << 20
+"""Bytes that small files may hold more than they weigh: names, a pickle that was compressed, padding."""
+
+
+def _refuse_bomb(path: Path) -> None:
+    """CheckpointError for a zip archive that would unpack to more than it holds: torch stores tensors as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > 2 * size + _SLACK:
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint: its {size:,} bytes would unpack to {unpacked:,}; "
+            "torch.save does not compress, so this file is damaged or made to fill the memory"
+        )
+
+
+def _refuse_unreal(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """CheckpointError for tensors that are no plain arrays, or that have more elements than their file can hold.
+
+    A few bytes with strides of 0 may be called a tensor of 10^12 elements. Some bytes under a few names (tied
+    weights) are well.
+    """
+    size = path.stat().st_size
+    claimed = 0
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise CheckpointError(f"{path}: {name!r:.200} is no plain tensor with values")
+        claimed += tensor.numel() * tensor.element_size()
+        if claimed > 4 * size + _SLACK:
+            raise CheckpointError(
+                f"{path}: with {name!r:.200} of shape {tuple(tensor.shape)!s:.100} its tensors have {claimed:,} bytes, "
+                f"the file {size:,}: it is damaged or made to fill the memory"
+            )
 
 
 def _reason(error: Exception) -> str:
@@ -82,6 +121,7 @@ def _unknown_classes(path: Path) -> list[str]:
 def read_state_dict(path: str | Path, *, mmap: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, whether it is one dict of them or holds it under `net`, `model`,
     `module` or `state_dict`. The prefix of DistributedDataParallel is taken off. CheckpointError if there are none."""
+    path = Path(path)
     found = read_checkpoint(path, mmap=mmap)
     for key in ("net", "model", "module", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -94,6 +134,7 @@ def read_state_dict(path: str | Path, *, mmap: bool = False) -> dict[str, Tensor
         raise CheckpointError(
             f"{path}: holds no tensors under {', '.join(map(str, list(found)[:8])) or 'any name'}"
         )
+    _refuse_unreal(tensors, path)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

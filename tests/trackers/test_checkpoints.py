@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -181,3 +182,68 @@ def test_strict_loading_converts_and_ignores_what_it_is_told_to():
 def test_long_tables_are_cut():
     with pytest.raises(CheckpointError, match="and 30 more"):
         load_strict(nn.Linear(2, 1), {f"x{i}": torch.ones(1) for i in range(48)}, "file")
+
+
+def unpacking_to(path, size):
+    """A checkpoint with a compressed record of `size` zeros."""
+    torch.save({"w": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, bytes(size) if name.endswith("data/0") else data)
+    return path
+
+
+PEAK = """
+import resource, sys
+from trackers.checkpoints import CheckpointError, read_state_dict
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_state_dict(sys.argv[1])
+except CheckpointError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_a_zip_bomb_is_refused_before_it_takes_memory(tmp_path):
+    path = unpacking_to(tmp_path / "bomb.pth", 1 << 30)
+    assert path.stat().st_size < 2 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True
+    )
+    message, megabytes = done.stdout.splitlines()
+    assert "would unpack to 1,073,7" in message
+    assert int(megabytes) < 100
+    with pytest.raises(CheckpointError, match="would unpack to"):
+        read_checkpoint(path, mmap=True)
+
+
+def sparse():
+    return torch.sparse_coo_tensor(
+        torch.tensor([[0]]), torch.tensor([1.0]), (10**12,), check_invariants=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (lambda: torch.zeros(1).expand(10**12), r"shape \(1000000000000,\)"),
+        (lambda: torch.zeros(1).as_strided((10**6, 10**6), (0, 0)), "made to fill the memory"),
+        (sparse, "is no plain tensor"),
+        (lambda: torch.empty(10**12, device="meta"), "is no plain tensor"),
+    ],
+)
+def test_a_tensor_of_more_than_the_file_holds_is_one_line(tensor, words, tmp_path):
+    torch.save({"good": torch.ones(3), "large": tensor()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_state_dict(tmp_path / "x.pth")
+    assert "large" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tied_weights_are_no_fault(tmp_path):
+    weight = torch.rand(1 << 20, 8)
+    torch.save({"embed": weight, "head": weight, "view": weight.T}, tmp_path / "x.pth")
+    assert set(read_state_dict(tmp_path / "x.pth")) == {"embed", "head", "view"}
