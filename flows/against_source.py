@@ -5,7 +5,6 @@ pictures are compressed, so they are compared by their peak signal-to-noise rati
 it is moved by a frame holds other pictures than its boxes are about.
 """
 
-import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.members import open_regular, read_range
+from schemas.members import files_in, open_regular, read_range
 from schemas.parts import plan_paths
 
 if TYPE_CHECKING:
@@ -190,8 +189,6 @@ def _pictures(name: str, data: bytes, count: int) -> Iterator[tuple[int, NDArray
     if name == "mp4":
         yield from stored_pictures(data, count=count)
         return
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for t in range(count):
-            file = tar.extractfile(f"{t:06d}.jpg")
-            if file is not None:
-                yield t, decode_picture(file.read())
+    files = files_in(data)
+    for t in range(count):
+        yield t, decode_picture(files[f"{t:06d}.jpg"])

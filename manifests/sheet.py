@@ -3,9 +3,7 @@
 Drawn from the shards alone, so a sheet shows what a trainer will read, not what a stage believed.
 """
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from manifests.quality import iou_words
 from schemas.geometry import rle_decode
-from schemas.members import read_member
+from schemas.members import files_in, load_array, read_member
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures
@@ -142,7 +140,7 @@ def _row(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, members: dict[str, bytes], frames: int
 ) -> None:
     info = json.loads(members["json"])["referent"]
-    track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
+    track = load_array(members["track.npy"])
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
     facts = [
         f"{info['source']}/{info['split']}",
@@ -165,7 +163,7 @@ def _row(
     x = GAP + frames * (FRAME[0] + GAP)
     for rank in range(4):
         if f"crop{rank}.jpg" in members:
-            crop = Image.open(io.BytesIO(members[f"crop{rank}.jpg"])).convert("RGB")
+            crop = Image.fromarray(decode_picture(members[f"crop{rank}.jpg"]))
             crop.thumbnail((CROP, CROP))
             tile = Image.new("RGB", (CROP, CROP), "#eef0f4")
             tile.paste(crop, ((CROP - crop.width) // 2, (CROP - crop.height) // 2))
@@ -185,10 +183,8 @@ def decode_shown(members: dict[str, bytes], wanted: list[int]) -> dict[int, NDAr
         return dict(stored_pictures(members["mp4"], set(wanted)))
     pictures: dict[int, NDArray[np.uint8]] = {}
     if "frames.tar" in members:
-        with tarfile.open(fileobj=io.BytesIO(members["frames.tar"])) as tar:
-            for t in wanted:
-                if file := tar.extractfile(f"{t:06d}.jpg"):
-                    pictures[t] = decode_picture(file.read())
+        files = files_in(members["frames.tar"])
+        pictures = {t: decode_picture(files[f"{t:06d}.jpg"]) for t in wanted}
     return pictures
 
 

@@ -360,6 +360,8 @@ class _Tables:
                     catalogue.execute(f"CREATE TABLE copy.{name} AS {query}")
             where_process = WhereProcess(file)
             database = duckdb.connect(
-                file, read_only=True, config={"enable_external_access": "false"}
+                file,
+                read_only=True,
+                config={"enable_external_access": "false", "lock_configuration": "true"},
             )
             return cls(database, where_process)

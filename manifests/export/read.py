@@ -1,9 +1,7 @@
 """What an exporter is given: one clip at a time with its targets, from the manifests, and its pictures from the tar."""
 
 import hashlib
-import io
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.catalog import connect, rows_of
 from schemas.geometry import RLE, Boxes, rle_check
-from schemas.members import MemberError, open_regular, read_range, tar_path
+from schemas.members import MemberError, files_in, open_regular, read_range, tar_path
 from schemas.records import KEY
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import stored_pictures
@@ -199,8 +197,5 @@ def _of_video(data: bytes, height: int, width: int) -> list[bytes]:
 
 
 def _of_tar(data: bytes) -> list[bytes]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        files = [
-            tar.extractfile(member) for member in sorted(tar.getmembers(), key=lambda m: m.name)
-        ]
-        return [file.read() for file in files if file]
+    files = files_in(data)
+    return [files[name] for name in sorted(files)]

@@ -7,6 +7,7 @@ import av
 import cv2
 import numpy as np
 
+from schemas.video.pictures import decode_picture
 from schemas.video.stored import state_colours
 
 
@@ -26,11 +27,9 @@ def encode_video(
         state_colours(stream.codec_context)
         stream.options = {"crf": "18", "bf": "0", "preset": "veryfast"}
         for data in pictures:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            if picture is None:
-                raise ValueError("a JPEG of the clip cannot be decoded")
-            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            yuv = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), np.uint8)
+            picture = decode_picture(data)
+            even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+            yuv = np.asarray(cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420), np.uint8)
             for _ in range(repeat):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
         container.mux(stream.encode())

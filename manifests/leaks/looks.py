@@ -3,7 +3,6 @@
 They are kept in a Parquet file, so that a second check looks only at what is new.
 """
 
-import io
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +20,10 @@ from numpy.typing import NDArray
 
 from manifests.catalog import rows_of
 from manifests.leaks import LOOKS
-from schemas.members import read_member
+from schemas.members import files_in, read_member
+from schemas.video.errors import VideoError
 from schemas.video.file import RGBPicture, VideoFile
+from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_key_frames, stored_pictures
 
 if TYPE_CHECKING:
@@ -163,12 +164,9 @@ def _member(out: Path, row: dict) -> Callable[[], Pictures]:
         if row["name"] == "mp4":
             wanted = spread(stored_key_frames(data), PER_CLIP)
             return [(t, _grey(frame)) for t, frame in stored_pictures(data, wanted)]
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            names = spread(sorted(tar.getnames()), PER_CLIP)
-            return [
-                (int(name.split(".")[0]), picture(tar.extractfile(name).read(), name))  # type: ignore[union-attr]
-                for name in names
-            ]
+        files = files_in(data)
+        names = spread(sorted(files), PER_CLIP)
+        return [(int(name.split(".")[0]), picture(files[name], name)) for name in names]
 
     return read
 
@@ -178,10 +176,10 @@ def _member(out: Path, row: dict) -> Callable[[], Pictures]:
 
 def picture(data: bytes, name: str) -> NDArray[np.uint8]:
     """An encoded picture, in grey. ValueError if it is none."""
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if decoded is None:
-        raise ValueError(f"{name} is no picture that can be read")
-    return np.asarray(decoded, np.uint8)
+    try:
+        return _grey(decode_picture(data))
+    except VideoError as error:
+        raise ValueError(f"{name} is no picture that can be read: {error}") from error
 
 
 def of_files(files: list[Path]) -> Pictures:

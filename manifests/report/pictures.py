@@ -14,7 +14,8 @@ from PIL import Image
 
 from manifests import sheet
 from manifests.catalog import rows_of
-from schemas.members import read_member
+from schemas.members import load_array, read_member
+from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_key_frames
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def strip(out: "Path", members_at: list[dict]) -> str:
     members = {}
     for row in members_at:
         members[row["name"]] = read_member(out, row)
-    track = np.load(io.BytesIO(members["track.npy"]), allow_pickle=False)
+    track = load_array(members["track.npy"])
     masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
     chosen = {one["frame"] for one in json.loads(members["json"])["tsf"]}
     pictures = _pictures(members, sheet.shown_frames(track, FRAMES))
@@ -58,7 +59,7 @@ def strip(out: "Path", members_at: list[dict]) -> str:
         tile = sheet.draw_tile(picture, track[t], masks.get(t), t in chosen)
         image.paste(tile, (i * (sheet.FRAME[0] + GAP), 0))
     for rank in range(CROPS):
-        crop = Image.open(io.BytesIO(members[f"crop{rank}.jpg"])).convert("RGB")
+        crop = Image.fromarray(decode_picture(members[f"crop{rank}.jpg"]))
         crop.thumbnail((sheet.CROP, sheet.CROP))
         x = FRAMES * (sheet.FRAME[0] + GAP) + rank * (sheet.CROP + GAP)
         image.paste(crop, (x + (sheet.CROP - crop.width) // 2, (sheet.CROP - crop.height) // 2))

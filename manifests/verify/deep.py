@@ -1,7 +1,6 @@
 """Bytes of one shard: every member read, decoded, and compared with the rows that say the same thing."""
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ import pyarrow as pa
 from manifests.verify.fast import Parts
 from manifests.verify.problem import Problem, some
 from schemas.geometry import rle_check
-from schemas.members import MemberError, open_regular, read_range
+from schemas.members import MemberError, files_in, load_array, open_regular, read_range
 from schemas.records import FALLBACK, ORIGINS
+from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures
 
 EDGE = 0.01
@@ -147,15 +147,15 @@ def _faults(name: str, data: bytes, sample: _Sample) -> list[str]:
 def _decoded(name: str, data: bytes, sample: _Sample) -> Iterator[str]:
     frames = sample.referent["n_frames"]
     if name == "track.npy":
-        yield from _track(np.load(io.BytesIO(data), allow_pickle=False), sample)
+        yield from _track(load_array(data), sample)
     elif name == "tsf.npy":
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array = load_array(data)
         if not np.isfinite(array.astype(np.float32)).all():
             yield "features are not finite"
         elif not np.array_equal(array, np.array(sample.features, array.dtype)):
             yield "features differ from tsf_features"
     elif name.endswith(".npy"):
-        np.load(io.BytesIO(data), allow_pickle=False)
+        load_array(data)
     elif name == "masks.json":
         size = (sample.clip["height"], sample.clip["width"])
         masks = {int(t): rle_check(rle, size) for t, rle in json.loads(data).items()}
@@ -168,11 +168,9 @@ def _decoded(name: str, data: bytes, sample: _Sample) -> Iterator[str]:
     elif name == "json":
         yield from _description(json.loads(data), sample)
     elif name.endswith(".jpg"):
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = decode_picture(data)
         rank = next((r for r in sample.tsf if f"crop{r['rank']}.jpg" == name), None)
-        if picture is None:
-            yield "is not a JPEG"
-        elif rank and picture.shape[:2] != (rank["crop_height"], rank["crop_width"]):
+        if rank and picture.shape[:2] != (rank["crop_height"], rank["crop_width"]):
             yield "the crop's size differs from tsf"
     elif name in ("mp4", "frames.tar"):
         found = _count_video(data) if name == "mp4" else _count_pictures(data)
@@ -233,13 +231,7 @@ def _count_video(data: bytes) -> int:
 
 
 def _count_pictures(data: bytes) -> int:
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        pictures = [file.read() for info in tar if (file := tar.extractfile(info)) is not None]
-    return sum(
-        cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR) is not None
-        for p in pictures
-        if p
-    )
+    return sum(decode_picture(picture).size > 0 for picture in files_in(data).values())
 
 
 def _frames(name: str, rows: dict[str, list[dict]]) -> list[Problem]:

@@ -4,7 +4,6 @@ Everything is cut from the clip's own frames, before any model's preprocessing, 
 frame: so frames, masks, boxes and crops agree whatever the shape of the video.
 """
 
-import io
 import json
 import tarfile
 import zlib
@@ -24,6 +23,7 @@ from model.tsf import TSFConfig
 from pipeline.sample import TRACK_DTYPE
 from pipeline.select import candidates, crop, evenly_spaced
 from schemas.geometry import rle_check, rle_decode
+from schemas.members import files_in, load_array
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures
@@ -219,7 +219,7 @@ def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str)
 
 def read_track(data: bytes) -> NDArray:
     """`.track.npy` -> a row of TRACK_DTYPE per frame. ValueError if it is none."""
-    track = np.load(io.BytesIO(data), allow_pickle=False)
+    track = load_array(data)
     if track.dtype != TRACK_DTYPE or not len(track):
         raise ValueError(
             f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}"
@@ -250,8 +250,8 @@ def decode_frames(
         found = dict(stored_pictures(members["mp4"], times.tolist(), count=count))
         pictures = [found[t] for t in times.tolist()]
     else:
-        with tarfile.open(fileobj=io.BytesIO(members["frames.tar"])) as tar:
-            pictures = [decode_picture(tar.extractfile(f"{t:06d}.jpg").read()) for t in times]  # type: ignore[union-attr]
+        files = files_in(members["frames.tar"])
+        pictures = [decode_picture(files[f"{t:06d}.jpg"]) for t in times]
     height, width = pictures[0].shape[:2]
     if (height - entry.height, width - entry.width) not in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         raise ValueError(f"media is {width}x{height}, the clip {entry.width}x{entry.height}")

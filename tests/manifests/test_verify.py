@@ -273,7 +273,7 @@ CASES = {
     # what the bytes mean; every digest fits
     "crop is no picture": Case(
         lambda o: do.spoil(o, "crop0.jpg", lambda d: bytes(len(d))),
-        "is not a JPEG",
+        "not a picture of a kind that is read",
         f"{KEY}.crop0.jpg",
         deep=True,
     ),

@@ -217,7 +217,10 @@ def test_a_video_is_drawn_on_by_the_frame_while_it_plays(page):
     assert any(later < earlier for (earlier, _), (later, _) in itertools.pairwise(pairs)), (
         "it goes round"
     )
-    assert all(seen == drawn for seen, drawn in pairs), pairs
+    # On a busy machine the browser may call back when the next frame is already there: it promises no more.
+    others = [(seen, drawn) for seen, drawn in pairs if seen != drawn]
+    assert len(others) < 5, pairs
+    assert all((seen - drawn) % FRAMES == 1 for seen, drawn in others), pairs
     page.keyboard.press(" ")
     assert page.locator("#play").text_content() == "play"
     assert seen(page) == shown(page)
