@@ -189,9 +189,8 @@ def convert(
 ) -> None:
     """Take the network out of a training checkpoint: no pickle, no optimizer state, a fraction of the size."""
     from trackers.checkpoints import read_state_dict
-    from trackers.cldtracker.checkpoint import convert as convert_file
-    from trackers.cldtracker.checkpoint import text_branch_report
+    from trackers.cldtracker.checkpoint import convert_checkpoint, text_branch_report
 
-    for key, value in convert_file(path, out, subset=not whole).items():
+    for key, value in convert_checkpoint(path, out, subset=not whole).items():
         say(f"{key:14} {value}")
     say(f"{'text branch':14} {text_branch_report(read_state_dict(path))['verdict']}")

@@ -273,7 +273,7 @@ def with_text(state: dict[str, torch.Tensor], scale: float = 1.0) -> dict[str, t
 def test_the_published_file_has_to_be_converted_and_says_what_its_text_is_worth(
     root, tracker_state
 ):
-    from trackers.cldtracker.checkpoint import convert
+    from trackers.cldtracker.checkpoint import convert_checkpoint
 
     published = {
         "epoch": 300,
@@ -290,7 +290,7 @@ def test_the_published_file_has_to_be_converted_and_says_what_its_text_is_worth(
         "as published, but the stage opens cldtracker.safetensors: sparrow weights convert"
         in problem
     )
-    convert(root / "cldtracker.pth.tar", root / "cldtracker.safetensors")
+    convert_checkpoint(root / "cldtracker.pth.tar", root / "cldtracker.safetensors")
     result = check(entry("cldtracker"))
     assert result.good, result.problems
     assert "language branch: no text branch in this file" in result.notes
@@ -302,12 +302,12 @@ def test_a_trained_text_branch_is_told(root, tracker_state):
 
 
 def test_ostrack_is_not_taken_for_cldtracker(root, tracker_state):
-    from trackers.cldtracker.checkpoint import convert
+    from trackers.cldtracker.checkpoint import convert_checkpoint
 
     torch.save({"net": tracker_state, "settings": Settings()}, root / "OSTrack_ep0300.pth.tar")
     result = check(entry("ostrack-384"))
     assert result.good, result.problems
-    convert(root / "OSTrack_ep0300.pth.tar", root / "cldtracker.safetensors")
+    convert_checkpoint(root / "OSTrack_ep0300.pth.tar", root / "cldtracker.safetensors")
     [problem] = check(entry("cldtracker")).problems
     assert "these are the weights of ostrack, not of cldtracker" in problem
 

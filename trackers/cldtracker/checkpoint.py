@@ -1,7 +1,7 @@
 """CLDTracker weights: which files there are, what they become, and whether their text branch was ever trained.
 
 Three layouts are known: the official file (a dict whose `net` has 549 tensors), the official OSTrack-384 file (the same
-backbone and head, 242 tensors, no text branch) and what `convert` makes of either.
+backbone and head, 242 tensors, no text branch) and what `convert_checkpoint` makes of either.
 """
 
 import math
@@ -19,7 +19,7 @@ from trackers.runtime import is_seeded, locate, sha256
 from trackers.seeded import seed_module
 
 _TEXT = "category_embedding."
-_ORIGIN = "origin"  # the metadata key in files of `convert`
+_ORIGIN = "origin"  # the metadata key in files of `convert_checkpoint`
 _LINEARS = (
     "convert_vector.weight",
     "convert_vector.bias",
@@ -44,7 +44,7 @@ def load_cldtracker(path: str | Path, config: CLDTrackerConfig | None = None) ->
 
     The file must fit the config exactly; CheckpointError lists what does not. One part may be left over: the text
     branch, unless config.text is "parity". `origin` of the network says what the file is: "cldtracker" or "ostrack".
-    A file without a text branch that `convert` did not make is OSTrack's; its head was trained without the channel
+    A file without a text branch that `convert_checkpoint` did not make is OSTrack's; its head was trained without the channel
     mean, so that the network becomes one with text="none" (and the config must not ask for "parity").
     """
     config = config or CLDTrackerConfig()
@@ -82,7 +82,7 @@ def _metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def convert(
+def convert_checkpoint(
     path: str | Path, out: str | Path, subset: bool = True, config: CLDTrackerConfig | None = None
 ) -> dict:
     """Write the weights of a checkpoint file as float32 .safetensors -> a summary of what was written.

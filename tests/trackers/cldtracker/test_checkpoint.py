@@ -11,7 +11,12 @@ from torch import nn
 
 from trackers.checkpoints import CheckpointError, read_state_dict
 from trackers.cldtracker import CLDTrackerConfig, CLDTrackerNet
-from trackers.cldtracker.checkpoint import convert, load_cldtracker, make_net, text_branch_report
+from trackers.cldtracker.checkpoint import (
+    convert_checkpoint,
+    load_cldtracker,
+    make_net,
+    text_branch_report,
+)
 from trackers.seeded import seed_module, seeded
 
 TINY = CLDTrackerConfig.tiny()
@@ -114,7 +119,7 @@ def test_the_size_of_ostrack_384(shared):
 
 def test_conversion_keeps_values_and_origin(official, ostrack, tmp_path):
     for source, origin, text in ((official, "cldtracker", "uniform"), (ostrack, "ostrack", "none")):
-        summary = convert(source, tmp_path / f"{origin}.safetensors", config=TINY)
+        summary = convert_checkpoint(source, tmp_path / f"{origin}.safetensors", config=TINY)
         count = len(backbone_and_head())
         assert (summary["tensors"], summary["origin"], summary["source"]) == (
             count,
@@ -130,7 +135,7 @@ def test_conversion_keeps_values_and_origin(official, ostrack, tmp_path):
         "ostrack.safetensors",
     ]
     with pytest.raises(ValueError, match="safetensors"):
-        convert(official, tmp_path / "a.pth", config=TINY)
+        convert_checkpoint(official, tmp_path / "a.pth", config=TINY)
 
 
 def test_the_whole_file_with_its_text_branch(tmp_path):
@@ -140,7 +145,7 @@ def test_the_whole_file_with_its_text_branch(tmp_path):
         (k, v.half() if "clip_model.visual.conv1" in k else v) for k, v in net.state_dict().items()
     )
     torch.save({"net": state}, tmp_path / "full.pth.tar")
-    summary = convert(
+    summary = convert_checkpoint(
         tmp_path / "full.pth.tar", tmp_path / "full.safetensors", subset=False, config=TINY
     )
     assert summary["tensors"] == len(backbone_and_head()) + 307
