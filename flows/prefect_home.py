@@ -60,13 +60,17 @@ class Home:
             file.write(text + "\n")
         os.replace(temporary, profile_of(self.path))
 
-    def show_to(self, checkout: Path) -> None:
+    def show_to(self, checkout: Path) -> bool:
         """Let `prefect` commands in a checkout find the profile: `prefect.toml` there names this link, since Prefect
-        expands no `~` in the path of profiles."""
+        expands no `~` in the path of profiles. False where the checkout cannot be written to."""
         link = checkout / ".prefect" / "profiles.toml"
-        link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(profile_of(self.path))
+        try:
+            link.parent.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(profile_of(self.path))
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let another server have the folder."""

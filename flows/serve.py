@@ -97,6 +97,8 @@ class Serve:
             }
         )
         self.processes: list[subprocess.Popen] = []
+        self.is_shown = False
+        """Whether commands typed in the checkout find the server."""
 
     def prefect(self, *words: str) -> None:
         """A prefect command that ends. RuntimeError with its output if it fails."""
@@ -160,7 +162,7 @@ class Serve:
                     )
                 time.sleep(0.3)
             if not self.server_only:
-                self.home.show_to(REPO)
+                self.is_shown = self.home.show_to(REPO)
                 self._deploy()
             unfinished.pop_all()
         return self
@@ -243,8 +245,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop)
     with Serve(options.data, options.out, port=options.port) as serve:
         home = shlex.quote(str(serve.home.path))
-        is_default = serve.home.path == DEFAULT
-        elsewhere = "in another folder, first" if is_default else "in another terminal, first"
+        is_found = serve.is_shown and serve.home.path == DEFAULT
+        elsewhere = "in another folder, first" if is_found else "in another terminal, first"
         print(
             f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"
             f"its page asks for a password once: PREFECT_API_AUTH_STRING in {profile_of(serve.home.path)}\n"
