@@ -46,24 +46,24 @@ def export(
     """Write curated samples for SPARROW's released loaders, as Artemis records, COCO or YouTube-VIS json, or for FiftyOne."""
     from flows.jobs import normal
     from flows.progress import Bars, Quiet
-    from manifests.export import MARKER
     from manifests.export import export as write
+    from schemas.members import EXPORT_MARKER
 
     progress = Quiet() if as_json else Bars()
     with progress.stage(f"export {format}", unit="samples") as tick:
         sources = [normal(name) for name in source or []]
         done = write(out, to, format, sources=sources, splits=split or [], where=where, tick=tick)
     if as_json:
-        say((to / MARKER).read_text(), end="")
+        say((to / EXPORT_MARKER).read_text(), end="")
         return
     for item, why in done.skipped[:20]:
         say(f"skipped: {item}: {why}")
     if len(done.skipped) > 20:
-        say(f"skipped: {len(done.skipped) - 20} more, all in {to / MARKER}")
+        say(f"skipped: {len(done.skipped) - 20} more, all in {to / EXPORT_MARKER}")
     for name, n in sorted(done.samples.items()):
         licence = done.licences[name.split("-")[0]]
         say(f"{name:<20} {n:>7} samples   {licence}")
-    say(f"\nwritten to: {to}\nwhat it is: {to / MARKER}, docs/export.md")
+    say(f"\nwritten to: {to}\nwhat it is: {to / EXPORT_MARKER}, docs/export.md")
 
 
 def card(

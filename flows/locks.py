@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from pipeline.plan import Job
-from schemas.members import MemberError, open_regular
+from schemas.members import MemberError, open_regular, refuse_links
 
 
 class PlanConflict(ValueError):
@@ -23,8 +23,10 @@ class PlanConflict(ValueError):
 def locked(out: Path, name: str) -> Iterator[str]:
     """One run per output, source and split. The kernel drops the lock with its holder, so it is never stale.
 
-    Yields a token for the holder's workers (see `fenced`). PlanConflict names another holder.
+    Yields a token for the holder's workers (see `fenced`). PlanConflict names another holder, MemberError a link in
+    the output.
     """
+    refuse_links(out)
     with lock_file(out, name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.text import say
+from schemas.members import refuse_links
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -164,6 +165,7 @@ def check_output(
 
 
 def _save(out: Path, made: dict[str, Any], rows: list[dict]) -> None:
+    refuse_links(out)
     (out / "report").mkdir(exist_ok=True)
     columns = (
         "level",

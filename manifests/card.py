@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from manifests.catalog import connect, rows_of
 from manifests.quality import COVERAGE
+from schemas.members import refuse_links
 from schemas.tables import TABLES, VOLATILE, schema
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def write_card(
     paper, paper_total: clips and QA that the paper has, by source and in all. url: where the dataset will be found.
     ValueError where a README.md is there that is not ours.
     """
+    refuse_links(out)
     card = out / "README.md"
     if card.exists() and OURS not in card.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{card} is not a data card of ours; move it away first")

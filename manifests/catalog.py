@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from manifests.quality import COVERAGE
 from schemas import tables
+from schemas.members import refuse_links
 from schemas.parts import (
     RUN_GLOB,
     SHARD_GLOB,
@@ -181,6 +182,7 @@ def build_catalog(out: Path) -> None:
     """Write `catalog.sql` and `catalog.duckdb`, each in one atomic step. Needs at least one committed shard."""
     if not part_names(out):
         return
+    refuse_links(out)
     without = _not_there(out)
     views = catalog_sql(_patterns(out, ""), without=without)
     text = "-- Run in this folder: duckdb -init catalog.sql\n" + views

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from manifests.quality import iou_words
 from schemas.geometry import rle_decode
-from schemas.members import files_in, load_array, read_member
+from schemas.members import files_in, load_array, read_member, refuse_links
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures
@@ -58,6 +58,7 @@ def contact_sheet(
 
     Clips are picked by quantiles of their IoU, so that the sheet has the worst as well as the best.
     """
+    refuse_links(out)
     with connect(out) as catalogue:
         found = rows_of(
             catalogue,

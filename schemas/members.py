@@ -19,6 +19,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+EXPORT_MARKER = "sparrow-export.json"
+"""In every folder that `sparrow export` makes: what it holds. A folder without it, unless empty, is not ours to
+replace."""
 _TAR = re.compile(r"[a-z0-9_]+/[a-z0-9_-]+/shards/[a-z0-9_-]+\.tar")
 
 
@@ -41,6 +44,27 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> Buff
         os.close(handle)
         raise MemberError(f"{path} is no regular file")
     return cast("BufferedReader", os.fdopen(handle, mode))
+
+
+def refuse_links(out: Path) -> None:
+    """MemberError if there is a link below an output that is about to be written to: where it leads is not the
+    output. The output itself may be one. Folders of exports, which have links of their own, are left out."""
+    folders = [os.fspath(out)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except FileNotFoundError:  # nothing was written yet, or somebody has just taken it away
+            continue
+        if any(entry.name == EXPORT_MARKER for entry in entries):
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                where = f"{entry.path!r} is a link to {os.readlink(entry.path)!r}"
+                raise MemberError(f"{where}: nothing is written through links; remove it")
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
 
 
 def tar_path(out: Path, relative: object) -> Path:

@@ -22,9 +22,7 @@ from manifests.export.fiftyone import FiftyOne
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
 from manifests.export.ytvis import YouTubeVIS
-
-MARKER = "sparrow-export.json"
-"""In every export: what it holds. A folder without it, unless empty, is not ours to replace."""
+from schemas.members import EXPORT_MARKER
 
 
 class Exporter(Protocol):
@@ -125,12 +123,12 @@ def _check_target(to: Path) -> None:
     if not there:
         return
     try:
-        mine = json.loads((to / MARKER).read_text())["holds"]
+        mine = json.loads((to / EXPORT_MARKER).read_text())["holds"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"--to {to} holds other things already ({min(there)}); name an empty or new folder"
         ) from None
-    if strange := there - {*mine, MARKER}:
+    if strange := there - {*mine, EXPORT_MARKER}:
         raise ValueError(
             f"--to {to} holds an export, and {min(strange)}, which is not of it; move that away first"
         )
@@ -147,7 +145,7 @@ def _describe(folder: Path, out: Path, done: Exported, where: str) -> None:
         "skipped": [list(one) for one in done.skipped],
         "holds": sorted(path.name for path in folder.iterdir()),
     }
-    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n")
+    (folder / EXPORT_MARKER).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _swap(new: Path, to: Path) -> None:

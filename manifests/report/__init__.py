@@ -19,6 +19,7 @@ from manifests.catalog import connect
 from manifests.quality import iou_words, rests_on_little
 from manifests.report import data, pictures
 from manifests.stats import distributions, measure, statistics
+from schemas.members import refuse_links
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -44,6 +45,7 @@ def write_report(
     "<source>-<split>". leaks: the summary of a leak check (`manifests.leaks`), if there has been one.
     FileNotFoundError if the output has no committed shard.
     """
+    refuse_links(out)
     with connect(out) as catalogue:
         text = render(catalogue, out, paper, paper_total, planned=planned, leaks=leaks)
     path = out / PLACE

@@ -15,7 +15,10 @@ from flows.executors import Inline
 from flows.jobs import make_jobs
 from flows.locks import PlanConflict, locked
 from flows.progress import Quiet
+from manifests.card import write_card
+from manifests.catalog import build_catalog
 from manifests.export import export
+from manifests.report import write_report
 from manifests.sheet import contact_sheet
 from manifests.verify import verify
 from model.data.index import Index
@@ -121,6 +124,48 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(out, tmp_pa
     with pytest.raises(MemberError, match="is a link"), locked(out, "hcstvg-train"):
         pass
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+LINKED = (
+    "plan",
+    "manifests/tracks",
+    "hcstvg/train/shards",
+    "runs",
+    "report",
+    "catalog.sql",
+    ".staging",
+)
+WRITERS = {
+    "lock": lambda out: locked(out, "hcstvg-train").__enter__(),
+    "catalogue": build_catalog,
+    "data card": lambda out: write_card(out, {}, (0, 0)),
+    "report": lambda out: write_report(out, {}, (0, 0)),
+    "contact sheet": lambda out: contact_sheet(out, out / "report" / "all.png"),
+}
+
+
+@pytest.mark.parametrize("linked", LINKED)
+def test_nothing_is_written_through_a_link(linked, out, tmp_path):
+    elsewhere, place = tmp_path / "elsewhere", out / linked
+    if place.exists():
+        place.rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    before = {p: p.stat().st_mtime_ns for p in [elsewhere, *elsewhere.rglob("*")]}
+    for name, write in WRITERS.items():
+        with pytest.raises(MemberError, match=r"is a link to .* nothing is written") as caught:
+            write(out)
+        assert linked in str(caught.value), name
+    assert {p: p.stat().st_mtime_ns for p in [elsewhere, *elsewhere.rglob("*")]} == before
+
+
+def test_an_output_may_be_a_link_and_hold_an_export(out, tmp_path):
+    (tmp_path / "link").symlink_to(out)
+    export(out, out / "export", "coco")
+    (out / "export" / "sav_train").symlink_to("..")  # as exports of Ref-SAV have one
+    with locked(tmp_path / "link", "hcstvg-train"):
+        build_catalog(tmp_path / "link")
 
 
 def test_a_lock_still_keeps_others_out(out):

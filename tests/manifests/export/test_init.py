@@ -6,12 +6,13 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.export import MARKER, export
+from manifests.export import export
+from schemas.members import EXPORT_MARKER
 from tests.manifests.made import make_whole
 
 
 def about(to):
-    return json.loads((to / MARKER).read_text())
+    return json.loads((to / EXPORT_MARKER).read_text())
 
 
 def test_source_split_and_where_choose(whole, tmp_path):
@@ -48,7 +49,7 @@ def test_a_folder_of_others_is_refused_and_an_own_export_replaced(whole, tmp_pat
     (to / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"thesis\.txt"):
         export(whole, to, "coco", sources=["a2d"])
-    (to / MARKER).unlink()
+    (to / EXPORT_MARKER).unlink()
     with pytest.raises(ValueError, match="name an empty or new folder"):
         export(whole, to, "coco", sources=["a2d"])
     assert (to / "frames").is_dir()
