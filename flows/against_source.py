@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.members import files_in, open_regular, read_range
+from schemas.contents import files_in
+from schemas.members import open_regular, read_range
 from schemas.parts import plan_paths
 
 if TYPE_CHECKING:

@@ -53,7 +53,8 @@ from pipeline.shards import (
     unchanged,
     withdraw,
 )
-from schemas import tables
+from schemas import checksum, tables
+from schemas.files import sync
 from schemas.records import Planned, Quarantined, Reason
 
 
@@ -90,7 +91,9 @@ def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts
     replan: plan again in any case; shards whose rows come out the same keep their hash, and stay.
     """
     identity = plan_identity(job)
-    if job.plan_path.exists() and not replan:
+    is_saved = job.plan_path.exists()
+    damage = checksum.why_damaged(job.plan_path) if is_saved else ""
+    if is_saved and not damage and not replan:
         saved, saved_identity, counts = read_plan_header(job.plan_path)
         if saved_identity == identity:
             return counts
@@ -99,7 +102,8 @@ def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts
                 f"{job.out} holds another plan of {job.name} ({_difference(saved, job)}) with committed shards. "
                 "Choose another --out, or pass --replan to replace those shards"
             )
-    with progress.stage(f"plan {job.name}", unit="clips") as tick:
+    because = ", as the saved plan is damaged" if damage else ""
+    with progress.stage(f"plan {job.name}{because}", unit="clips") as tick:
         counts = build_plan(job, tick=tick.to)
         tick.to(counts.clips)
     return counts
@@ -338,9 +342,9 @@ def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
     stage_clip(path, ClipResult(quarantine=rows))
 
 
-def record_run(entry: Run, executor: Executor, run_id: str) -> None:
+def record_run(entry: Run, executor: Executor, run_id: str, *, status: str = "completed") -> None:
     """One row of `runs`: who, when, with what, how much. run_id: the name of the run's folder; with source and split it
-    is the key of the row."""
+    is the key of the row. status: "resharded" for a run that has cut the shards anew."""
     job = entry.job
     packages = (
         "numpy",
@@ -356,7 +360,7 @@ def record_run(entry: Run, executor: Executor, run_id: str) -> None:
         "split": job.split,
         "started": entry.started,
         "ended": now(),
-        "status": "completed",
+        "status": status,
         "executor": executor.name,
         "workers": executor.workers,
         "host": socket.gethostname(),
@@ -377,7 +381,9 @@ def record_run(entry: Run, executor: Executor, run_id: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tables.write(temporary, "runs", [row])
+    sync(temporary)
     os.replace(temporary, path)
+    sync(path.parent)
 
 
 def staged_clips(out: Path) -> dict[str, int]:

@@ -9,11 +9,14 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schemas import checksum
+from schemas.files import sync
 from schemas.parts import part_names, plan_paths
 
 if TYPE_CHECKING:
@@ -129,6 +132,7 @@ def _reshard(
     from pipeline.plan import read_plan
     from schemas.records import Planned
 
+    started = datetime.now(UTC)
     digest, old = _whole(out, job)
     units = [
         unit
@@ -163,7 +167,19 @@ def _reshard(
         )
     ready(stage, [shard.name for shard in groups])
     finish(out, job.name)
+    _record(job, started, len(groups))
     return _said(out, job, len(old), cut)
+
+
+def _record(job: "Job", started: datetime, shards: int) -> None:
+    """A row of `runs`: it says how many shards there are from now on."""
+    from flows.driver import Run, record_run
+    from flows.executors import Inline
+    from flows.runlog import new_id
+    from pipeline.plan import Counts
+
+    entry = Run(job, Counts(), started=started, shards_done=shards)
+    record_run(entry, Inline(), new_id(), status="resharded")
 
 
 def _said(out: Path, job: "Job", before: int, cut: "list[tuple[Unit, ...]]") -> Done:
@@ -241,7 +257,7 @@ def _write_plan(source: Path, job: "Job", stage: Path, sizes: list[int], mark: d
     path = stage / "plan" / f"{job.name}.parquet"
     path.parent.mkdir(parents=True)
     with pq.ParquetFile(source) as file:
-        form, words = file.schema_arrow, dict(file.metadata.metadata)
+        form, words = file.schema_arrow.remove_metadata(), dict(file.metadata.metadata)
         place = form.get_field_index("shard")
         shards = pa.array(
             [index for index, n in enumerate(sizes) for _ in range(n)], form.field(place).type
@@ -259,11 +275,10 @@ def _write_plan(source: Path, job: "Job", stage: Path, sizes: list[int], mark: d
                 b"resharded": _json(mark),
                 b"job": job.model_dump_json().encode(),
             }
-            writer.add_key_value_metadata(
-                {k.decode(): v.decode() for k, v in words.items() if k != b"ARROW:schema"}
-            )
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+            del words[b"ARROW:schema"]
+            checksum.add_metadata(writer, {k.decode(): v.decode() for k, v in words.items()})
+    checksum.stamp(path)
+    sync(path)
     return path
 
 

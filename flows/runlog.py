@@ -80,6 +80,11 @@ def _memory(name: str) -> int:
     return 0
 
 
+def new_id(began: datetime | None = None) -> str:
+    """The name of a run that has begun then, or now."""
+    return f"{began or datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
 # --- in the driver -------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +127,7 @@ class RunLog:
 
     def __init__(self, out: Path, runs: Mapping[str, "Run"], executor: "Executor"):
         began = datetime.now(UTC)
-        self.id = f"{began:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+        self.id = new_id(began)
         self.folder, self.runs, self.start = out / "runs" / self.id, runs, time.monotonic()
         self.stages: dict[str, Stage] = {}
         self.hosts: dict[str, dict[str, Any]] = {}

@@ -33,18 +33,23 @@ def command(
             "--data-root", help="With --against-source: where the dataset is now, if it has moved."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes of a deep check; default: one per processor.", min=1),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check that everything is there and whole. Exits 0 only if it is."""
     from flows.against_source import compare_with_source
     from flows.progress import Bars, Quiet
-    from manifests.catalog import build_catalog
     from manifests.verify import verify
+    from manifests.verify.processes import default_workers
 
     progress = Quiet() if as_json else Bars()
     total = len(part_names(out))
     with progress.stage("verify", unit="shards", total=total) as tick:
-        report = verify(out, deep=deep, tick=tick)
+        processes = (workers or default_workers()) if deep else 1
+        report = verify(out, deep=deep, tick=tick, workers=processes)
     compared = None
     if against_source:
         with progress.stage("compare", unit="clips") as tick:
@@ -74,4 +79,3 @@ def command(
             say(f"`sparrow repair {out}` makes again just what is damaged")
     if problems or not report.shards:
         raise typer.Exit(1)
-    build_catalog(out)

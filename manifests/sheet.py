@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from manifests.catalog import connect, rows_of
 from manifests.quality import iou_words
+from schemas.contents import files_in, load_array
 from schemas.geometry import rle_decode
-from schemas.members import files_in, load_array, read_member, refuse_links
+from schemas.members import read_member, refuse_links
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures

@@ -21,8 +21,9 @@ from pipeline.planfile import ROWS, SCHEMA, from_record, read_records, table, to
 from pipeline.presets import CurateConfig
 from pipeline.seen import Seen
 from pipeline.sources.base import DataRoot, Source, SourceConfig, load_source
-from schemas import SCHEMA_VERSION
+from schemas import SCHEMA_VERSION, checksum
 from schemas.config import Config, canonical_json, digest
+from schemas.files import sync
 from schemas.records import Clip, Planned, Reason, Referent, Rejected
 
 BYTES_PER_PIXEL = 0.03
@@ -233,9 +234,12 @@ def build_plan(
                 "identity": plan_identity(job),
                 "counts": canonical_json(asdict(counts)),
             }
-            writer.add_key_value_metadata(metadata)
+            checksum.add_metadata(writer, metadata)
             writer.close()
+            checksum.stamp(temporary)
+            sync(temporary)
             os.replace(temporary, path)
+            sync(path.parent)
     finally:
         if writer and writer.is_open:
             writer.close()
@@ -260,7 +264,9 @@ def plan_identity(job: Job) -> str:
 
 
 def read_plan_header(path: Path) -> tuple[Job, str, Counts]:
-    """The job that a plan file was made for, its identity, and its counts."""
+    """The job that a plan file was made for, its identity, and its counts. ValueError if the file is damaged."""
+    if why := checksum.why_damaged(path):
+        raise ValueError(f"{path}: {why}")
     metadata = pq.read_metadata(path).metadata
     counts = Counts(**json.loads(metadata[b"counts"]))
     return Job.model_validate_json(metadata[b"job"]), metadata[b"identity"].decode(), counts

@@ -1,23 +1,16 @@
 """The one opener for bytes that a manifest names: inside the output, regular files, no more than is there.
 
 Manifests may come from anyone. A path that leaves the output, a link, a pipe, a place behind the end of a tar or a
-size of a terabyte are refused here, before anything is read or allocated. So are members that claim to hold more than
-they do.
+size of a terabyte are refused here, before anything is read or allocated. `schemas.contents` is for what members hold.
 """
 
-import io
-import math
 import os
 import re
 import stat
-import tarfile
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import cast
 
 EXPORT_MARKER = "sparrow-export.json"
 """In every folder that `sparrow export` makes: what it holds. A folder without it, unless empty, is not ours to
@@ -97,46 +90,3 @@ def read_member(out: Path, row: Mapping) -> bytes:
     """The bytes of a member: `path` of its tar, `offset` and `size` as the manifests have them."""
     with open_tar(out, row["path"]) as file:
         return read_range(file, row["offset"], row["size"], str(row.get("name", "")))
-
-
-def load_array(data: bytes) -> NDArray[Any]:
-    """The array of a `.npy` member. MemberError if the bytes are none, or fewer or more than its header states."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran_order, dtype = read_header(file)
-    except (ValueError, KeyError) as error:
-        raise MemberError(f"not an array of numpy: {error}") from error
-    values = data[file.tell() :]
-    count = math.prod(shape)
-    if (
-        dtype.hasobject
-        or count * dtype.itemsize != len(values)
-        or (fortran_order and len(shape) > 1)
-    ):
-        raise MemberError(f"{len(values)} bytes cannot be an array of {shape} {dtype}")
-    return np.frombuffer(values, dtype, count).reshape(shape).copy()
-
-
-def files_in(data: bytes) -> dict[str, bytes]:
-    """The files of a tar that is a member (`frames.tar`), by name. MemberError if it is none, or not a whole one.
-
-    A file is what lies in the tar: a sparse one, which would unpack to more, is refused.
-    """
-    found = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for info in tar:
-                if not info.isreg() or info.issparse():
-                    raise MemberError(f"{info.name!r:.100} is no plain file")
-                end = info.offset_data + info.size
-                if end > len(data):
-                    raise MemberError(f"{info.name!r:.100} would end at byte {end} of {len(data)}")
-                found[info.name] = data[info.offset_data : end]
-    except tarfile.TarError as error:
-        raise MemberError(f"not a tar: {error}") from error
-    return found

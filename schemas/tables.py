@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import SCHEMA_VERSION
+from schemas import SCHEMA_VERSION, checksum
 
 _S, _I, _L, _F, _B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()
 _D = pa.float64()
@@ -225,6 +225,9 @@ TABLES = (*_COLUMNS, "tsf_features")
 VOLATILE = ("timings", "runs")
 """Tables that tell of one run, when it was and how long it took. Equal runs give equal bytes of all others."""
 
+CHECKSUMMED = ("shards", *VOLATILE)
+"""Tables whose parts have a checksum of their own. Those of the others are in `shards.parts_sha256`."""
+
 ROW_GROUP = {"tsf_features": 8192}
 """Rows per group; wide rows get small groups. The rest: DuckDB's own unit of parallel work."""
 _ROW_GROUP = 122_880
@@ -274,10 +277,18 @@ _FLOATS = (float, np.floating)
 
 def write(path: Path, table: str, rows: list[dict], *, dim: int | None = None) -> None:
     """One part file: zstd, dictionary-coded strings, row groups sized for scans. Same rows, same bytes."""
-    data = to_table(table, rows, dim=dim)
+    write_table(path, to_table(table, rows, dim=dim), table)
+
+
+def write_table(path: Path, data: pa.Table, table: str) -> None:
+    """As `write`, of rows that are a table already."""
     with pq.ParquetWriter(path, data.schema, compression="zstd", write_page_index=True) as writer:
-        if rows:  # others' readers stop at a row group without rows
+        if len(data):  # others' readers stop at a row group without rows
             writer.write_table(data, row_group_size=ROW_GROUP.get(table, _ROW_GROUP))
+        if table in CHECKSUMMED:
+            checksum.add_metadata(writer, {})
+    if table in CHECKSUMMED:
+        checksum.stamp(path)
 
 
 def digests(parts: Mapping[str, Path]) -> str:

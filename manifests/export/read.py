@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests.catalog import connect, rows_of
+from schemas.contents import files_in
 from schemas.geometry import RLE, Boxes, rle_check
-from schemas.members import MemberError, files_in, open_regular, read_range, tar_path
+from schemas.members import MemberError, open_regular, read_range, tar_path
 from schemas.records import KEY
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import stored_pictures

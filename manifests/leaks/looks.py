@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from manifests.catalog import rows_of
 from manifests.leaks import LOOKS
-from schemas.members import files_in, read_member
+from schemas.contents import files_in
+from schemas.members import read_member
 from schemas.video.errors import VideoError
 from schemas.video.file import RGBPicture, VideoFile
 from schemas.video.pictures import decode_picture

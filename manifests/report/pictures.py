@@ -14,7 +14,8 @@ from PIL import Image
 
 from manifests import sheet
 from manifests.catalog import rows_of
-from schemas.members import load_array, read_member
+from schemas.contents import load_array
+from schemas.members import read_member
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_key_frames
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from manifests.verify.fast import Parts
 from manifests.verify.problem import Problem, some
+from schemas.contents import files_in, load_array
 from schemas.geometry import rle_check
-from schemas.members import MemberError, files_in, load_array, open_regular, read_range
+from schemas.members import MemberError, open_regular, read_range
 from schemas.records import FALLBACK, ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures

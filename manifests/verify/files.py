@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from manifests.reshard import pending
 from manifests.verify.problem import Problem
 from schemas import SCHEMA_VERSION
+from schemas.checksum import why_damaged
 from schemas.members import open_regular
-from schemas.parts import part_paths, plan_paths, strays
-from schemas.tables import TABLES, schema
+from schemas.parts import part_names, part_path, part_paths, plan_paths, split_of, strays
+from schemas.tables import CHECKSUMMED, TABLES, schema
 
 PER_SHARD = tuple(t for t in TABLES if t != "runs")
 NARROW = {
@@ -64,6 +65,9 @@ def load_parts(
         return None, problems
     if "shards" in parts:
         problems += _edited(out, name, parts["shards"]["parts_sha256"][0].as_py())
+    for table in CHECKSUMMED:
+        if table in parts and (why := why_damaged(part_path(out, table, name))):
+            problems.append(Problem(name, f"manifests/{table}", why))
     return (parts if len(parts) == len(PER_SHARD) else None), problems
 
 
@@ -77,7 +81,8 @@ def check_ends(name: str, tar: Path, row: dict, members: pa.Table) -> list[Probl
                 name, row["path"], f"{size} bytes, the manifest says {row['bytes']}", kind="bytes"
             )
         )
-    ends = members.take(sorted({0, len(members) - 1})).to_pylist() if len(members) else []
+    first, last = members.slice(0, 1), members.slice(max(1, len(members) - 1))
+    ends = first.to_pylist() + last.to_pylist()
     with open_regular(tar) as file:
         for member in ends:
             label = f"{member['key']}.{member['name']}"
@@ -145,31 +150,59 @@ def _edited(out: Path, name: str, digests: str | None) -> Iterator[Problem]:
 
 
 def check_plans(out: Path, names: list[str]) -> Iterator[Problem]:
-    """Every shard that a plan promises is committed: no gaps, no missing end, nothing left in the middle."""
-    for path in plan_paths(out):
-        try:
-            promised = json.loads(
-                (pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")
-            ).get("shards", 0)
-        except (OSError, ValueError) as error:
-            yield Problem(
-                path.stem, f"plan/{path.name}", f"{REPLAN}: {_line(error)}", kind="missing"
-            )
-            continue
-        if pending(out, path.stem):
+    """Every shard that a plan promises is committed: no gaps, no missing end, nothing left in the middle. Where there is
+    no plan, or a damaged one, the last record of a run says how many shards there were."""
+    plans = {path.stem: path for path in plan_paths(out)}
+    for split in sorted({*plans, *_splits_of_runs(out)}):
+        promised, what = None, "is planned but not committed: the run is not finished"
+        if path := plans.get(split):
+            try:
+                promised = _planned_shards(path)
+            except (OSError, ValueError) as error:
+                what = f"{REPLAN}: {_line(error)}"
+                yield Problem(split, f"plan/{path.name}", what, kind="missing")
+        if promised is None:
+            promised, what = _recorded_shards(out, split), "was there when the last run ended"
+        if pending(out, split):
             what = "a reshard was interrupted: run `sparrow reshard` or `sparrow curate` again, which finish it"
-            yield Problem(path.stem, "manifests/shards", what, kind="missing")
-        for name in sorted({f"{path.stem}-{index:06d}" for index in range(promised)} - set(names)):
-            what = "is planned but not committed: the run is not finished"
+            yield Problem(split, "manifests/shards", what, kind="missing")
+        for name in sorted({f"{split}-{index:06d}" for index in range(promised)} - set(names)):
             yield Problem(name, "manifests/shards", what, kind="missing")
 
 
+def _planned_shards(path: Path) -> int:
+    """ValueError for a plan whose bytes are not those that were written."""
+    if why := why_damaged(path):
+        raise ValueError(why)
+    counts = (pq.read_metadata(path).metadata or {}).get(b"counts", b"{}")
+    return int(json.loads(counts)["shards"])
+
+
+def _splits_of_runs(out: Path) -> set[str]:
+    return {split_of(name, "runs") for name in part_names(out, "runs")} - {""}
+
+
+def _recorded_shards(out: Path, split: str) -> int:
+    """Shards of a split at the end of its last run; 0 if no record can be read."""
+    last = (0, 0)
+    columns = ["ended", "shards_done", "shards_skipped"]
+    for path in part_paths(out, "runs", split):
+        try:
+            rows = pq.read_table(path, columns=columns, partitioning=None).to_pylist()
+            found = [(row["ended"].timestamp(), sum(row[c] for c in columns[1:])) for row in rows]
+        except (OSError, ValueError, TypeError, AttributeError):  # `check_runs` names it
+            continue
+        last = max([last, *found])
+    return last[1]
+
+
 def check_runs(out: Path) -> Iterator[Problem]:
-    """The records of runs can be read with all others."""
+    """The records of runs can be read with all others, and are those that were written."""
     for path in part_paths(out, "runs"):
         try:
             why = _other_schema(pq.read_schema(path), "runs")
             pq.read_table(path, partitioning=None)
+            why = why or why_damaged(path)
         except (OSError, ValueError) as error:
             why = f"cannot be read: {_line(error)}"
         if why:

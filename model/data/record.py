@@ -22,8 +22,8 @@ from model.data.read import Corrupt
 from model.tsf import TSFConfig
 from pipeline.sample import TRACK_DTYPE
 from pipeline.select import candidates, crop, evenly_spaced
+from schemas.contents import files_in, load_array
 from schemas.geometry import rle_check, rle_decode
-from schemas.members import files_in, load_array
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
 from schemas.video.stored import stored_pictures

@@ -63,9 +63,12 @@ def edit(
     out: Path, table: str, change: Callable[[pa.Table], pa.Table], *, seal: bool = True
 ) -> None:
     path = part(out, table)
-    pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+    changed = change(pq.read_table(path, partitioning=None))
     if seal:
+        tables.write_table(path, changed, table)
         reseal(out)
+    else:
+        pq.write_table(changed, path)
 
 
 def rewrite(
@@ -95,9 +98,8 @@ def reseal(out: Path) -> None:
     )
     path = part(out, "shards")
     old = pq.read_table(path, partitioning=None)
-    pq.write_table(
-        pa.Table.from_pylist([old.to_pylist()[0] | {"parts_sha256": digests}], old.schema), path
-    )
+    row = old.to_pylist()[0] | {"parts_sha256": digests}
+    tables.write_table(path, pa.Table.from_pylist([row], old.schema), "shards")
 
 
 def flip(path: Path, offset: int) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.verify import verify
-from schemas import SCHEMA_VERSION
+from schemas import SCHEMA_VERSION, checksum, tables
 from tests.manifests import damage as do
 from tests.manifests.damage import KEY, OTHER, SHARD, part, tar
 from tests.manifests.made import make_whole
@@ -63,8 +63,10 @@ def cast(column: str, kind: pa.DataType):
 def plan(out: Path, shards: int) -> None:
     """A plan file, as far as verify reads it."""
     (out / "plan").mkdir(exist_ok=True)
-    empty = pa.table({}).replace_schema_metadata({"counts": json.dumps({"shards": shards})})
-    pq.write_table(empty, out / "plan" / "hcstvg-train.parquet")
+    path = out / "plan" / "hcstvg-train.parquet"
+    with pq.ParquetWriter(path, pa.schema([])) as writer:
+        checksum.add_metadata(writer, {"counts": json.dumps({"shards": shards})})
+    checksum.stamp(path)
 
 
 def second_copy(out: Path) -> None:
@@ -74,9 +76,8 @@ def second_copy(out: Path) -> None:
         values = [r | {"shard": "hcstvg-train-000001"} for r in t.to_pylist()]
         if table == "shards":
             values[0] |= {"index": 1, "path": "hcstvg/train/shards/hcstvg-train-000001.tar"}
-        pq.write_table(
-            pa.Table.from_pylist(values, t.schema), part(out, table, "hcstvg-train-000001")
-        )
+        copy = part(out, table, "hcstvg-train-000001")
+        tables.write_table(copy, pa.Table.from_pylist(values, t.schema), table)
     shutil.copy(tar(out), tar(out, "hcstvg-train-000001"))
 
 

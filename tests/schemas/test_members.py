@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.members import (
-    MemberError,
-    files_in,
-    load_array,
-    open_regular,
-    open_tar,
-    read_member,
-    read_range,
-    tar_path,
-)
+from schemas.contents import files_in, load_array
+from schemas.members import MemberError, open_regular, open_tar, read_member, read_range, tar_path
 
 TAR = "hcstvg/train/shards/hcstvg-train-000000.tar"
 
