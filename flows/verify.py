@@ -39,7 +39,13 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Check that everything is there and whole. Exits 0 only if it is."""
+    """Check that everything is there and whole. Writes nothing. Exits 0 only if all is as it was written.
+
+    Without --deep: every byte of all tables and plans is as it was written (sha256), their rows fit together, all
+    planned shards are there, and each tar has its size and its first and last member. A changed byte inside a tar
+    is not found. --deep reads every tar as well (sha256), decodes each member, and compares it with its rows. Neither
+    proves who wrote the files.
+    """
     from flows.against_source import compare_with_source
     from flows.progress import Bars, Quiet
     from manifests.verify import verify

@@ -85,3 +85,18 @@ def test_a_source_that_is_gone_is_a_problem_of_its_clip(made, root):
 def test_a_data_root_that_is_gone_is_one_line(made, tmp_path):
     with pytest.raises(ValueError, match="is not there"):
         compare_with_source(made[1], tmp_path / "nowhere")
+
+
+def times(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_verify_writes_nothing(made):
+    """So an output on a disk that is mounted read-only can be checked."""
+    out = made[1]
+    (out / "catalog.duckdb").unlink(missing_ok=True)
+    before = times(out)
+    for words in ([], ["--deep"], ["--deep", "--workers", "2"]):
+        done = CliRunner().invoke(app, ["verify", str(out), *words])
+        assert done.exit_code == 0, done.output
+    assert times(out) == before

@@ -59,6 +59,21 @@ def two_at_once(out: Path) -> None:
     part(out, "qa", "hcstvg-train-000002").unlink()
 
 
+def plan_of(out: Path) -> Path:
+    return out / "plan" / "hcstvg-train.parquet"
+
+
+def flip_middle(path: Path) -> None:
+    do.flip(path, path.stat().st_size // 2)
+
+
+def lose_plan_and_last_shard(out: Path) -> None:
+    """No plan says that there were three shards, and no file of the third is left."""
+    plan_of(out).unlink()
+    for path in out.rglob("hcstvg-train-000002.*"):
+        path.unlink()
+
+
 class Case(NamedTuple):
     damage: object
     shards: int
@@ -90,6 +105,14 @@ CASES = {
         lambda o: (o / "plan" / "hcstvg-train.parquet").write_bytes(b"PAR1"), 0, 0, 0
     ),
     "two shards": Case(two_at_once, 2, 0, 4),
+    "bit flip in the plan": Case(lambda o: flip_middle(plan_of(o)), 0, 0, 0),
+    "bit flip in a commit": Case(lambda o: flip_middle(part(o, "shards")), 1, 0, 2),
+    "bit flip in timings": Case(lambda o: flip_middle(part(o, "timings")), 1, 0, 2),
+    "no path": Case(lambda o: do.put(o, "shards", "path", None), 1, 0, 2),
+    "no size": Case(lambda o: do.put(o, "members", "size", None, 3), 1, 0, 2),
+    "an absurd place": Case(lambda o: do.put(o, "members", "offset", -(1 << 62), 0), 1, 0, 2),
+    "an absurd box": Case(lambda o: do.put(o, "tracks", "x1", float("inf"), 1), 1, 0, 2),
+    "plan and shard lost": Case(lose_plan_and_last_shard, 1, 0, 2),
 }
 
 
@@ -116,6 +139,26 @@ def test_nothing_is_done_where_nothing_is_wrong(out):
 def test_the_record_of_a_run_that_cannot_be_read_is_set_aside(out):
     path = next((out / "manifests" / "runs").iterdir())
     path.write_bytes(b"PAR1")
+    assert repair(out, Inline(), Quiet()).left == []
+    assert path.with_suffix(".damaged").exists()
+
+
+def test_any_changed_bit_of_plan_commit_timings_or_runs_is_found(out):
+    """Nothing but their own checksum vouches for these; the fast check compares it."""
+    [run] = (out / "manifests" / "runs").iterdir()
+    for path in (plan_of(out), part(out, "shards"), part(out, "timings"), run):
+        data = path.read_bytes()
+        for place in range(0, len(data), len(data) // 25):
+            do.flip(path, place)
+            named = {problem.where.split("/")[1] for problem in verify(out).problems}
+            assert named & {path.name, path.parent.name}, (path, place)
+            path.write_bytes(data)
+    assert verify(out).problems == []
+
+
+def test_a_run_record_with_another_bit_is_set_aside(out):
+    path = next((out / "manifests" / "runs").iterdir())
+    flip_middle(path)
     assert repair(out, Inline(), Quiet()).left == []
     assert path.with_suffix(".damaged").exists()
 
