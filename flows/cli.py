@@ -22,6 +22,7 @@ from flows import (
     verify,
     weights,
 )
+from flows.extras import TRAINING, MissingPackage, missing_package, require, require_networks
 from flows.text import say
 
 app = typer.Typer(
@@ -92,6 +93,31 @@ Exclude = Annotated[
 Links = Annotated[
     bool, typer.Option("--follow-links", help="Allow links that leave the data root.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("sparrow-tsf")
+    except PackageNotFoundError:
+        found = "of unknown version: this checkout is not installed"
+    say(f"sparrow-tsf {found}")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command(epilog="Example: sparrow demo --out outputs/demo")
@@ -244,6 +270,7 @@ def curate(
     from pipeline.presets import configure
 
     config = configure(preset, sets)
+    require_networks(config)
     jobs = make_jobs(
         source,
         data_root,
@@ -293,7 +320,10 @@ def shards(
 
     from flows.jobs import sources_under
     from flows.serve import Serve, client_environment, free_port, running
+    from pipeline.presets import configure
 
+    config = configure(preset)
+    require_networks(config)
     sources_under(data_root)
     # The server of the user's PREFECT_API_URL, that of `make serve`, or one for this run.
     home = running()
@@ -310,12 +340,11 @@ def shards(
     if "PREFECT_API_URL" not in os.environ and home is not None:
         os.environ.update(client_environment(home))
     from flows.curate import shards as flow  # Prefect reads its settings when it is imported
-    from pipeline.presets import configure
 
     flow(
         data_root=str(data_root),
         out=str(out),
-        config=configure(preset),
+        config=config,
         corpus=corpus,
         limit=limit,
         workers=workers,
@@ -484,6 +513,9 @@ def train(
     """Train SPARROW from shards: the proposer, stage 1 (TSF injection), stage 2 (dual prompt). Resumes by itself."""
     from flows import train as training
 
+    # Object stores are first opened when the model is there, which takes minutes at full size.
+    is_in_s3 = data.startswith(("s3://", "s3a://"))
+    require(*TRAINING, *(["s3fs"] if is_in_s3 else []))
     changes, options = training.parse(sets or [])
     request = training.Request(
         what=what,
@@ -523,6 +555,8 @@ def study(
 ) -> None:
     """Does SPARROW help? Train small models from nothing on made-up video, and fill the paper's ablation tables."""
     from flows.progress import Bars
+
+    require(*TRAINING)
     from flows.study import configure, run_study
 
     written, failed = run_study(configure(scale, host, sets or []), out, workers, Bars())
@@ -623,16 +657,20 @@ def main() -> None:
                 file=sys.stderr,
             )
         raise
-    except (ValueError, OSError, RuntimeError) as error:
-        _fail(error)
     except Exception as error:
-        # By name, since help should import neither: a mistake in somebody's SQL, a source that cannot be planned.
-        if (
-            type(error).__module__.split(".")[0] not in ("duckdb", "_duckdb")
-            and type(error).__name__ != "Quarantined"
-        ):
+        message = missing_package(error) or error
+        if not _is_for_the_user(message):
             raise
-        _fail(error)
+        _fail(message)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message says all that a user needs. Anything else is a bug, and keeps its traceback."""
+    if isinstance(error, (ValueError, OSError, RuntimeError, MissingPackage)):
+        return True
+    # By name, since help should import neither: a mistake in somebody's SQL, a source that cannot be planned.
+    package = type(error).__module__.split(".")[0]
+    return package in ("duckdb", "_duckdb") or type(error).__name__ == "Quarantined"
 
 
 def _fail(error: Exception) -> NoReturn:

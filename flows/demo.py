@@ -14,6 +14,7 @@ from pipeline.demo.corpus import write_corpus
 from pipeline.demo.score import score
 from pipeline.plan import Job
 from pipeline.presets import CurateConfig, ShardConfig, configure
+from schemas.files import write_whole
 
 DEMO_TAKE = {"lasot": Take(source={"segments": 3, "seconds": 2.0, "fps": 30.0})}
 """The synthetic LaSOT sequences are short, so their segments are too."""
@@ -62,7 +63,7 @@ def run_demo(
     report = out / "report"
     report.mkdir(exist_ok=True)
     scores = score(out, corpus)
-    (report / "score.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_whole(report / "score.json", json.dumps(scores, indent=2) + "\n")
     sheets = []
     with progress.stage("draw", unit="sheets", total=len(SOURCES) + 1) as tick:
         for source in (None, *SOURCES):

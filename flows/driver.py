@@ -40,12 +40,15 @@ from pipeline.plan import (
 )
 from pipeline.sample import CODE_VERSION, quarantine_row
 from pipeline.shards import (
+    ask_again,
+    asked_again,
     changed_clips,
     committed,
     discard,
     has_staging,
     is_current,
     job_record,
+    made_again,
     part_path,
     stage_clip,
     staged_path,
@@ -54,7 +57,8 @@ from pipeline.shards import (
     withdraw,
 )
 from schemas import checksum, tables
-from schemas.files import sync
+from schemas.files import replacing
+from schemas.parts import part_names, split_of
 from schemas.records import Planned, Quarantined, Reason
 
 
@@ -140,9 +144,7 @@ def run(
         for job in jobs:
             stack.enter_context(writing(Path(job.out)))
             tokens[job.name] = stack.enter_context(locked(Path(job.out), job.name))
-            finish(
-                Path(job.out), job.name
-            )  # a reshard that was interrupted in the middle of its swap
+            finish(Path(job.out), job.name)  # a reshard that was interrupted in its swap
         runs = {job.name: Run(job, Counts(), tokens[job.name]) for job in jobs}
         record = stack.enter_context(
             recording(runs, executor)
@@ -219,6 +221,7 @@ def _execute(
             if kind == "commit":
                 if outcome.kind != "ok":
                     raise RuntimeError(f"{outcome.task.label}: {outcome.message}")
+                made_again(Path(job.out), shard.name)
                 entry.shards_done += 1
                 entry.committed.append(shard.name)
                 commits(1, note=shard.name)
@@ -252,9 +255,13 @@ def prepare(entry: Run, replan: bool) -> None:
             f"{out} holds {len(other)} shards of {job.name} that were made with another config or code version. "
             "Choose another --out, or pass --replan to replace them"
         )
+    ask_again(out, other)
     for name in other:
         withdraw(out, name)
         del entry.have[name]
+    for name in asked_again(out):
+        if split_of(name) == job.name and name not in hashes:
+            made_again(out, name)
     sweep(out, job, {f"{name}-{hash_}" for name, hash_ in hashes.items()}, live=entry.have)
 
 
@@ -264,12 +271,12 @@ def wanted(job: Job) -> dict[str, str]:
 
 
 def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
-    """Shards that are not committed, or whose source files have changed since they were.
+    """Shards that are not committed, or are to be made again, or whose source files have changed since they were.
 
     Rows of the plan are read only for those, and for shards whose own rows cannot tell (see `unchanged`).
     """
     job, out = entry.job, Path(entry.job.out)
-    staged, left = has_staging(out), set[str]()
+    staged, again, left = has_staging(out), asked_again(out), set[str]()
 
     def skip(name: str, n: int) -> None:
         if name in staged:
@@ -279,33 +286,38 @@ def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
         commits(1)
 
     for shard in entry.shards:
-        if entry.have.get(shard.name) == shard.hash and unchanged(job, shard.name):
+        is_there = entry.have.get(shard.name) == shard.hash and shard.name not in again
+        if is_there and unchanged(job, shard.name):
             skip(shard.name, shard.clips)
         else:
             left.add(shard.name)
     for plan in read_plan(job, fused(job.config).stages.digest, only=left) if left else ():
-        if entry.have.get(plan.name) == plan.hash and not changed_clips(job, plan):
+        is_there = entry.have.get(plan.name) == plan.hash and plan.name not in again
+        if is_there and not changed_clips(job, plan):
             skip(plan.name, len(plan.clips))
         else:
             yield plan
 
 
 def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list[Run]:
-    """Withdraw the shards of the quarantine rows that match `where` (SQL), plan again and curate them.
+    """Plan again and curate the shards of the quarantine rows that match `where` (SQL), and those that an earlier retry
+    had begun with when it was interrupted.
 
-    Planning again finds media that have appeared since; only the withdrawn shards, and those whose plan has changed,
-    are work. After a reshard the new plan is cut as the old one was.
+    A shard stays as it is until its successor takes its place. Planning again finds media that have appeared since; only
+    these shards, and those whose plan has changed, are work. After a reshard the new plan is cut as the old one was.
     """
-    matching = dropped(out, where, columns="DISTINCT shard, source, split")
-    plans = sorted({out / "plan" / f"{r['source']}-{r['split']}.parquet" for r in matching})
-    with (
-        ExitStack() as stack
-    ):  # all of them, or none: a shard that somebody works on is not taken back
-        for name in sorted({f"{r['source']}-{r['split']}" for r in matching}):
+    begun = asked_again(out)
+    matching = set[str]()
+    if part_names(out) or not begun:  # the only shard may have been between two commits
+        matching = {row["shard"] for row in dropped(out, where, columns="DISTINCT shard")}
+    splits = sorted({split_of(name) for name in begun | matching})
+    plans = [out / "plan" / f"{name}.parquet" for name in splits]
+    with ExitStack() as stack:  # all of them, or none: a shard that somebody works on is left alone
+        for name in splits:
             stack.enter_context(locked(out, name))
-        for row in matching:
-            withdraw(out, row["shard"])
-            discard(out, row["shard"])
+        for name in matching - begun:
+            discard(out, name)
+        ask_again(out, matching)
     runs = []
     for again in (True, False):
         chosen = [path for path in plans if again != is_resharded(path)]
@@ -317,9 +329,10 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
             with locked(out, job.name):
                 recut(job)
                 hashes = wanted(job)
-                for name in [
-                    n for n, hash_ in committed(out, job).items() if hashes.get(n) != hash_
-                ]:
+                there = committed(out, job)
+                other = [name for name, hash_ in there.items() if hashes.get(name) != hash_]
+                ask_again(out, other)
+                for name in other:
                     withdraw(out, name)
         runs += run(jobs, executor, progress, replan=again) if jobs else []
     return runs
@@ -378,18 +391,14 @@ def record_run(entry: Run, executor: Executor, run_id: str, *, status: str = "co
         "dropped": newly_dropped(Path(job.out), job.name, entry.committed),
     }
     path = part_path(Path(job.out), "runs", f"{job.name}-{run_id}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    tables.write(temporary, "runs", [row])
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
+    with replacing(path) as temporary:
+        tables.write(temporary, "runs", [row])
 
 
 def staged_clips(out: Path) -> dict[str, int]:
     """Staged, uncommitted clips per shard name: what `sparrow status` shows of a live or interrupted run."""
     folder = out / ".staging"
     found: dict[str, int] = {}
-    for place in sorted(folder.iterdir()) if folder.exists() else []:
+    for place in sorted(folder.glob("*-*")):
         found[place.name.rsplit("-", 1)[0]] = sum(1 for f in place.iterdir() if f.suffix == ".clip")
     return found

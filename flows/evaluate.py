@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows import complete
+from flows.extras import MODEL, require
 from flows.text import say
 
 app = typer.Typer(
@@ -104,6 +105,7 @@ def evaluate(
     from flows.evaluation import Request, run
     from flows.progress import Bars
 
+    require(*MODEL)
     assert context.info_name is not None
     changes = parse(sets or [])
     if answer == "force":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from flows.extras import MODEL, require
 from model.make import make_model
 from schemas.config import Config
 
@@ -89,6 +90,7 @@ def run(request: Request, tell: Tell = print, ask: Callable[[], str] = input) ->
     from model.video import Video
 
     request.check()
+    require(*MODEL)
     path = request.video
     if path.is_file() and path.stat().st_size > SLOW_TO_COUNT:
         tell(f"{request.video}: counting its frames, which decodes it once")

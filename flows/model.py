@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import complete
+from flows.extras import MODEL, require
 from flows.text import say
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """Count parameters and operations at the official sizes, beside the paper's tables. No weights are needed."""
+    require(*MODEL)
     from model.config import configure
     from model.describe import describe as count
     from model.describe import proposers

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.text import say
+from schemas.parts import part_names
 
 if TYPE_CHECKING:
     from manifests.quarantine import Tally
@@ -110,7 +111,9 @@ def retry(
     from flows.executors import make_executor
     from flows.progress import Bars
     from flows.show import show_run
+    from pipeline.shards import asked_again
 
+    finishes = asked_again(out)
     tried, before = _items(out, where), _items(out)
     engine = make_executor(executor, workers)
     try:
@@ -121,6 +124,8 @@ def retry(
         say("nothing to retry: no quarantine row matches")
         return
     show_run(out, runs)
+    if finishes:
+        say(f"of these, an interrupted command had begun with: {', '.join(sorted(finishes))}")
     cured = min(len(tried), max(0, len(before) - len(_items(out))))
     say(f"tried again: {len(tried)} items; {cured} are cured, {len(tried) - cured} dropped")
     jobs = [run.job for run in runs]
@@ -130,7 +135,10 @@ def retry(
 def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
     """Source, split and id of what is in quarantine and matches `where` (SQL)."""
     from manifests.quarantine import dropped
+    from pipeline.shards import asked_again
 
+    if not part_names(out) and asked_again(out):
+        return set()
     rows = dropped(out, where, columns="source, split, coalesce(referent_id, clip_id) AS item")
     return {(row["source"], row["split"], row["item"]) for row in rows}
 

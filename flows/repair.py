@@ -18,7 +18,7 @@ import typer
 
 from flows.text import say
 from schemas.members import MemberError, open_regular, read_range
-from schemas.parts import part_names, part_paths
+from schemas.parts import part_names, part_paths, plan_paths
 
 if TYPE_CHECKING:
     from flows.executors import Executor
@@ -129,6 +129,7 @@ def repair(
     from manifests.catalog import build_catalog
     from pipeline.shards import withdraw
 
+    _finish_reshards(out)
     done = Repair(examine(out, progress, deep=deep))
     if not done.problems:
         return done
@@ -165,6 +166,17 @@ def repair(
     if not done.left:
         build_catalog(out)
     return done
+
+
+def _finish_reshards(out: Path) -> None:
+    """Reshards that were interrupted in the middle of their swap."""
+    from flows.locks import locked
+    from manifests.reshard import finish, pending
+
+    for path in plan_paths(out):
+        if pending(out, path.stem):
+            with locked(out, path.stem):
+                finish(out, path.stem)
 
 
 def _job_name(shard: str) -> str:
@@ -230,16 +242,11 @@ def _plans(job: "Job") -> "list[ShardPlan]":
 def _may_be_repaired(out: Path, job: "Job", shards: set[str], progress: "Progress") -> None:
     """Before anything is touched: the data are there, and what is sound was made as it would be made now."""
     from flows.driver import PlanConflict, ensure_plan
-    from manifests.reshard import pending
 
     if not Path(job.data_root).is_dir():
         raise ValueError(
             f"{job.name}: its data root {job.data_root} is not there, and its damaged clips have to be curated again. "
             "Mount it, or say where it is with --data-root"
-        )
-    if pending(out, job.name):
-        raise ValueError(
-            f"{job.name}: a reshard was interrupted; `sparrow reshard {out}` finishes it. Then repair"
         )
     ensure_plan(job, progress)
     import pyarrow.parquet as pq

@@ -17,7 +17,7 @@ import typer
 
 from schemas import checksum
 from schemas.files import sync
-from schemas.parts import part_names, plan_paths
+from schemas.parts import part_names, plan_paths, split_of
 
 if TYPE_CHECKING:
     from flows.progress import Progress
@@ -130,9 +130,15 @@ def _reshard(
     from manifests.reshard import Group, build, finish, group, measure, ready, stage_of
     from manifests.verify import verify
     from pipeline.plan import read_plan
+    from pipeline.shards import asked_again
     from schemas.records import Planned
 
     started = datetime.now(UTC)
+    if any(split_of(shard) == job.name for shard in asked_again(out)):
+        raise ValueError(
+            f"{job.name}: shards of it are to be made again, by a command that was interrupted: run "
+            f"`sparrow quarantine retry {out}`, or curate again"
+        )
     digest, old = _whole(out, job)
     units = [
         unit
@@ -246,6 +252,7 @@ def recut(job: "Job") -> None:
     mark = json.loads(pq.read_metadata(job.plan_path).metadata[b"resharded"])
     path = _write_plan(fresh.plan_path, job, stage, sizes, mark)
     os.replace(path, job.plan_path)
+    sync(job.plan_path.parent)
     shutil.rmtree(stage)
 
 

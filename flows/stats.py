@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.text import say
+from schemas.files import replacing, write_whole
 from schemas.members import refuse_links
 
 if TYPE_CHECKING:
@@ -179,14 +179,14 @@ def _save(out: Path, made: dict[str, Any], rows: list[dict]) -> None:
         "ours",
         "theirs",
     )
-    temporary = out / f"report/.leaks.{os.getpid()}.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(out / ROWS) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, out / ROWS)
-    temporary.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, out / CHECK)
+    write_whole(out / CHECK, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
 
 
 def saved_check(out: Path) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ def _write_list(
     head = (
         f"# what evaluation sets have too ({', '.join(levels)}); for `sparrow curate --exclude`\n"
     )
-    file.write_text(head + "".join(f"{key}  # {reasons[key]}\n" for key in found), encoding="utf-8")
+    write_whole(file, head + "".join(f"{key}  # {reasons[key]}\n" for key in found))
 
 
 def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:

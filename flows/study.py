@@ -13,6 +13,7 @@ from typing import Any
 from model.study.config import SCALES, StudyConfig
 from model.study.grid import trainings_of
 from schemas.config import assignment
+from schemas.files import write_whole
 
 
 def configure(scale: str, host: str, sets: list[str]) -> StudyConfig:
@@ -154,9 +155,7 @@ def _same(config: StudyConfig, file: Path) -> None:
                 f"{file.parent} holds a study with other settings ({', '.join(different)}): choose another --out, or "
                 "give the same settings to go on with it"
             )
-    fresh = file.with_suffix(".tmp")
-    fresh.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    os.replace(fresh, file)
+    write_whole(file, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 
 class _Clock:
@@ -172,7 +171,7 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.minutes += (time.monotonic() - self._start) / 60
-        self.file.write_text(json.dumps(self.minutes))
+        write_whole(self.file, json.dumps(self.minutes))
 
 
 def _nothing(_: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import complete
+from flows.extras import require
 from flows.text import say
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def check(names: Names = None, as_json: Json = False) -> None:
     from pipeline.weights import check as examine
     from pipeline.weights import choose
 
+    require("torch")
     entries, results = choose(names or ()), []
     with (Quiet() if as_json else Bars()).stage("check", unit="files", total=len(entries)) as tick:
         for entry in entries:

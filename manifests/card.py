@@ -4,7 +4,6 @@ Both are made from the manifests alone, so they cannot say more than is there; t
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from manifests.catalog import connect, rows_of
 from manifests.quality import COVERAGE
+from schemas.files import write_whole
 from schemas.members import refuse_links
 from schemas.tables import TABLES, VOLATILE, schema
 
@@ -103,9 +103,7 @@ def write_card(
             out / "croissant.json": croissant(catalogue, out, url),
         }
     for path, text in texts.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)
     return list(texts)
 
 

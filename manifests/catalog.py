@@ -4,7 +4,6 @@
 where it is opened). When an output has moved, `sparrow verify` writes them anew; `sparrow sql` needs neither.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from manifests.quality import COVERAGE
 from schemas import tables
+from schemas.files import write_whole
 from schemas.members import refuse_links
 from schemas.parts import (
     RUN_GLOB,
@@ -186,7 +186,7 @@ def build_catalog(out: Path) -> None:
     without = _not_there(out)
     views = catalog_sql(_patterns(out, ""), without=without)
     text = "-- Run in this folder: duckdb -init catalog.sql\n" + views
-    _replace(out / "catalog.sql", text.encode())
+    write_whole(out / "catalog.sql", text)
     import duckdb
 
     # Made elsewhere: DuckDB takes a `?` in the path of a database for the start of options.
@@ -196,18 +196,12 @@ def build_catalog(out: Path) -> None:
             connection.execute(f"ATTACH '{file}' AS catalog (STORAGE_VERSION '{OLDEST_STORAGE}')")
             connection.execute("USE catalog")
             connection.execute(catalog_sql(_patterns(out, f"{out.resolve()}/"), without=without))
-        _replace(out / "catalog.duckdb", file.read_bytes())
+        write_whole(out / "catalog.duckdb", file.read_bytes())
 
 
 def _not_there(out: Path) -> tuple[str, ...]:
     """`runs` until the first run has ended: the shards of one that goes on, or was killed, are good and may be seen."""
     return () if part_names(out, "runs") else ("runs",)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def connect(out: Path) -> "DuckDBPyConnection":

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from manifests.parts import grouped, read_rows
 from schemas import tables
-from schemas.files import sync
+from schemas.files import sync, write_whole
+from schemas.parts import part_names
 
 PARTS = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
 OF_REFERENT = ("tracks", "masks", "tsf", "tsf_features", "qa", "members")
@@ -228,8 +229,7 @@ def _write(
         for entry in rows[table]:
             entry["shard"] = shard.name
         tables.write(part, table, rows[table], dim=first.dim)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part)
 
 
 def _dim(out: Path, name: str) -> int:
@@ -242,11 +242,7 @@ def _dim(out: Path, name: str) -> int:
 
 def ready(stage: Path, names: list[str]) -> None:
     """All new shards are there: from now on the swap will happen."""
-    with (stage / "ready").open("w") as file:
-        json.dump(names, file)
-        file.flush()
-        os.fsync(file.fileno())
-    sync(stage)
+    write_whole(stage / "ready", json.dumps(names))
 
 
 def pending(out: Path, name: str) -> bool:
@@ -256,7 +252,11 @@ def pending(out: Path, name: str) -> bool:
 
 def finish(out: Path, name: str) -> bool:
     """Swap the old shards for the new ones, or go on with it; whether there was anything to do. Sweeps a reshard that
-    did not get as far as being ready. Call it with the lock of `name` held."""
+    did not get as far as being ready. Call it with the lock of `name` held.
+
+    A marker that cannot be read is one of a full disk or of a damaged file: as long as an old shard is committed, the
+    swap has not begun or is worth nothing, and the reshard is swept. ValueError if no shard at all is left.
+    """
     stage, manifests = stage_of(out, name), out / "manifests"
     if not stage.is_dir():
         return False
@@ -264,8 +264,16 @@ def finish(out: Path, name: str) -> bool:
     if not pending(out, name):
         shutil.rmtree(stage)
         return False
+    names = _named(moved if moved.exists() else begun)
+    if names is None and part_names(out, "shards", name):
+        shutil.rmtree(stage)
+        return False
+    if names is None:
+        raise ValueError(
+            f"{stage}: a reshard was interrupted, and its marker cannot be read. Delete that folder, and run "
+            f"`sparrow curate` again: it makes the shards of {name} anew"
+        )
     if begun.exists():
-        names = json.loads(begun.read_text())
         for part in manifests.glob(f"shards/{name}-[0-9]*.parquet"):
             part.unlink()
         sync(manifests / "shards")
@@ -281,7 +289,6 @@ def finish(out: Path, name: str) -> bool:
         _move(stage, out, stage.glob("*/*/shards/*.tar"))
         os.replace(begun, moved)
         sync(stage)
-    names = set(json.loads(moved.read_text()))
     _move(stage, out, sorted((stage / "manifests" / "shards").glob("*.parquet")))
     for path in [
         *out.glob(f"*/*/shards/{name}-[0-9]*.tar"),
@@ -291,6 +298,15 @@ def finish(out: Path, name: str) -> bool:
             path.unlink()
     shutil.rmtree(stage)
     return True
+
+
+def _named(mark: Path) -> set[str] | None:
+    """Names of the new shards, of a marker; None if it is not whole."""
+    try:
+        names = json.loads(mark.read_text())
+    except (OSError, ValueError):
+        return None
+    return set(names) if isinstance(names, list) and set(map(type, names)) == {str} else None
 
 
 def _move(stage: Path, out: Path, files: Iterable[Path]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from manifests.catalog import connect, rows_of
 from manifests.quality import iou_words
 from schemas.contents import files_in, load_array
+from schemas.files import replacing
 from schemas.geometry import rle_decode
 from schemas.members import read_member, refuse_links
 from schemas.records import ORIGINS
@@ -86,8 +87,8 @@ def contact_sheet(
     _legend(sheet, draw, 420)
     for i, (_, members) in enumerate(picked):
         _row(sheet, draw, 44 + i * row_height, members, frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
     return len(picked)
 
 

@@ -8,8 +8,8 @@ so that every shard also owns the quarantine rows of its stretch of the annotati
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from pipeline.seen import Seen
 from pipeline.sources.base import DataRoot, Source, SourceConfig, load_source
 from schemas import SCHEMA_VERSION, checksum
 from schemas.config import Config, canonical_json, digest
-from schemas.files import sync
+from schemas.files import replacing
 from schemas.records import Clip, Planned, Reason, Referent, Rejected
 
 BYTES_PER_PIXEL = 0.03
@@ -185,12 +185,11 @@ def build_plan(
     videos = Seen()
     path = job.plan_path
     rows: list[tuple[int, str, str]] = []
-    writer = None
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    if save:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
-    try:
+    with replacing(path) if save else nullcontext() as temporary, ExitStack() as stack:
+        writer = None
+        if temporary:
+            writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd")
+            stack.callback(writer.close)
         parts = leaving_out(job.exclude)
         for n, whole in enumerate(_capped(job)):
             if isinstance(
@@ -227,7 +226,7 @@ def build_plan(
             totals["referents"] * job.questions_per_referent(),
         )
         counts = Counts(**totals)
-        if writer:
+        if writer and temporary:
             writer.write_table(table(rows))
             metadata = {
                 "job": job.model_dump_json(),
@@ -237,13 +236,6 @@ def build_plan(
             checksum.add_metadata(writer, metadata)
             writer.close()
             checksum.stamp(temporary)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        if writer and writer.is_open:
-            writer.close()
-        temporary.unlink(missing_ok=True)
     return counts
 
 

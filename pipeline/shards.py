@@ -15,7 +15,8 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.sample import CODE_VERSION, add_member, rejected_row
 from pipeline.video import fingerprint
 from schemas import SCHEMA_VERSION, tables
 from schemas.config import canonical_json
-from schemas.files import sync
+from schemas.files import remove_if_dead, sync
 from schemas.parts import part_path, part_paths
 from schemas.records import Planned, Quarantined, Sample
 
@@ -346,9 +347,42 @@ def withdraw(out: Path, name: str) -> None:
     part_path(out, "shards", name).unlink(missing_ok=True)
 
 
+# --- shards to be made again ---------------------------------------------------------------------------------------
+
+
+def _asked(out: Path) -> Path:
+    """A folder with an empty file for each shard that is to be made again: a name cannot be half written."""
+    return out / ".staging" / "again"
+
+
+def ask_again(out: Path, names: Iterable[str]) -> None:
+    """Note down that these shards are to be made again, before any of them is touched. A shard that is committed stays
+    until its successor takes its place; whichever run comes next, it makes them, and then forgets (`made_again`)."""
+    folder = _asked(out)
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    if folder.exists():
+        sync(folder)
+
+
+def asked_again(out: Path) -> set[str]:
+    """Names of the shards that are to be made again."""
+    folder = _asked(out)
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def made_again(out: Path, name: str) -> None:
+    """A shard's successor is there, or no plan has the shard any longer."""
+    folder = _asked(out)
+    (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # there are others, or none has ever been
+        folder.rmdir()
+
+
 def sweep(out: Path, job: Job, keep: set[str], *, live: Collection[str] | None = None) -> list[str]:
     """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders,
-    plans and run records that a kill left half written.
+    run records that a kill left half written.
 
     keep: names of staging folders (`<shard>-<hash>`) that the current plan still wants. live: names of the committed
     shards, by somebody who has just asked. Returns what was removed.
@@ -363,12 +397,9 @@ def sweep(out: Path, job: Job, keep: set[str], *, live: Collection[str] | None =
         if folder.name not in keep:
             shutil.rmtree(folder)
             removed.append(str(folder.relative_to(out)))
-    for path in [
-        *job.plan_path.parent.glob(f"{job.name}.*.tmp"),
-        *(out / "manifests/runs").glob(f"{job.name}-*.tmp"),
-    ]:
-        path.unlink()
-        removed.append(str(path.relative_to(out)))
+    for path in (out / "manifests" / "runs").glob(f".{job.name}-*.tmp"):
+        if remove_if_dead(path):
+            removed.append(str(path.relative_to(out)))
     return removed
 
 

@@ -5,6 +5,8 @@ import os
 import threading
 from pathlib import Path
 
+from schemas.files import write_whole
+
 
 def default_file(out: Path) -> Path:
     """Where the flags of an output are by default: the user's data folder, one file per output."""
@@ -42,10 +44,7 @@ class Flags:
         with self._lock:
             flags = self.read()
             flags = flags | {referent_id} if flagged else flags - {referent_id}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
-            temporary.write_text(self.text(flags), encoding="utf-8")
-            os.replace(temporary, self.file)
+            write_whole(self.file, self.text(flags))
         return flags
 
     @staticmethod

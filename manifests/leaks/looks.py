@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from manifests.catalog import rows_of
 from manifests.leaks import LOOKS
 from schemas.contents import files_in
+from schemas.files import replacing
 from schemas.members import read_member
 from schemas.video.errors import VideoError
 from schemas.video.file import RGBPicture, VideoFile
@@ -120,10 +121,8 @@ def _hashes(one: Footage) -> list[tuple[int, int]] | str:
 
 
 def _save(table: pa.Table, cache: Path) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, cache)
+    with replacing(cache) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def spread(items: list, most: int) -> list:

@@ -4,7 +4,6 @@ Funnel, counts beside the paper's, distributions, time, slowest and worst sample
 has no script; charts are inline SVG and pictures are data URIs, so it opens from disk and can be sent to somebody.
 """
 
-import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from manifests.catalog import connect
 from manifests.quality import iou_words, rests_on_little
 from manifests.report import data, pictures
 from manifests.stats import distributions, measure, statistics
+from schemas.files import write_whole
 from schemas.members import refuse_links
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def write_report(
     with connect(out) as catalogue:
         text = render(catalogue, out, paper, paper_total, planned=planned, leaks=leaks)
     path = out / PLACE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)
     return path
 
 

@@ -9,7 +9,6 @@ A part appears whole or not at all, and its bytes depend on run.json and the dat
 
 import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pydantic import Field
 from model.evaluate.task import Prediction, Video
 from pipeline.sources.base import clip_key
 from schemas.config import Config
+from schemas.files import write_whole
 from schemas.geometry import RLE, rle_decode
 
 FORMAT = 2
@@ -70,7 +70,7 @@ class Folder:
         (out / "parts").mkdir(parents=True, exist_ok=True)
         known = out / "run.json"
         if not known.exists():
-            write_atomically(known, (settings.model_dump_json(indent=2) + "\n").encode())
+            write_whole(known, settings.model_dump_json(indent=2) + "\n")
         elif lines := differences(_read(known), settings.model_dump(mode="json")):
             advice = "Choose another --out, or delete that folder."
             raise ValueError("\n".join([f"{out} holds a run with other settings:", *lines, advice]))
@@ -121,7 +121,7 @@ def part_path(out: Path, video: Video) -> Path:
 
 def write_part(out: Path, video: Video, rows: Sequence[Mapping[str, Any]], mark: str) -> None:
     """One part: same rows, same bytes. mark: of the run (`Folder.mark`)."""
-    write_atomically(part_path(out, video), parquet(rows, {"run": mark, "format": str(FORMAT)}))
+    write_whole(part_path(out, video), parquet(rows, {"run": mark, "format": str(FORMAT)}))
 
 
 def parquet(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -165,16 +165,6 @@ def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
             )
         ]
     return [] if theirs == ours else [f"  {name}: there {theirs!s:.80}, now {ours!s:.80}"]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Whole or not at all, whenever the process or the machine ends."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 _LISTS = {"answer_phrases": pa.list_(pa.string()), "masks": pa.list_(pa.list_(pa.string()))}

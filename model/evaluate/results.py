@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from model.evaluate.folder import Folder, parquet, write_atomically
+from model.evaluate.folder import Folder, parquet
 from model.evaluate.paper import beside
 from model.evaluate.task import Benchmark, Video
+from schemas.files import write_whole
 
 
 def conclude(
@@ -67,8 +68,8 @@ def conclude(
         "failures": failures,
         "annotation_faults": unscored,
     }
-    write_atomically(folder.out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
-    write_atomically(folder.out / "per_query.parquet", parquet(rows))
+    write_whole(folder.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_whole(folder.out / "per_query.parquet", parquet(rows))
     return results
 
 

@@ -5,7 +5,6 @@ again: what it reads of each is computed once (`FilterTask`), and its losses are
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from model.study.world import make_clip
 from model.train.config import TrainConfig
 from model.train.log import read
 from model.train.task import StageTask
+from schemas.files import write_whole
 
 TESTED, TAUGHT = 1_000_000, 2_000
 """Worlds (seeds of `make_clip`) of the clips that scores are of, and that the stages are trained on."""
@@ -177,7 +177,4 @@ def _recall(sparrow: Sparrow, config: StudyConfig) -> dict[str, float]:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """A file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value) + "\n")
-    os.replace(fresh, path)
+    write_whole(path, json.dumps(value) + "\n")
