@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from pipeline.plan import Job
+from schemas.files import sweep
 from schemas.members import MemberError, open_regular, refuse_links
 
 
@@ -27,6 +28,7 @@ def locked(out: Path, name: str) -> Iterator[str]:
     the output.
     """
     refuse_links(out)
+    sweep_output(out)
     with lock_file(out, name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,6 +44,12 @@ def locked(out: Path, name: str) -> Iterator[str]:
             yield _new_fence(out, name)
         finally:
             file.truncate(0)
+
+
+def sweep_output(out: Path) -> None:
+    """Remove the temporary files of dead processes from an output."""
+    for folder in (out, out / "plan", out / "manifests" / "runs", out / "report"):
+        sweep(folder)
 
 
 FENCE_SECONDS = 120.0
@@ -93,10 +101,12 @@ def lock_file(out: Path, name: str) -> TextIO:
     return cast("TextIO", cast("object", file))
 
 
-UNWRITABLE = {
+FULL = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the quota is used up: free some space",
     errno.EFBIG: "a file may not grow so large here: raise the limit",
+}
+UNWRITABLE = FULL | {
     errno.EROFS: "the output is mounted read-only: mount it for writing, or choose another --out",
     errno.EACCES: "no permission to write there: change its owner or mode, or choose another --out",
 }
@@ -108,8 +118,20 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = UNWRITABLE.get(error.errno or 0)
-        if advice is None or "run the same command again" in str(error):
+        explained = explain(error, UNWRITABLE, str(out))
+        if explained is error:
             raise
-        words = f"{advice}, and run the same command again; what is finished is kept"
-        raise OSError(error.errno, words, str(error.filename or out)) from error
+        raise explained from error
+
+
+def explain(error: OSError, advice: dict[int, str] = FULL, where: str = "") -> OSError:
+    """An error whose words say what to do; the error itself if its number has no advice, or it says so already."""
+    words = advice.get(error.errno or 0)
+    if words is None or AGAIN in str(error):
+        return error
+    place = error.filename or where
+    named = [str(place)] if place else []
+    return OSError(error.errno, f"{words}, and {AGAIN}; what is finished is kept", *named)
+
+
+AGAIN = "run the same command again"

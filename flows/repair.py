@@ -126,12 +126,16 @@ def repair(
     the config or the code are others now.
     """
     from flows import driver
+    from flows.locks import sweep_output
     from manifests.catalog import build_catalog
     from pipeline.shards import withdraw
 
     _finish_reshards(out)
     done = Repair(examine(out, progress, deep=deep))
     if not done.problems:
+        sweep_output(out)
+        if not (out / "catalog.duckdb").exists():  # a repair was killed before its end
+            build_catalog(out)
         return done
     for problem in done.problems:
         if (

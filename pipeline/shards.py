@@ -28,7 +28,7 @@ from pipeline.sample import CODE_VERSION, add_member, rejected_row
 from pipeline.video import fingerprint
 from schemas import SCHEMA_VERSION, tables
 from schemas.config import canonical_json
-from schemas.files import remove_if_dead, sync
+from schemas.files import sync
 from schemas.parts import part_path, part_paths
 from schemas.records import Planned, Quarantined, Sample
 
@@ -381,8 +381,7 @@ def made_again(out: Path, name: str) -> None:
 
 
 def sweep(out: Path, job: Job, keep: set[str], *, live: Collection[str] | None = None) -> list[str]:
-    """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders,
-    run records that a kill left half written.
+    """Remove what is not committed and not about to be: tars and parts without a `shards` row, old staging folders.
 
     keep: names of staging folders (`<shard>-<hash>`) that the current plan still wants. live: names of the committed
     shards, by somebody who has just asked. Returns what was removed.
@@ -397,9 +396,6 @@ def sweep(out: Path, job: Job, keep: set[str], *, live: Collection[str] | None =
         if folder.name not in keep:
             shutil.rmtree(folder)
             removed.append(str(folder.relative_to(out)))
-    for path in (out / "manifests" / "runs").glob(f".{job.name}-*.tmp"):
-        if remove_if_dead(path):
-            removed.append(str(path.relative_to(out)))
     return removed
 
 

@@ -70,6 +70,12 @@ def _new_beside(path: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what dead processes have left of their attempts to replace a file in `folder`."""
+    for temporary in folder.glob(".*.tmp"):
+        remove_if_dead(temporary)
+
+
 def remove_if_dead(temporary: Path) -> bool:
     """Remove a temporary file of `replacing` that no process is writing; whether it was removed."""
     try:

@@ -155,3 +155,9 @@ def forked(target: Callable, *args: object, timeout: float = 120) -> int:
     process.join(timeout)
     assert process.exitcode is not None, f"{target.__name__} hangs"
     return process.exitcode
+
+
+def quick(cache: Path) -> None:
+    """In a process where what becomes of results is tried: see `remembered`; no report and no card."""
+    remembered(cache)
+    driver.after_run = lambda *_, **__: None
