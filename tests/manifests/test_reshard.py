@@ -174,6 +174,26 @@ def test_killed_in_the_middle_of_the_swap_it_is_finished_by_whoever_comes_next(
     assert not pending(out, NAME)
 
 
+@pytest.mark.parametrize("marker", [b"", b'["hcstvg-tr', b"{}", b"[]"])
+@pytest.mark.parametrize("again", ["reshard", "curate", "repair"])
+def test_a_marker_that_is_not_whole_stops_nobody(out, by_ones, marker, again):
+    """As a full disk or a loss of power may have left it: before the old shards are withdrawn, nothing has happened."""
+    before = do.tree(out)
+    stage = out / ".staging" / f"reshard-{NAME}"
+    stage.mkdir(parents=True)
+    (stage / "ready").write_bytes(marker)
+    if again == "reshard":
+        cut(out, count=1)
+        assert do.tree(out) == by_ones
+        return
+    if again == "curate":
+        driver.run([job(out)], Inline(), Quiet())
+    else:
+        assert repair(out, Inline(), Quiet()).problems == []
+    assert do.tree(out) == before
+    assert not stage.exists()
+
+
 def test_killed_while_it_builds_nothing_has_happened(out, monkeypatch):
     before = do.tree(out)
     monkeypatch.setattr("manifests.reshard.ready", lambda *_: (_ for _ in ()).throw(Killed))

@@ -4,14 +4,18 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from model.train import state
 from model.train.config import TrainConfig
 from model.train.export import save_export
 from model.train.parallel import World
+from model.train.resume import Resume, choose
 from model.train.task import Batch, StageTask
 from model.train.trainer import Outcome, Trainer
 from tests.model.made import sample, tiny
@@ -65,15 +69,23 @@ def corpus(sparrow, count: int = 4) -> list[Any]:
 
 
 def train(
-    run: Path, host: str, stage: str, world: World | None = None, count: int = 4, **changes: Any
+    run: Path,
+    host: str,
+    stage: str,
+    world: World | None = None,
+    count: int = 4,
+    resume: Resume = "newest",
+    tell: Callable[[str], None] = lambda text: None,
+    **changes: Any,
 ) -> Outcome:
     """Build everything from seeds and train; a second call with the same folder goes on."""
     world = world or World()
     config = TrainConfig(**(SMALL | changes))
+    chosen = choose(run, resume, world)
     sparrow = tiny(host)
     task = StageTask(sparrow, stage)  # type: ignore[arg-type]
     loader = ListLoader(corpus(sparrow, count), config.batch, world.rank, world.size)
-    outcome = Trainer(task, loader, config, run, world, tell=lambda text: None).run()
+    outcome = Trainer(task, loader, config, run, world, tell=tell, chosen=chosen).run()
     save_export(sparrow, run / "export", stage, outcome.steps, world)
     return outcome
 
@@ -90,15 +102,42 @@ def main() -> None:
     run, host, stage, changes = sys.argv[1:5]
     world = World.join(torch.device("cpu"))
     for one in json.loads(changes):  # one training after the other
-        folder, state = Path(run) / one.pop("run"), one.pop("state", None)
-        if state is not None and world.first:
-            (folder / "states").mkdir(parents=True)
-            (Path(run) / state).rename(folder / "states" / Path(state).name)
-        world.wait()
-        train(folder, host, stage, world, **one)
+        folder = Path(run) / one.pop("run")
+        prepare(Path(run), folder, one, world)
+        if one.pop("fails", False):
+            fails(folder, host, stage, world, **one)
+        else:
+            train(folder, host, stage, world, **one)
     torch.distributed.destroy_process_group()
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def prepare(base: Path, folder: Path, one: dict[str, Any], world: World) -> None:
+    """What a training of `main` finds: a state that is moved there, without a file of its newest state, or a disk that
+    is full for one rank."""
+    moved, missing, full = (one.pop(name, None) for name in ("state", "missing", "full"))
+    if world.first and moved is not None:
+        (folder / "states").mkdir(parents=True)
+        (base / moved).rename(folder / "states" / Path(moved).name)
+    if world.first and missing is not None:
+        (state.states(folder)[0] / missing).unlink()
+    if full == world.rank:
+        state.save_file = full_disk
+    world.wait()
+
+
+def full_disk(*_: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+def fails(folder: Path, host: str, stage: str, world: World, **changes: Any) -> None:
+    """Train, and write the error that ends it to <folder>/error-<rank>.txt."""
+    try:
+        train(folder, host, stage, world, **changes)
+    except (OSError, ValueError) as error:
+        (folder / f"error-{world.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    world.wait()
 
 
 if __name__ == "__main__":

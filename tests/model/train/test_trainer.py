@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from model.train.config import TrainConfig
 from model.train.log import FIGURES, read
 from model.train.parallel import World
-from model.train.state import StateError, check, latest
+from model.train.state import StateError, check, states
 from model.train.task import Batch, StageTask
 from model.train.trainer import Trainer, TrainError
 from tests.model.made import tiny
@@ -88,7 +88,7 @@ def test_resuming_changes_no_digit(host, stage, tmp_path):
     outcome = train(parts, host, stage, **short)
     assert (outcome.steps, outcome.stopped) == (4, False)
     assert losses(parts) == losses(whole)[2:]
-    one, other = (latest(run) for run in (whole, parts))
+    one, other = (states(run)[0] for run in (whole, parts))
     for name in ("model.safetensors", "optimizer.safetensors", "rank-0.safetensors", "rank-0.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
@@ -133,7 +133,7 @@ def test_another_stage_config_or_company_is_refused(tmp_path):
         train(tmp_path, "videoglamm", "stage1", steps=3, lr=0.1)
     config = TrainConfig(**(SMALL | {"steps": 3}))
     with pytest.raises(StateError, match="1 processes, now there are 2"):
-        check(latest(tmp_path), "stage1", torch.nn.Linear(1, 1), config, World(0, 2))
+        check(states(tmp_path)[0], "stage1", torch.nn.Linear(1, 1), config, World(0, 2))
     assert train(tmp_path, "videoglamm", "stage1", steps=3, keep=1).steps == 3
 
 
@@ -142,7 +142,7 @@ def test_old_states_go_and_unfinished_ones_are_never_taken(tmp_path):
     folder = tmp_path / "states"
     assert sorted(p.name for p in folder.iterdir()) == ["step-00000005", "step-00000006"]
     (folder / ".step-00000007.unfinished").mkdir()
-    assert latest(tmp_path).name == "step-00000006"
+    assert states(tmp_path)[0].name == "step-00000006"
     assert not list(folder.rglob("*.p*t*")), "nothing is pickled"
 
 
@@ -203,7 +203,13 @@ def test_two_processes_are_one_training_and_resume_to_the_digit(tmp_path):
         one | {"run": f"{one['run']}-again", "state": f"{one['run']}/states/step-00000001"}
         for one in runs
     ]
-    together(tmp_path, "videoglamm", "stage1", *runs, *again)
+    damaged = {"run": "ddp-again", **common}
+    more = [
+        damaged | {"missing": "rank-1.json", "fails": True},
+        damaged | {"resume": "last-good"},
+        damaged | {"run": "full", "full": 1, "fails": True},
+    ]
+    together(tmp_path, "videoglamm", "stage1", *runs, *again, *more)
     for name in ("ddp", "fsdp"):
         assert losses(tmp_path / f"{name}-again") == losses(tmp_path / name)[1:]
     ddp, fsdp = (
@@ -220,3 +226,14 @@ def test_two_processes_are_one_training_and_resume_to_the_digit(tmp_path):
         for name in ("loss", "ce", "bce", "dice"):
             assert ddp[name] == pytest.approx(fsdp[name], rel=1e-4)
             assert ddp[name] == pytest.approx(one[name], rel=2e-3)
+    # a file of one rank is missing: both stop, and both resume from the same state
+    words = [(tmp_path / "ddp-again" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert words[0] == words[1]
+    assert "step-00000002 is damaged: rank-1.json is missing" in words[0]
+    names = [path.name for path in sorted((tmp_path / "ddp-again" / "states").iterdir())]
+    assert names == ["step-00000001", "step-00000002", "step-00000002.damaged"]
+    # the disk is full for one rank: no other waits for it, and no part of a state stays
+    words = [(tmp_path / "full" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert words[0] == words[1]
+    assert words[0].startswith("OSError: [Errno 28] No space left on device")
+    assert list((tmp_path / "full" / "states").iterdir()) == []

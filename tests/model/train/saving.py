@@ -1,0 +1,39 @@
+"""A training of one small layer, a step and a save per call, for faults in a process of its own (tests.chaos.faults)."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.train import state
+from model.train.config import TrainConfig
+from model.train.folders import beside, publish
+from model.train.parallel import World
+from model.train.resume import choose, settle
+
+CONFIG = TrainConfig(steps=10, warmup=0, keep=2)
+
+
+def save_next(run: Path) -> None:
+    """Resume from the newest state of `run`, train a step and save."""
+    torch.manual_seed(0)
+    module = nn.Linear(40, 40)
+    optimizer = torch.optim.AdamW(module.parameters())
+    world, step = World(), 0
+    chosen = choose(run)
+    settle(run, chosen, world, print)
+    if chosen.place is not None:
+        state.load(chosen.place, module, optimizer, world)
+        state.restore_random(chosen.place, world)
+        step = state.step_of(chosen.place)
+    module(torch.randn(4, 40)).square().sum().backward()
+    optimizer.step()
+    state.save(run, step + 1, "test", module, optimizer, CONFIG, world, {"position": step}, {})
+
+
+def replace(folder: Path) -> None:
+    """Write a folder of two files in the place of an older one."""
+    with beside(folder) as fresh:
+        for name in ("one", "two"):
+            (fresh / name).write_text("new " * 2000)
+        publish(fresh, folder)
