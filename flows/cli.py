@@ -315,41 +315,20 @@ def shards(
     max_dropped: quarantine.MaxDropped = None,
 ) -> None:
     """Curate every source under a folder through the parent Prefect flow (DATA/hcstvg, DATA/lasot, ...)."""
-    import atexit
-    import os
-
-    from flows.jobs import sources_under
-    from flows.serve import Serve, client_environment, free_port, running
+    from flows.shards import run_shards
     from pipeline.presets import configure
 
     config = configure(preset)
     require_networks(config)
-    sources_under(data_root)
-    # The server of the user's PREFECT_API_URL, that of `make serve`, or one for this run.
-    home = running()
-    if "PREFECT_API_URL" not in os.environ and home is None:
-        say(
-            "starting a Prefect server for this run, about ten seconds ...",
-            file=sys.stderr,
-            flush=True,
-        )
-        # Stopped at exit, after Prefect has sent its last logs there: handlers run in reverse order.
-        server = Serve(data_root, out, port=free_port(), server_only=True).start()
-        atexit.register(server.stop)
-        home = server.home.path
-    if "PREFECT_API_URL" not in os.environ and home is not None:
-        os.environ.update(client_environment(home))
-    from flows.curate import shards as flow  # Prefect reads its settings when it is imported
-
-    flow(
-        data_root=str(data_root),
-        out=str(out),
-        config=config,
+    run_shards(
+        data_root,
+        out,
+        config,
         corpus=corpus,
         limit=limit,
         workers=workers,
         replan=replan,
-        exclude=str(exclude) if exclude else None,
+        exclude=exclude,
         max_dropped=max_dropped,
     )
     _where(out, sorted((out / "report").glob("*.png")))
@@ -661,6 +640,10 @@ def main() -> None:
         message = missing_package(error) or error
         if not _is_for_the_user(message):
             raise
+        if isinstance(message, OSError):
+            from flows.locks import explain
+
+            message = explain(message)
         _fail(message)
 
 

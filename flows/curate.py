@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from flows import driver
 from flows.executors import Executor, executor_for, make_executor
+from flows.extras import require_networks
 from flows.forecast import forecast
 from flows.jobs import SourceName, make_jobs, sources_under, unknown_keys
-from flows.progress import Quiet
+from flows.run_page import RunPage, shorten_logs
 from manifests.catalog import query
 from manifests.quarantine import splits_of, tally
 from manifests.sheet import contact_sheet
@@ -34,44 +31,16 @@ ExecutorName = Literal["ray", "inline"]
 LITE = PRESETS["lite"]
 
 
-class RunPage(Quiet):
-    """Progress on the run's page: an artifact with the share of clips done, and a log line now and then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log: Any = get_run_logger()
-        self.artifact: Any = None
-
-    def on_change(self) -> None:
-        stage = self.stages.get("curate")
-        if stage and stage["total"]:
-            share = 100.0 * stage["done"] / stage["total"]
-            if self.artifact is None:
-                self.artifact = create_progress_artifact(
-                    progress=share, description="clips curated"
-                )
-            else:
-                update_progress_artifact(self.artifact, progress=share)
-        for name, state in self.stages.items():
-            if "seconds" not in state or not state.get("told"):
-                state["told"] = "seconds" in state
-                self.log.info(
-                    "%s: %s of %s %s %s",
-                    name,
-                    state["done"],
-                    state["total"] or "?",
-                    state["unit"],
-                    state["note"],
-                )
+shorten_logs()
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_task(jobs: list[Job], replan: bool) -> list[dict]:
     """Save the plans (or find them saved) and say what they hold."""
-    progress = RunPage()
-    planned = [forecast(job, driver.ensure_plan(job, progress, replan=replan)) for job in jobs]
-    if lost := unknown_keys(jobs):
-        progress.log.warning(lost)
+    with RunPage() as page:
+        planned = [forecast(job, driver.ensure_plan(job, page, replan=replan)) for job in jobs]
+        if lost := unknown_keys(jobs):
+            page.log.warning(lost)
     return planned
 
 
@@ -90,7 +59,8 @@ def _may_pass(_task: object, _run: object, state: Any) -> bool:
 )
 def run_task(jobs: list[Job], executor: Executor, replan: bool) -> list[dict]:
     """Curate and commit. Safe to retry: finished work is found finished."""
-    runs = driver.run(jobs, executor, RunPage(), replan=replan)
+    with RunPage() as page:
+        runs = driver.run(jobs, executor, page, replan=replan)
     return [
         {
             "job": r.job.name,
@@ -205,6 +175,7 @@ def curate(
     exclude: a file of referent or clip ids to leave out, one a line. max_dropped: the run fails, with all that was kept
     committed, if more than this share of the clips is dropped.
     """
+    require_networks(config)
     jobs = make_jobs(
         source,
         data_root,
@@ -255,7 +226,8 @@ def demo(
     """The demo as a deployment: synthetic corpus, all seven sources, scores against exact truth."""
     from flows.demo import run_demo
 
-    done = run_demo(Path(out), make_executor(executor, workers), RunPage(), scale=scale, seed=seed)
+    with RunPage() as page:
+        done = run_demo(Path(out), make_executor(executor, workers), page, scale=scale, seed=seed)
     text = "\n".join(
         ["# SYNTHETIC corpus, scored against its exact truth", *_markdown(done.scores)]
     )
@@ -279,6 +251,7 @@ def shards(
 
     max_dropped: as of `curate`, of each source; judged when all are done.
     """
+    require_networks(config)
     found = sources_under(data_root)
     get_run_logger().info("sources: %s", ", ".join(found))
     engine = executor_for(config, executor, workers)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.executors import Executor, Outcome, Task
+from flows.extras import require_networks
 from flows.locks import PlanConflict, locked, writing
 from flows.progress import Progress
 from flows.report import after_run
@@ -138,7 +139,12 @@ def _difference(saved: Job, job: Job) -> str:
 def run(
     jobs: list[Job], executor: Executor, progress: Progress, *, replan: bool = False
 ) -> list[Run]:
-    """Curate all jobs into their outputs. Finished work is skipped; what fails on its own is in quarantine."""
+    """Curate all jobs into their outputs. Finished work is skipped; what fails on its own is in quarantine.
+
+    MissingPackage, with nothing written, if a step of a job needs a package that is not installed.
+    """
+    for job in jobs:
+        require_networks(job.config)
     with ExitStack() as stack:
         tokens = {}
         for job in jobs:
@@ -312,6 +318,8 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
         matching = {row["shard"] for row in dropped(out, where, columns="DISTINCT shard")}
     splits = sorted({split_of(name) for name in begun | matching})
     plans = [out / "plan" / f"{name}.parquet" for name in splits]
+    for path in plans:
+        require_networks(read_plan_header(path)[0].config)
     with ExitStack() as stack:  # all of them, or none: a shard that somebody works on is left alone
         for name in splits:
             stack.enter_context(locked(out, name))

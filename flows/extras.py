@@ -5,6 +5,7 @@ a message; any other import that fails is a bug or a broken installation, and ke
 """
 
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def require_networks(config: "CurateConfig") -> None:
     """MissingPackage if a step of the curation is a network whose packages are not installed."""
     steps = (config.detect, config.track, config.segment, config.encode)
     for_steps = [NETWORKS.get(step.kind, ()) for step in steps]
-    require(*dict.fromkeys(module for modules in for_steps for module in modules))
+    require(*dict.fromkeys(chain.from_iterable(for_steps)))
 
 
 def missing_package(error: BaseException | None) -> MissingPackage | None:
@@ -78,24 +79,26 @@ def missing_package(error: BaseException | None) -> MissingPackage | None:
     while error is not None:
         if isinstance(error, MissingPackage):
             return error
-        if isinstance(error, ModuleNotFoundError) and _is_missing(error.name):
-            return _missing([error.name or ""])
+        module = error.name if isinstance(error, ModuleNotFoundError) else None
+        if module is not None and _is_missing(module):
+            return _missing([module])
         error = error.__cause__
     return None
 
 
-def _is_missing(module: str | None) -> bool:
+def _is_missing(module: str) -> bool:
     """Whether this is the top level of a package of an extra, and not there. Where it is there and a part of it does
     not import, the installation is broken."""
     return any(module in modules for modules in EXTRAS.values()) and find_spec(module) is None
 
 
 def _missing(modules: list[str]) -> MissingPackage:
-    names = list(dict.fromkeys(PACKAGES.get(module, module) for module in modules))
-    listed = ", ".join(names[:-1]) + " and " + names[-1] if names[1:] else names[0]
+    *others, last = dict.fromkeys(PACKAGES.get(module, module) for module in modules)
+    listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
     extras = [extra for extra, known in EXTRAS.items() if set(known) & set(modules)]
+    by_pip = f"pip install 'sparrow-tsf[{','.join(extras)}]'"
     return MissingPackage(
-        f"this needs {listed}, which {'are' if names[1:] else 'is'} not installed: run `make setup` "
-        f"(or, where sparrow was installed by pip, pip install 'sparrow-tsf[{','.join(extras)}]')",
+        f"this command needs {listed} not installed: run `make setup` "
+        f"(or, where sparrow was installed by pip, {by_pip})",
         name=modules[0],
     )

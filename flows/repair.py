@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.extras import require_networks
 from flows.text import say
 from schemas.members import MemberError, open_regular, read_range
 from schemas.parts import part_names, part_paths, plan_paths
@@ -247,6 +248,7 @@ def _may_be_repaired(out: Path, job: "Job", shards: set[str], progress: "Progres
     """Before anything is touched: the data are there, and what is sound was made as it would be made now."""
     from flows.driver import PlanConflict, ensure_plan
 
+    require_networks(job.config)
     if not Path(job.data_root).is_dir():
         raise ValueError(
             f"{job.name}: its data root {job.data_root} is not there, and its damaged clips have to be curated again. "

@@ -30,6 +30,11 @@ TEMPLATE = REPO / "flows" / "work_pool.json"
 """Of the work pool: a run can change neither its command nor its environment nor its folder."""
 
 
+DEATHS, LATELY = 3, 300.0
+"""So many times in so many seconds a server may die and get a successor."""
+ENDED = "the Prefect {} has ended (exit code {}); starting another one"
+
+
 def client_environment(home: Path) -> dict[str, str]:
     """Prefect's settings for commands and flows: the profile in `home` has the address and the secret."""
     return {
@@ -97,26 +102,26 @@ class Serve:
             }
         )
         self.processes: list[subprocess.Popen] = []
-        self.is_shown = False
+        self.is_stopping = self.is_shown = False
         """Whether commands typed in the checkout find the server."""
 
     def prefect(self, *words: str) -> None:
         """A prefect command that ends. RuntimeError with its output if it fails."""
         done = subprocess.run(
-            [*self._command(), *words], env=self.env, cwd=REPO, capture_output=True, text=True
+            [sys.executable, "-m", "prefect", *words],
+            env=self.env,
+            cwd=REPO,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             raise RuntimeError(
                 f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr).strip()[-2000:]}"
             )
 
-    def _command(self) -> list[str]:
-        return [sys.executable, "-m", "prefect"]
-
-    def _spawn(self, *words: str) -> subprocess.Popen:
-        return self._start([*self._command(), *words], self.env)
-
-    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    def _start(self, module: list[str], env: dict[str, str]) -> subprocess.Popen:
+        """A module with its arguments, in a process that ends when this one does, even if it is killed."""
+        command = [sys.executable, "-m", "flows.with_parent", str(os.getpid()), *module]
         with ExitStack() as files:
             log = None
             if self.server_only:
@@ -137,8 +142,7 @@ class Serve:
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
             "PREFECT_UI_API_URL": f"{origin}/api",
         }
-        module = [sys.executable, "-m", "flows.prefect_server", "--port", str(self.port)]
-        return self._start(module, env)
+        return self._start(["flows.prefect_server", "--port", str(self.port)], env)
 
     def __enter__(self) -> "Serve":
         return self.start()
@@ -153,19 +157,24 @@ class Serve:
             ExitStack() as unfinished
         ):  # whatever stops the start, Ctrl-C too, stops what has been started
             unfinished.callback(self.stop)
-            server = self._start_server()
-            deadline = time.monotonic() + 120
-            while not (proves_ours(self.port, self.home.secret) and is_up(self.port)):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"the Prefect server did not come up on port {self.port}; its output says why"
-                    )
-                time.sleep(0.3)
+            self._await(self._start_server())
             if not self.server_only:
                 self.is_shown = self.home.show_to(REPO)
                 self._deploy()
             unfinished.pop_all()
         return self
+
+    def _await(self, server: subprocess.Popen) -> None:
+        """Until the server answers. RuntimeError if it ends, or takes too long."""
+        deadline = time.monotonic() + 120
+        while not (proves_ours(self.port, self.home.secret) and is_up(self.port)):
+            if server.poll() is not None or time.monotonic() > deadline:
+                log = self.home.path / "server.log"
+                place = str(log) if self.server_only else "its output above"
+                raise RuntimeError(
+                    f"the Prefect server did not come up on port {self.port}: {place} says why"
+                )
+            time.sleep(0.3)
 
     def _deploy(self) -> None:
         pool = ("work-pool", "create", "local", "--type", "process", "--overwrite")
@@ -174,31 +183,36 @@ class Serve:
         self._start_worker()
 
     def _start_worker(self) -> None:
-        self._spawn("worker", "start", "--pool", "local", "--type", "process")
+        worker = ["prefect", "worker", "start", "--pool", "local", "--type", "process"]
+        self._start(worker, self.env)
 
     def watch(self) -> None:
-        """Wait for ever. A worker that dies gets a successor: what it had begun goes on or is run again, and what is
-        finished is found. RuntimeError when the server dies."""
-        server, worker = self.processes
-        while server.poll() is None:
-            if worker.poll() is not None:
-                print(
-                    f"the Prefect worker has ended (exit code {worker.returncode}); starting another one",
-                    flush=True,
-                )
-                self.processes.remove(worker)
+        """Wait for ever. A server or worker that dies gets a successor: what a worker had begun goes on or is run
+        again, and what is finished is found. RuntimeError when the server dies again and again."""
+        deaths: list[float] = []
+        while True:
+            server, worker = self.processes
+            if server.poll() is not None:
+                deaths = [*(t for t in deaths if t > time.monotonic() - LATELY), time.monotonic()]
+                if len(deaths) > DEATHS:
+                    raise RuntimeError(
+                        f"the Prefect server ends again and again (exit code {server.returncode}); its output says why"
+                    )
+                print(ENDED.format("server", server.returncode), flush=True)
+                self._await(self._start_server())
+                self.processes = [self.processes[-1], worker]
+            elif worker.poll() is not None:
+                print(ENDED.format("worker", worker.returncode), flush=True)
                 self._start_worker()
-                worker = self.processes[-1]
+                self.processes = [server, self.processes[-1]]
             time.sleep(1.0)
-        raise RuntimeError(
-            f"the Prefect server has ended (exit code {server.returncode}); its output says why"
-        )
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
         """Ask every process to end, the worker first; after 20 seconds make it."""
+        self.is_stopping = True
         for process in reversed(self.processes):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
@@ -239,26 +253,34 @@ def main() -> None:
             signal.SIGINT,
         ):  # stopping takes seconds; a second signal must not cut it short
             signal.signal(number, signal.SIG_IGN)
+        print("\nstopping", flush=True)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    with Serve(options.data, options.out, port=options.port) as serve:
+    try:
+        _serve(options.data, options.out, options.port)
+    except KeyboardInterrupt:
+        return
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _serve(data: Path, out: Path, port: int) -> None:
+    """Until a signal or a fault ends it."""
+    with Serve(data, out, port=port) as serve:
         home = shlex.quote(str(serve.home.path))
         is_found = serve.is_shown and serve.home.path == DEFAULT
         elsewhere = "in another folder, first" if is_found else "in another terminal, first"
         print(
-            f"\nready: http://{HOST}:{options.port}   data: {options.data}   out: {options.out}\n"
+            f"\nready: http://{HOST}:{port}   data: {data}   out: {out}\n"
             f"its page asks for a password once: PREFECT_API_AUTH_STRING in {profile_of(serve.home.path)}\n"
             "in another terminal, in this folder:  .venv/bin/prefect deployment run curate/hcstvg --watch\n"
             f"{elsewhere}:  export PREFECT_HOME={home}\n"
             "stop with Ctrl-C",
             flush=True,
         )
-        try:
-            serve.watch()
-        except KeyboardInterrupt:
-            print("\nstopping", flush=True)
+        serve.watch()
 
 
 if __name__ == "__main__":

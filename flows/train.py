@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from schemas.config import Config, assignment
+from schemas.files import write_whole
 
 if TYPE_CHECKING:
     from model.proposer.data.corpora import BoxSet
@@ -41,6 +42,8 @@ class Request(Config):
     """Of `model.train.config.TrainConfig`."""
     start: str = ""
     """The export that training begins with."""
+    resume: Literal["newest", "last-good"] = "newest"
+    """What to do if the newest state is damaged: stop, or resume from the newest one that is not."""
     frames: int = Field(default=8, ge=1)
     workers: int = Field(default=2, ge=0)
     max_missing: float = Field(default=0.05, ge=0, le=1)
@@ -59,9 +62,15 @@ def parse(sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def run(request: Request, tell: Callable[[str], None] = print) -> bool:
-    """Train in this process, beside others if torchrun or Ray started them. False if SIGTERM ended it early."""
+    """Train in this process, beside others if torchrun or Ray started them. False if SIGTERM ended it early.
+
+    ValueError (StateError, CheckpointError), before the model is built: a damaged state or export. OSError, in words
+    for a user: the disk is full, or `out` cannot be written.
+    """
+    from flows.locks import writing
     from model.train.export import load_export, save_export
     from model.train.parallel import World
+    from model.train.resume import choose
     from model.train.trainer import Trainer
     from trackers.runtime import device
 
@@ -70,6 +79,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         tell = _nothing
     after = _stages(request)
     config = _config(request)
+    chosen = choose(Path(request.out), request.resume, world)
     sparrow = make_model(request, world)
     if request.start:
         load_export(sparrow, request.start)
@@ -80,38 +90,41 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         if request.what == "proposer"
         else _stage(request, config, sparrow, world)
     )
-    out = Path(request.out)
-    if world.first:
-        out.mkdir(parents=True, exist_ok=True)
-        about = {
-            **request.model_dump(mode="json"),
-            "settled": {
-                "train": config.model_dump(mode="json"),
-                "model": sparrow.config.model_dump(mode="json"),
-            },
-        }
-        (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     if request.size == "tiny":
         tell(MADE_UP)
-    with _Progress(request.what, config.steps, world.first) as progress:
-        trainer = Trainer(task, loader, config, out, world, show=progress.show, tell=tell)
-        progress.begin(trainer.step)
-        if trainer.step:
-            tell(f"going on from {trainer.step} steps")
-        outcome = trainer.run()
-    _report(out, tell)
-    if outcome.stopped:
-        tell(
-            f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}"
-        )
-        return False
-    save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
-    tell(f"  {out / 'export'}: what was trained, for the next stage")
-    if world.first:
-        for place in _whole(request, out):
+    out = Path(request.out)
+    with writing(out):
+        with _Progress(request.what, config.steps, world.first) as progress:
+            trainer = Trainer(task, loader, config, out, world, progress.show, tell, chosen)
+            if world.first:
+                _write_request(request, config, sparrow)
+            progress.begin(trainer.step)
+            if trainer.step:
+                tell(f"going on from {trainer.step} steps")
+            outcome = trainer.run()
+        _report(out, tell)
+        if outcome.stopped:
+            tell(
+                f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}"
+            )
+            return False
+        save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
+        tell(f"  {out / 'export'}: what was trained, for the next stage")
+        for place in world.agree(lambda: _whole(request, out) if world.first else [])[0]:
             tell(f"  {place}: the whole model, adapters merged")
-    world.wait()
     return True
+
+
+def _write_request(request: Request, config: "TrainConfig", sparrow: "Sparrow") -> None:
+    """<out>/config.json: what was asked, and what came of it."""
+    about = {
+        **request.model_dump(mode="json"),
+        "settled": {
+            "train": config.model_dump(mode="json"),
+            "model": sparrow.config.model_dump(mode="json"),
+        },
+    }
+    write_whole(Path(request.out) / "config.json", json.dumps(about, indent=2) + "\n")
 
 
 def make_model(request: Request, world: "World") -> "Sparrow":

@@ -275,6 +275,36 @@ def test_a_run_that_completed_shows_progress_and_summary_on_its_page(served):
     assert verify(served.out, deep=True).problems == []
 
 
+@pytest.mark.timeout(200, func_only=True)
+def test_a_killed_server_gets_a_successor_and_flow_runs_go_on(served):
+    [server] = served.alive("flows.prefect_server")
+    os.kill(server, signal.SIGKILL)
+    until(lambda: served.alive("flows.prefect_server") - {server}, served)
+    until(lambda: proves_ours(served.port, known_secret(served.home)), served)
+    assert "the Prefect server has ended (exit code -9); starting another one" in served.run.text()
+    # The worker finds it, and a known error of a flow run is one line in the log.
+    before = len(served.run.text())
+    done = deploy("-p", "data_root=/nowhere/hcstvg", "--watch")
+    assert "Failed" in done.stdout
+    said = served.run.text()[before:]
+    assert "Traceback" not in said
+    told = [line for line in said.splitlines() if "/nowhere/hcstvg" in line and "ERROR" in line]
+    assert len(told) == 1, said
+
+
+@pytest.mark.timeout(200, func_only=True)
+def test_sparrow_shards_ends_with_one_line_where_the_plan_is_another(served, run, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{served.port}/api")
+    data, out = served.out.with_name("data"), served.out.with_name("other_plan")
+    shutil.copytree(served.whole, out)
+    shards = run("sparrow", "shards", "--data-root", data, "--out", out, "--limit", 1)
+    assert shards.wait(120) == 1
+    lines = shards.text().splitlines()
+    assert "Traceback" not in shards.text()
+    assert [line for line in lines if "holds another plan" in line] == lines[-1:]
+    assert lines[-1].startswith("error: ")
+
+
 @pytest.mark.timeout(100)
 def test_serve_stops_and_leaves_nothing(served):
     os.kill(served.run.process.pid, signal.SIGTERM)

@@ -51,7 +51,7 @@ S3 = ("s3fs", "make setup", "'sparrow-tsf[s3]'")
 """What the one line has to name."""
 
 # Verb -> (its other words, WORKS, or what the line names) as often as it takes different ways. They run in this order.
-# {root}: HC-STVG, tiny; {out}: what `curate` makes of it.
+# {root}: HC-STVG, tiny; {data}: the folder that has it; {out}: what `curate` makes of it; {runs}: of an evaluation.
 TINY = "--data {out} --out run --size tiny --steps 2"
 EVAL = "--data-root {root} --out run --size tiny --answer force"
 CASES: dict[str, list[tuple[str, str | tuple[str, ...]]]] = {
@@ -64,7 +64,7 @@ CASES: dict[str, list[tuple[str, str | tuple[str, ...]]]] = {
         ("hcstvg --data-root {root} --out o --set track=cldtracker", ("open_clip_torch",)),
         ("hcstvg --data-root {root} --out o --set encode=clip", ("open_clip_torch",)),
     ],
-    "shards": [("--data-root {root}/.. --out o --preset full-tiny", FULL)],
+    "shards": [("--data-root {data} --out o --preset full-tiny", FULL)],
     "plan": [
         ("hcstvg --data-root {root}", WORKS),
         ("hcstvg --data-root {root} --preset full", WORKS),
@@ -142,10 +142,12 @@ class Ended:
 def ended(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """All commands, by what follows `sparrow`."""
     place = tmp_path_factory.mktemp("base")
+    (place / "data").mkdir()
+    (place / "data" / "hcstvg").symlink_to(tiny_root)
     (place / "runs").mkdir()
     (place / "runs" / "results.json").write_text(json.dumps(RESULTS))
     (place / "hidden.json").write_text(json.dumps(outside_the_base()))
-    names = {"root": tiny_root, "out": place / "out", "runs": place / "runs"}
+    names = {"root": tiny_root, **{name: place / name for name in ("data", "out", "runs")}}
     said = [*(f"{verb} {words}" for verb in CASES for words, _ in CASES[verb])]
     said += [f"{verb} --help" for verb in VERBS] + ["--help", "--version"]
     cases = [

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import driver
+from flows.executors import Inline
 from flows.extras import (
     EXTRAS,
     MODEL,
@@ -17,6 +19,8 @@ from flows.extras import (
     require,
     require_networks,
 )
+from flows.progress import Quiet
+from flows.repair import repair
 from pipeline.presets import NETWORKS as STAGES
 from pipeline.presets import PRESETS, configure
 from tests.flows.installed import direct, modules_of, needed, outside_the_base
@@ -140,6 +144,43 @@ def test_a_missing_package_is_found_behind_the_error_that_was_raised_from_it(wit
     assert found is not None
     assert "needs s3fs, which is not installed" in str(found)
     assert "'sparrow-tsf[s3]'" in str(found)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Contents by name, without the locks, which count who has held them."""
+    paths = (path for path in out.rglob("*") if path.is_file() and ".lock" not in path.parts)
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def test_a_run_begins_only_with_what_it_needs(tiny_job, without):
+    without("sam2")
+    job = tiny_job.model_copy(update={"config": configure("lite", ["segment=sam2"])})
+    with pytest.raises(MissingPackage):
+        driver.run([job], Inline(), Quiet())
+    assert not Path(job.out).exists()
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda out: driver.retry(out, "true", Inline(), Quiet()),
+        lambda out: repair(out, Inline(), Quiet()),
+    ],
+    ids=["retry", "repair"],
+)
+def test_what_cannot_be_made_again_stays(again, tiny_job, without):
+    """An output of networks, where they are no longer installed."""
+    config = configure("full-tiny", ["track=csrt", "segment=grabcut", "encode=handcrafted"])
+    job = tiny_job.model_copy(update={"config": config})
+    driver.run([job], Inline(), Quiet())
+    out = Path(job.out)
+    tar = next(out.rglob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    before = files_of(out)
+    without("groundingdino")
+    with pytest.raises(MissingPackage):
+        again(out)
+    assert files_of(out) == before
 
 
 @pytest.mark.parametrize("name", ["no_such_module", "duckdb", "flows.nothing", "torch.nothing"])

@@ -1,0 +1,145 @@
+"""Progress on a flow run's page. Curation never waits for Prefect: a thread of its own sends what has changed, and when
+the server no longer answers, that is said once."""
+
+import contextvars
+import logging
+import sys
+import threading
+from typing import Any
+
+import httpx
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import PrefectConsoleHandler
+
+from flows.progress import Quiet
+from flows.text import say
+
+GONE = "Prefect's server does not answer any more: curation goes on, its run page does not"
+_gone = threading.Event()
+
+
+def has_lost_server(error: BaseException | None) -> bool:
+    """Whether an error is one of the way to Prefect's server, or was caused by such."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, httpx.HTTPStatusError):
+            return error.response.status_code >= 500
+        if isinstance(error, httpx.TransportError):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def tell_gone() -> None:
+    """Say that the server is gone, the first time; from then on nothing that Prefect has to say of it is of use."""
+    if not _gone.is_set():
+        _gone.set()
+        for name in ("prefect", *logging.root.manager.loggerDict):
+            if name.split(".")[0] == "prefect":  # some have a level of their own
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logging.raiseExceptions = (
+            False  # Prefect prints of each batch of logs that it could not be sent
+        )
+        say(GONE, file=sys.stderr, flush=True)
+
+
+class OneLine(logging.Filter):
+    """What a user can mend is said once, in a line: no traceback of Prefect's for each level of flows and tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if has_lost_server(error) or error is self.told:
+            return False
+        if not isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt)):
+            return True
+        self.told = error
+        record.exc_info = record.exc_text = None
+        record.msg, record.args = f"{type(error).__name__}: {error}", ()
+        return True
+
+
+ONE_LINE = OneLine()
+
+
+def shorten_logs() -> None:
+    """Let the loggers of flows and tasks show known errors as one line, on the terminal and on the run's page."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(ONE_LINE)
+
+
+def hide_failures() -> None:
+    """Keep failures off the terminal of a command that ends with the error's own line."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_is_no_failure)
+
+
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    ends = record.getMessage().startswith(("Finished in state Failed", "Finished in state Crashed"))
+    return record.levelno < logging.ERROR and not ends
+
+
+class RunPage(Quiet):
+    """An artifact with the share of clips done, and a log line now and then. A context manager: at its end what is
+    left is sent, for `LAST` seconds at most."""
+
+    LAST = 5.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: Any = get_run_logger()
+        self._share: float | None = None
+        self._changed_share, self._ends = threading.Event(), threading.Event()
+        context = contextvars.copy_context()  # artifacts belong to the run that is in it
+        self._thread = threading.Thread(target=context.run, args=(self._send,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "RunPage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._changed_share.set()
+        self._thread.join(self.LAST)
+
+    def on_change(self) -> None:
+        stage = self.stages.get("curate")
+        if stage and stage["total"]:
+            self._share = 100.0 * stage["done"] / stage["total"]
+            self._changed_share.set()
+        for name, state in self.stages.items():
+            if "seconds" not in state or not state.get("told"):
+                state["told"] = "seconds" in state
+                of = state["total"] or "?"
+                words = f"{name}: {state['done']} of {of} {state['unit']} {state['note']}"
+                self.log.info("%s", words)
+
+    def _send(self) -> None:
+        artifact: Any = None
+        sent, ended = None, False
+        while not ended:
+            self._changed_share.wait()
+            self._changed_share.clear()
+            ended = self._ends.is_set()
+            share = self._share
+            if share is None or share == sent:
+                continue
+            try:
+                if artifact is None:
+                    artifact = create_progress_artifact(share, description="clips curated")
+                else:
+                    update_progress_artifact(artifact, progress=share)
+            except (httpx.HTTPError, PrefectException) as error:
+                if has_lost_server(error):
+                    tell_gone()
+                return
+            sent = share
