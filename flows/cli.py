@@ -472,6 +472,12 @@ def train(
     start: Annotated[
         str, typer.Option("--from", help="Export to begin with; stage2: stage 1's.")
     ] = "",
+    resume: Annotated[
+        Literal["newest", "last-good"],
+        typer.Option(
+            help="If the newest state is damaged: stop, or resume from the last good one."
+        ),
+    ] = "newest",
     steps: Annotated[int | None, typer.Option(help="Default: the release's.", min=1)] = None,
     frames: Annotated[int, typer.Option(help="Mask frames of a sample.", min=1)] = 8,
     workers: Annotated[int, typer.Option(help="Processes that read and decode.", min=0)] = 2,
@@ -507,6 +513,7 @@ def train(
         changes=changes,
         train=options | ({} if steps is None else {"steps": steps}),
         start=start,
+        resume=resume,
         frames=frames,
         workers=workers,
         max_missing=max_missing,

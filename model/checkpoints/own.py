@@ -19,11 +19,13 @@ from model.checkpoints.official import inner_host, require_filled
 from model.checkpoints.plan import VOCABULARY
 from model.checkpoints.tree import Tree, move_tables, retie
 from schemas.config import Config
+from schemas.files import sync, write_whole
+from schemas.sealed import FILES, damages, digests, sealed, unsealed
 from trackers.checkpoints import CheckpointError, mismatch_table
 
 FORMAT = 1
 """Goes up when older code could misread a new folder."""
-_UNCOMPARED = ("format", "version", "only")
+_UNCOMPARED = ("format", "version", "only", FILES)
 
 
 def save(
@@ -55,7 +57,10 @@ def save(
     if only == "all" and (tokenizer := inner_host(model).tokenizer) is not None:
         tokenizer.save_pretrained(str(folder))
     about = {"format": FORMAT, "version": version("sparrow-tsf"), "only": only, **_about(model)}
-    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    files = [path for path in folder.iterdir() if path.is_file()]
+    for path in files:
+        sync(path)
+    write_whole(folder / "config.json", sealed(about, digests(sorted(files))))
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -74,9 +79,9 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        about = json.loads(path.read_text())
+        about = unsealed(path)
         known = about["format"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise CheckpointError(
             f"{folder}: not a finished checkpoint of this project: {path.name}: {error!r}"
         ) from error
@@ -100,9 +105,11 @@ def load(
     After "trainable", everything else keeps the values it has: load the published weights first.
     differing: names of config fields that may differ ("sparrow.decode.mode", or a whole section: "sparrow.loss").
     CheckpointError, with a table and before anything is loaded: another host, config or vocabulary; names or shapes
-    that do not fit.
+    that do not fit; files that have changed since they were saved.
     """
     folder, about = Path(folder), describe(folder)
+    if damaged := damages(folder, about.get(FILES, {})):
+        raise CheckpointError(f"{folder} is damaged: {'; '.join(damaged)}")
     everything = about["only"] == "all"
     _compare(folder, about, _about(model), {*differing, *(("vocabulary",) if everything else ())})
     host = inner_host(model)
@@ -162,8 +169,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _compare(folder: Path, theirs: dict, ours: dict, allowed: set[str]) -> None:
     flat = [
-        _flat({k: v for k, v in about.items() if k not in ("format", "version", "only")})
-        for about in (ours, theirs)
+        _flat({k: v for k, v in about.items() if k not in _UNCOMPARED}) for about in (ours, theirs)
     ]
     rows = [
         f"  {name:40} model {flat[0].get(name, 'has it not')!s:24} saved {flat[1].get(name, 'has it not')}"

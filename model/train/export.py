@@ -5,9 +5,11 @@
 <run>/export-full        the whole model, adapters merged, in our layout: `load` needs nothing else
 <run>/export-official    the host's weights, adapters merged, in the layout they were published in; of SPARROW's own
                          modules only the release's filter has a published layout
+
+Each is written beside, synced and renamed: one that has its name is complete. `stage.json` of `export` has the sizes
+and sha256 of its files, and they are compared before it is loaded.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from model.adapt import merge
 from model.checkpoints import CheckpointError, is_ours, load, save, save_official
 from model.config import StageConfig
 from model.sparrow import Sparrow
+from model.train.folders import beside, disk_errors, publish
 from model.train.parallel import World, gathered
+from schemas.sealed import FILES, DamagedError, damages, digests, sealed, unsealed
 
 ABOUT = "stage.json"
 FREE = (
@@ -45,6 +49,7 @@ def save_export(
     """Adapters of all stages and the proposer, whichever of them has been trained. Every process calls it.
 
     after: the stages of the export that training began with, oldest first: what they trained is in this one too.
+    OSError on every process if the first one cannot write; an export that was there is then as it was.
     """
     world = world or World()
     before = {name: p.requires_grad for name, p in sparrow.named_parameters()}
@@ -56,22 +61,17 @@ def save_export(
         if sparrow.proposer is not None:
             sparrow.proposer.requires_grad_(True)
         try:
-            if world.first:
-                (folder / ABOUT).unlink(missing_ok=True)
-                save(sparrow, folder)
-                (folder / ABOUT).write_text(
-                    json.dumps({"stage": stage, "steps": steps, "after": list(after)}) + "\n"
-                )
+            about = {"stage": stage, "steps": steps, "after": list(after)}
+            world.agree(lambda: _write(sparrow, folder, about) if world.first else None)
         finally:
             for name, p in sparrow.named_parameters():
                 p.requires_grad_(before[name])
-    world.wait()
 
 
 def load_export(sparrow: Sparrow, folder: str | Path) -> dict[str, Any]:
     """Put an export on a model with the same weights below, adapters and all; returns its stage and steps.
 
-    CheckpointError if it is none, or of another model.
+    CheckpointError, with nothing loaded: it is none, it is damaged, or of another model.
     """
     about = describe(folder)
     if not sparrow.lora_names:
@@ -81,13 +81,37 @@ def load_export(sparrow: Sparrow, folder: str | Path) -> dict[str, Any]:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """{"stage": ..., "steps": ..., "after": [...]} of an export. CheckpointError if `folder` is none."""
+    """{"stage": ..., "steps": ..., "after": [...]} of an export. CheckpointError if it is none, or damaged."""
     path = Path(folder) / ABOUT
-    if not is_ours(folder) or not path.is_file():
+    if not path.is_file():
         raise CheckpointError(
             f"{folder}: not an export of a training (RUN/export): it has no {ABOUT} or config.json"
         )
-    return json.loads(path.read_text())
+    try:
+        about = unsealed(path)
+    except DamagedError as error:
+        raise _damaged(folder, str(error)) from error
+    files = about.pop(FILES, {})  # an earlier version wrote none
+    if lines := damages(Path(folder), files):
+        raise _damaged(folder, "; ".join(lines))
+    if not is_ours(folder):
+        raise _damaged(folder, "config.json is missing, or not that of a checkpoint")
+    return about
+
+
+def _write(sparrow: Sparrow, folder: Path, about: dict[str, Any]) -> None:
+    with beside(folder) as fresh:
+        with disk_errors(folder):
+            save(sparrow, fresh)
+        text = sealed(about, digests(sorted(fresh.iterdir())))
+        (fresh / ABOUT).write_text(text)
+        publish(fresh, folder)
+
+
+def _damaged(folder: str | Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} is damaged: {reason}. The command that trained it writes it again, from its last state"
+    )
 
 
 def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path]:
@@ -95,7 +119,10 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
     merge(sparrow)
     sparrow.lora_names = {}
     places = [run / "export-full"]
-    save(sparrow, places[0], "all")
+    with beside(places[0]) as fresh:
+        with disk_errors(places[0]):
+            save(sparrow, fresh, "all")
+        publish(fresh, places[0])
     if official:
         released = sparrow.config.box.enabled and sparrow.config.filter.kind == "release"
         layout = (
@@ -104,5 +131,8 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
             else sparrow.host.spec.name
         )
         places.append(run / "export-official")
-        save_official(sparrow, layout, places[-1])
+        with beside(places[1]) as fresh:
+            with disk_errors(places[1]):
+                save_official(sparrow, layout, fresh)
+            publish(fresh, places[1])
     return places

@@ -1,8 +1,11 @@
 """What a run writes about itself: a CSV with every step, TensorBoard, and a picture of the losses."""
 
 import csv
+import threading
 from pathlib import Path
 from typing import Any
+
+from schemas.files import replacing
 
 FIGURES = ("seconds", "samples_per_s", "tokens_per_s", "memory_gb", "mfu")
 """Columns that are about speed, not learning."""
@@ -19,7 +22,13 @@ class Log:
         self.run = run
         for name in ("steps.csv", "validation.csv"):
             _cut(run / name, step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        try:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        except OSError:
+            threading.excepthook = self._hook
+            raise
 
     def write(self, row: dict[str, Any], name: str = "steps") -> None:
         """One row, "step" among its columns; numbers are written so that reading gives the same ones."""
@@ -37,8 +46,17 @@ class Log:
 
     def close(self) -> None:
         """The picture, and the last of TensorBoard."""
-        self._board.close()
-        plot(self.run / "steps.csv", self.run / "losses.png")
+        try:
+            self._board.close()
+            plot(self.run / "steps.csv", self.run / "losses.png")
+        finally:
+            threading.excepthook = self._hook
+
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """A full disk ends TensorBoard's thread. No traceback of it: its next call here raises the same error."""
+        of_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(args.exc_value, OSError)):
+            self._hook(args)
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -81,17 +99,22 @@ def plot(table: Path, picture: Path) -> None:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drop the rows from `step` on. A file with none left goes too."""
+    """Drop the rows from `step` on, and any that a crash has left in part. A file with none left goes too."""
     if not path.is_file():
         return
-    with path.open(newline="") as file:
+    with path.open(newline="", errors="replace") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        rows = [row for row in reader if row["step"] and int(row["step"]) < step]
+        rows = [row for row in reader if _is_whole(row) and int(row["step"]) < step]
     if not rows:
         path.unlink()
         return
-    with path.open("w", newline="") as file:
+    with replacing(path) as fresh, fresh.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _is_whole(row: dict[Any, Any]) -> bool:
+    """Whether a row has a number as its step, and as many columns as the table."""
+    return str(row.get("step")).isdecimal() and None not in row and None not in row.values()

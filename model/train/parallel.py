@@ -1,10 +1,10 @@
 """Several processes that train one model: who am I, what do the others say, and DDP or FSDP2 around the model."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def agree(self, make: Callable[[], T]) -> list[T]:
+        """Everybody's `make()`, for everybody. If it fails with an OSError or a ValueError on one process, all raise
+        that: nobody waits for a process that has stopped."""
+        if self.size == 1:
+            return [make()]
+        value: T | None = None
+        failure: Exception | None = None
+        try:
+            value = make()
+        except (OSError, ValueError) as error:
+            failure = error
+        outcomes: list[tuple[T, Exception | None]] = self.gather((value, failure))
+        for _, failed in outcomes:
+            if failed is not None:
+                raise failed
+        return [made for made, _ in outcomes]
 
     def wait(self) -> None:
         if self.size > 1:

@@ -1,35 +1,42 @@
 """Where a run stopped, on disk: enough to go on as if it had not.
 
     <run>/states/step-00000200/
-        state.json              step, task, config, names of what trains
+        state.json              step, task, config, names of what trains; size and sha256 of every other file
         model.safetensors       what trains, whole
         optimizer.safetensors   <slot>/<parameter>
         rank-0.safetensors      random states of torch, CUDA and numpy      one pair per process
         rank-0.json             random state of python, position of the loader
 
-A state is written beside, synced and renamed: one that has its name is complete. Nothing in it is executed.
-What is frozen is not in it, nor are buffers: build the model the same way.
+A state is written beside, `state.json` last, synced and renamed: one that has its name was complete then. Whether it
+still is says `model.train.resume`. Nothing in it is executed. What is frozen is not in it, nor are buffers: build the
+model the same way.
 """
 
 import json
 import random
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.train.config import FREE, TrainConfig
+from model.train.folders import beside, disk_errors, publish, remove
 from model.train.parallel import World, part_of, whole
 from schemas.files import sync
+from schemas.sealed import DamagedError, Digests, digests, sealed, unsealed
 
 FORMAT = 1
 """Goes up when older code could misread a new state."""
+STATE = "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 class StateError(ValueError):
@@ -41,10 +48,21 @@ def named(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def latest(run: Path) -> Path | None:
-    """The newest complete state of a run, by name; None if there is none."""
-    found = sorted((run / "states").glob("step-*"))
-    return found[-1] if found else None
+def states(run: Path) -> list[Path]:
+    """The states of a run, newest first, good or damaged; not those that were set aside."""
+    found = [path for path in (run / "states").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(place: Path) -> int:
+    """Steps done in a state, by its name."""
+    return int(place.name.removeprefix("step-"))
+
+
+def rank_files(ranks: int) -> list[str]:
+    """Names of the files of a state beside `state.json`."""
+    of_ranks = [f"rank-{rank}.{kind}" for rank in range(ranks) for kind in ("safetensors", "json")]
+    return ["model.safetensors", "optimizer.safetensors", *of_ranks]
 
 
 def save(
@@ -58,12 +76,11 @@ def save(
     loader: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> Path:
-    """Write the state after `step` steps and remove all but `config.keep`. Every process calls it, on one disk."""
+    """Write the state after `step` steps, then remove all but `config.keep`. Every process calls it, on one disk.
+
+    OSError on every process if one of them could not write; the older states are then as they were.
+    """
     place = run / "states" / f"step-{step:08d}"
-    fresh = place.with_name(f".{place.name}.unfinished")
-    if world.first:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
     parameters = named(module)
     model = {name: _plain(whole(p)) for name, p in parameters.items()}
     slots = {
@@ -71,40 +88,35 @@ def save(
         for name, p in parameters.items()
         for slot, value in optimizer.state.get(p, {}).items()
     }
-    world.wait()
+    drawn, words = random_state(world.device)
+    tensors = {f"rank-{world.rank}.safetensors": drawn}
     if world.first:
-        save_file(model, fresh / "model.safetensors")
-        save_file(slots, fresh / "optimizer.safetensors")
-        about = {
-            "format": FORMAT,
-            "step": step,
-            "task": task,
-            "ranks": world.size,
-            "config": config.model_dump(mode="json"),
-            "trained": {name: list(p.shape) for name, p in parameters.items()},
-            **extra,
-        }
-        (fresh / "state.json").write_text(json.dumps(about, indent=2) + "\n")
-    tensors, words = random_state(world.device)
-    save_file(tensors, fresh / f"rank-{world.rank}.safetensors")
-    (fresh / f"rank-{world.rank}.json").write_text(
-        json.dumps({"random": words, "loader": dict(loader)})
-    )
-    world.wait()
-    if world.first:
-        _publish(fresh, place)
-        for old in sorted(place.parent.glob("step-*"))[: -config.keep]:
-            shutil.rmtree(old)
-    world.wait()
+        tensors |= {"model.safetensors": model, "optimizer.safetensors": slots}
+    texts = {f"rank-{world.rank}.json": json.dumps({"random": words, "loader": dict(loader)})}
+    about = {
+        "format": FORMAT,
+        "step": step,
+        "task": task,
+        "ranks": world.size,
+        "config": config.model_dump(mode="json"),
+        "trained": {name: list(p.shape) for name, p in parameters.items()},
+        **extra,
+    }
+    with ExitStack() as stack:
+        fresh = world.agree(lambda: _begin(place, stack) if world.first else place)[0]
+        parts = world.agree(lambda: _written(fresh, tensors, texts))
+        files = {name: digest for part in parts for name, digest in part.items()}
+        world.agree(lambda: _finish(fresh, place, about, files) if world.first else None)
+        world.agree(lambda: _prune(run, config.keep) if world.first else None)
     return place
 
 
 def describe(place: Path) -> dict[str, Any]:
     """`state.json`. StateError if it is not one, or newer code wrote it."""
     try:
-        about = json.loads((place / "state.json").read_text())
+        about = unsealed(place / STATE)
         known = about["format"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, DamagedError, LookupError) as error:
         raise StateError(f"{place}: not the state of a training: {error!r}") from error
     if known != FORMAT:
         raise StateError(
@@ -153,7 +165,17 @@ def check(
 
 
 def load(place: Path, module: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Any]:
-    """Put parameters and optimiser back in place (after `check`); returns what `rank-N.json` has of the loader."""
+    """Put parameters and optimiser back in place (after `check`); returns what `rank-N.json` has of the loader.
+
+    StateError if a file cannot be read, or does not fit the others: only a state without checksums gets here so.
+    """
+    try:
+        return _load(place, module, optimizer, world)
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise StateError(f"{place} cannot be loaded: {error!r}") from error
+
+
+def _load(place: Path, module: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Any]:
     tensors = load_file(place / "model.safetensors")
     parameters = named(module)
     with torch.no_grad():
@@ -206,11 +228,37 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _publish(fresh: Path, place: Path) -> None:
-    """Rename, after everything has reached the disk. An older state of this name goes first: it is being replaced by
-    the same step of the same run."""
-    for path in [*fresh.iterdir(), fresh]:
+def _begin(place: Path, stack: ExitStack) -> Path:
+    """The folder to write the state to, until `stack` ends. StateError if the state is there already."""
+    if place.exists():
+        raise StateError(
+            f"{place} is there already: another process trains in this folder. Stop one of them, and run the same "
+            "command again"
+        )
+    return stack.enter_context(beside(place))
+
+
+def _written(
+    folder: Path, tensors: Mapping[str, dict[str, Tensor]], texts: Mapping[str, str]
+) -> Digests:
+    """Write the files of this process; they are on the disk afterwards, whichever machine this is."""
+    with disk_errors(folder):
+        for name, values in tensors.items():
+            save_file(values, folder / name)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    paths = [folder / name for name in [*tensors, *texts]]
+    for path in paths:
         sync(path)
-    shutil.rmtree(place, ignore_errors=True)
-    fresh.rename(place)
-    sync(place.parent)
+    return digests(paths)
+
+
+def _finish(fresh: Path, place: Path, about: Mapping[str, Any], files: Digests) -> None:
+    """`state.json` is written when everything it vouches for is on the disk."""
+    (fresh / STATE).write_text(sealed(about, files))
+    publish(fresh, place)
+
+
+def _prune(run: Path, keep: int) -> None:
+    for old in states(run)[keep:]:
+        remove(old)

@@ -18,6 +18,7 @@ from model.train import state
 from model.train.config import TrainConfig
 from model.train.log import Log
 from model.train.parallel import World, last_pass, whole
+from model.train.resume import Chosen, choose, settle
 from model.train.task import Loader, Task
 
 PEAK = {
@@ -51,8 +52,8 @@ class Trainer:
     """Trains `task` on what `loader` gives, in the folder `run`, and goes on where an earlier call there stopped.
 
     Every process makes one, with its own loader. show: called with the row of each step, on the first process;
-    tell: with whatever a person should read.
-    StateError if `run` holds the state of another task, config or number of processes.
+    tell: with whatever a person should read. chosen: the state to resume from; default: the newest of `run`.
+    StateError if that is damaged, or of another task, config or number of processes.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Trainer:
         world: World | None = None,
         show: Callable[[dict[str, Any]], None] = lambda row: None,
         tell: Callable[[str], None] = print,
+        chosen: Chosen | None = None,
     ):
         self.task, self.loader, self.config, self.run_folder = task, loader, config, Path(run)
         self.world, self._show, self._tell = world or World(), show, tell
@@ -78,9 +80,12 @@ class Trainer:
             groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=False
         )
         self.step, self.skipped, self._flops, self._stop = 0, 0, 0.0, False
-        self._from = state.latest(self.run_folder)
+        chosen = chosen or choose(self.run_folder, world=self.world)
+        self._from = chosen.place
         if self._from is not None:
             about = state.check(self._from, task.name, self.module, config, self.world)
+        settle(self.run_folder, chosen, self.world, tell)  # once nothing is refused any more
+        if self._from is not None:
             loader.load_state_dict(state.load(self._from, self.module, self.optimizer, self.world))
             self.step, self.skipped = about["step"], about["skipped"]
         self.started_at = self.step

@@ -499,6 +499,21 @@ def test_a_whole_model_comes_back_onto_meta_with_its_tokenizer(tmp_path):
     assert target.host.token_id("[BOX]") == source.host.token_id("[BOX]")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_save_that_has_changed_is_refused(tmp_path, name):
+    """The second half of the weights is zero: every name and shape still fits."""
+    source = tiny("glus")
+    save(source, tmp_path, "all")
+    file = tmp_path / name
+    data = file.read_bytes()
+    half = len(data) // 2
+    file.write_bytes(
+        data[:half] + (b"x" if name == "config.json" else bytes(1)) * (len(data) - half)
+    )
+    with pytest.raises(CheckpointError, match=f"{name}"):
+        load(source, tmp_path)
+
+
 def test_a_save_of_another_model_is_refused_with_a_table(tmp_path):
     source = sparrow(tiny("glus", 1), "release")
     save(source, tmp_path, "all")

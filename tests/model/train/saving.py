@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch._dynamo  # an optimiser's first step loads it: once here, not in every fork
 from torch import nn
 
 from model.train import state
