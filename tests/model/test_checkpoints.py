@@ -502,7 +502,7 @@ def test_a_whole_model_comes_back_onto_meta_with_its_tokenizer(tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_save_that_has_changed_is_refused(tmp_path, name):
     """The second half of the weights is zero: every name and shape still fits."""
-    source = tiny("glus")
+    source = sparrow(tiny("unipixel", 1), "release")
     save(source, tmp_path, "all")
     file = tmp_path / name
     data = file.read_bytes()
