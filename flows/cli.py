@@ -626,6 +626,8 @@ def main() -> None:
     """Run the app; what a user can mend is one clear message, not a traceback."""
     import signal
 
+    _open_streams()
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -635,6 +637,7 @@ def main() -> None:
     ):  # also where a shell started us in the background, SIGINT ignored
         signal.signal(number, stop)
     try:
+        _be_somewhere()
         app(standalone_mode=True)
     except SystemExit as done:
         if done.code == 130:
@@ -652,6 +655,29 @@ def main() -> None:
 
             message = explain(message)
         _fail(message)
+
+
+def _open_streams() -> None:
+    """Standard streams that whoever started us has closed lead nowhere: else the next files would get their numbers."""
+    import os
+
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _be_somewhere() -> None:
+    """Ray, Prefect and relative paths need a working folder."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "the working folder is no longer there: change to one that is, and run the command again"
+        ) from None
 
 
 def _is_for_the_user(error: Exception) -> bool:

@@ -10,16 +10,16 @@ import re
 import secrets
 import socket
 import sys
+import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from flows.code import ROOT
+from flows.text import say
 from pipeline.presets import CurateConfig
-
-CODE = Path(__file__).resolve().parents[1]
-"""The folder that this code is imported from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,31 @@ def _refusal(said: str) -> str:
             "what listens there does not answer as a Ray head. Its port is that of `ray start --head --port` (6379 "
             "unless it was given), not the dashboard's (8265) nor the client's (10001)"
         )
+    if "AF_UNIX path length" in said:
+        return (
+            f"the path of its folder for temporary files, {tempfile.gettempdir()}, is too long for the names of "
+            "sockets: set TMPDIR to a shorter one"
+        )
     first, *rest = [line.strip() for line in said.splitlines() if line.strip()]
     return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[
         :500
     ]
+
+
+INLINE = ". Without Ray: `--executor inline`, everything in this process"
+SLOW = 60.0
+"""Seconds after which a Ray that is still starting is spoken of; it takes a few."""
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Processes that are started meanwhile do not inherit this variable."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 Work = Callable[[Any], Any]
@@ -77,10 +98,14 @@ Done = Callable[[Outcome], list[Task]]
 
 
 class Executor(Protocol):
-    """Runs `work(payload)` for each task; `done` is called in the driver, in order of completion."""
+    """Runs `work(payload)` for each task; `done` is called in the driver, in order of completion.
+
+    logs: a folder for what worker processes print; empty: it goes where they print by themselves.
+    """
 
     name: str
     workers: int
+    logs: str
 
     def open(self) -> None: ...
 
@@ -95,6 +120,7 @@ class Inline:
 
     name: str = "inline"
     workers: int = 1
+    logs: str = ""
 
     def open(self) -> None:
         pass
@@ -136,6 +162,7 @@ class RayActors:
     in_flight: int = 1
     gpus: float = 0
     name: str = "ray"
+    logs: str = ""
     _owner: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +218,7 @@ class RayActors:
                     (host.strip("[]"), int(port)), 10
                 ).close()  # Ray itself would try for minutes
         except OSError as error:
-            raise RunFailed(f"{where}: {error_words(error)}") from error
+            raise RunFailed(f"{where}: {error_words(error)}{INLINE}") from error
         import ray
 
         if ray.is_initialized():
@@ -203,22 +230,26 @@ class RayActors:
         patience = os.environ.get(PATIENCE)
         if self.address:
             os.environ.setdefault(PATIENCE, "1")
+        slow = threading.Timer(SLOW, say, [f"Ray is still starting{INLINE}"], {"file": sys.stderr})
+        slow.daemon = True
+        slow.start()
         try:
             # Ray puts the working folder before all else on its workers' path. Theirs is to be this code.
-            with contextlib.chdir(CODE):
+            with contextlib.chdir(ROOT), _without("PYTHONOPTIMIZE"):
                 ray.init(
                     address=self.address or "local",
                     include_dashboard=None if self.address else False,
                     logging_level=logging.ERROR,
-                    log_to_driver=True,
+                    log_to_driver=False,  # it is in the run's folder: flows.worker_log
                     namespace="sparrow",
                     **local,
                 )
-        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises plain ones too
             raise RunFailed(
-                f"{where}: {_refusal(error_words(error.__cause__ or error))}"
+                f"{where}: {_refusal(error_words(error.__cause__ or error))}{INLINE}"
             ) from error
         finally:
+            slow.cancel()
             if patience is None:
                 os.environ.pop(PATIENCE, None)
 

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from flows import code
+from flows.code import Code
 from flows.executors import Done, Outcome, RunFailed, Task, Work, error_words
 from flows.stacks import Hands, taken, top
+from flows.worker_log import WorkerLog
 
 if TYPE_CHECKING:
     from flows.executors import RayActors
@@ -35,6 +38,19 @@ class Actor:
     )
     tasks: dict[Any, tuple[Task, float]] = field(default_factory=dict)  # reference -> task, start
     alone: bool = False
+
+
+def _must_be_ours(node: str, theirs: Code) -> None:
+    """RunFailed if a worker of this node runs code from another folder, or one of any node other code."""
+    import ray
+
+    mine = code.running()
+    is_here = node == ray.get_runtime_context().get_node_id()
+    if theirs.digest != mine.digest or (is_here and theirs.folder != mine.folder):
+        raise RunFailed(
+            f"a worker on node {node[:12]} runs the code in {theirs}, this command that in {mine}: "
+            "install the same version on every node"
+        )
 
 
 @dataclass
@@ -115,13 +131,22 @@ class Pool:
         class Worker:
             def __init__(self) -> None:
                 self.hands = Hands()
+                self.log = WorkerLog()
 
-            def hello(self) -> tuple[str, tuple[int, int, int]]:
-                return ray.get_runtime_context().get_node_id(), self.hands.address
+            def hello(self, folder: str) -> tuple[str, tuple[int, int, int], Code]:
+                self.write_to(folder)
+                return ray.get_runtime_context().get_node_id(), self.hands.address, code.running()
+
+            def write_to(self, folder: str) -> None:
+                if folder:
+                    self.log.write_to(folder)
 
             def work(self, label: str, payload: Any) -> Any:
                 with self.hands.holding(label):
-                    return work(payload)
+                    try:
+                        return work(payload)
+                    finally:
+                        self.log.ends(label)
 
         gpus = self.settings.gpus
         options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
@@ -132,7 +157,7 @@ class Pool:
 
     def _start(self, failed: int = 0) -> Actor:
         handle = self.remote.remote()
-        return Actor(handle, handle.hello.remote(), failed)
+        return Actor(handle, handle.hello.remote(self.settings.logs), failed)
 
     def _taken(self) -> list[Actor]:
         """The actors of the run before, with their models loaded, if they are of the same kind; others make room."""
@@ -141,17 +166,21 @@ class Pool:
         while IDLE:
             kind, actors = IDLE.pop()
             if kind == self.kind:
+                for actor in actors:
+                    actor.handle.write_to.remote(self.settings.logs)
                 return actors
             for actor in actors:
                 ray.kill(actor.handle)
         return []
 
     def _welcome(self, actor: Actor) -> None:
-        """An actor has answered, or could not be started."""
+        """An actor has answered, or could not be started. RunFailed if it runs other code than this process."""
         import ray
 
         try:
-            actor.address, actor.failed = ray.get(actor.hello), 0
+            node, hands, theirs = ray.get(actor.hello)
+            _must_be_ours(node, theirs)
+            actor.address, actor.failed = (node, hands), 0
         except ray.exceptions.RayError as error:
             self._replace(actor, actor.failed + 1)
             if not self.actors:

@@ -5,6 +5,7 @@
     samples.jsonl  a line every few seconds: progress, memory of the driver, its host's GPUs
     summary.json   as of the last sample: progress, seconds of planning, curating and reporting, p50 and p95 of every
                    stage, frames/s, bytes, peak memory by host
+    worker-*.log   what a worker process and its libraries printed; only if they did
 
 The id of the folder is `run_id` of the rows (one for each source and split) that the run leaves in `manifests/runs`. A
 run that is refused because another one holds the output leaves no folder.
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from flows.facts import gpus, host, versions
 from flows.metrics import count
 from flows.progress import Progress
+from flows.worker_log import remove_empty
 from pipeline.curate import ClipResult
 from pipeline.plan import Counts, Job
 from pipeline.sample import CODE_VERSION
@@ -354,6 +356,11 @@ class Recording:
         for out in {run.job.out: None for run in runs.values()}:
             here = {name: run for name, run in runs.items() if run.job.out == out}
             self.logs[out] = RunLog(Path(out), here, executor)
+        first = next(iter(self.logs.values()), None)
+        if (
+            first is not None
+        ):  # workers serve all outputs of a run; there is hardly ever more than one
+            executor.logs = str(first.folder.absolute())
 
     def saw(self, outcome: "Outcome") -> None:
         count(outcome)
@@ -383,6 +390,7 @@ def recording(runs: Mapping[str, "Run"], executor: "Executor") -> Iterator[Recor
 
     def close(log: RunLog) -> None:
         log.close(state, error)
+        remove_empty(log.folder)
 
     with ExitStack() as stack:
         for log in record.logs.values():

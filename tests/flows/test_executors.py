@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import metrics, pool
+from flows import code, metrics, pool
+from flows.code import Code
 from flows.executors import STORE, Inline, Outcome, RayActors, RunFailed, Task, make_executor
+from flows.worker_log import remove_empty
 from tests.flows.test_metrics import OUTCOMES
 
 
@@ -323,6 +325,56 @@ def test_ray_says_so_when_a_node_lacks_the_code_and_blames_no_task(ray, monkeypa
         match="no worker could be started: ModuleNotFoundError: No module named 'only_here'",
     ):
         collect(RayActors(workers=1), module.work, [Task("a", 1)])
+
+
+def test_ray_workers_with_other_code_are_refused(ray, monkeypatch):
+    """As of another version on a node, or of another checkout in the folder where the command was typed."""
+    mine = code.running()
+    for theirs in (Code(mine.folder, "0123456789abcdef"), Code("/elsewhere", mine.digest)):
+        monkeypatch.setattr(code, "running", lambda theirs=theirs: theirs)
+        with pytest.raises(RunFailed, match=r"a worker on node .* runs the code in /.* \(sha256 "):
+            collect(RayActors(workers=1), square, [Task("a", 1)])
+
+
+def speaks(words):
+    """Through Python, and as a library of C does."""
+    if words:
+        print(words)
+        os.write(2, b"a decoder's complaint\n")
+    return os.getpid()
+
+
+def test_ray_workers_print_into_the_folder_of_the_run(ray, tmp_path, capfd):
+    for n, words in enumerate(("hello", "")):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        executor = RayActors(workers=1, logs=str(folder))
+        [outcome] = collect(executor, speaks, [Task("a clip", words)])
+        [log] = folder.glob("worker-*.log")
+        assert f"-{outcome.value}.log" in log.name
+        remove_empty(folder)
+        said = log.read_text().splitlines() if log.exists() else []
+        what = ["hello", "a decoder's complaint", "^ printed up to the end of a clip"]
+        assert said == (what if words else [])
+    assert "complaint" not in "".join(capfd.readouterr())
+
+
+def test_ray_that_cannot_start_is_one_line_that_names_a_way_without(tmp_path):
+    """In a process of its own: a folder for temporary files whose path is too long for the names of sockets."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    start = "from flows.executors import RayActors; RayActors().open()"
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        env=os.environ | {"TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "Ray does not start" in last
+    assert "set TMPDIR to a shorter one" in last
+    assert "--executor inline" in last
 
 
 def test_ray_carries_payloads_that_are_larger_than_its_store(ray):
