@@ -651,14 +651,14 @@ def main() -> None:
         if not _is_for_the_user(message):
             raise
         if isinstance(message, OSError):
-            from flows.locks import explain
+            from flows.locks import explain_write_error
 
-            message = explain(message)
+            message = explain_write_error(message)
         _fail(message)
 
 
 def _open_streams() -> None:
-    """Standard streams that whoever started us has closed lead nowhere: else the next files would get their numbers."""
+    """Reopen closed standard streams to nothing: else the next files would get their numbers."""
     import os
 
     for number, name in enumerate(("stdin", "stdout", "stderr")):

@@ -23,7 +23,7 @@ class Code:
 
 
 @lru_cache(maxsize=1)
-def running() -> Code:
+def own_code() -> Code:
     """Of this process, as it is on disk at the first call."""
     whole = hashlib.sha256()
     for package in PACKAGES:

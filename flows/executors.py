@@ -54,24 +54,24 @@ def error_words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _refusal(said: str) -> str:
+def _refusal(error: str) -> str:
     """Why Ray was not joined, in one line: what it says may hold a traceback, with the reason at its end."""
-    if "InvalidAuthToken" in said:
+    if "InvalidAuthToken" in error:
         return (
             "it wants a token, and this process has none or another one. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
             "to that of the cluster (docs/cluster.md); one in ~/.ray/auth_token is found without it"
         )
-    if "connect to GCS" in said:
+    if "connect to GCS" in error:
         return (
             "what listens there does not answer as a Ray head. Its port is that of `ray start --head --port` (6379 "
             "unless it was given), not the dashboard's (8265) nor the client's (10001)"
         )
-    if "AF_UNIX path length" in said:
+    if "AF_UNIX path length" in error:
         return (
             f"the path of its folder for temporary files, {tempfile.gettempdir()}, is too long for the names of "
             "sockets: set TMPDIR to a shorter one"
         )
-    first, *rest = [line.strip() for line in said.splitlines() if line.strip()]
+    first, *rest = [line.strip() for line in error.splitlines() if line.strip()]
     return " ... ".join([first.removesuffix(" Traceback (most recent call last):"), *rest[-1:]])[
         :500
     ]

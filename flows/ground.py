@@ -1,7 +1,7 @@
 """`sparrow ground`: words and a video in; masks, boxes, an overlay and the model's words out."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from flows.extras import MODEL, require
 from model.make import make_model
 from schemas.config import Config
+from schemas.files import write_whole
 
 if TYPE_CHECKING:
     from model.grounding import Stream
@@ -133,7 +134,7 @@ def _ground(
     note: str,
     tell: Tell,
 ) -> None:
-    from flows.masks import MaskWriter, read_masks
+    from flows.masks import OVERLAYS, TSF, MaskWriter, read_masks
     from flows.overlay import write_overlay
 
     found = {} if tsf is None else dict(_representatives(request, frames, tsf, tell))
@@ -149,13 +150,18 @@ def _ground(
         answer=request.answer,
         crops=crops,
     )
-    writer, done = MaskWriter(request.out, png=request.png), 0
+    writer, done, is_read = MaskWriter(request.out, png=request.png), 0, False
+    _write_crops(request.out / TSF, [one for one, _ in found.values()])
     try:
         for step in stream:
             writer.add(step)
             done += 1
+        is_read = True
     finally:  # what was written is described, also where a video cannot be read to its end
         seconds = time.perf_counter() - start
+        writer.finish()
+        if is_read:
+            write_overlay(frames, read_masks(request.out), stream.targets, request.out, note)
         about = {
             "video": str(request.video),
             "note": note,
@@ -173,9 +179,8 @@ def _ground(
         }
         writer.close(about, stream.targets)
     _report(stream, tell)
-    overlays = write_overlay(frames, read_masks(request.out), stream.targets, request.out, note)
-    for path in (request.out / "masks.jsonl", request.out / "result.json", *overlays):
-        tell(f"  {path}")
+    for name in ("masks.jsonl", "result.json", *OVERLAYS):
+        tell(f"  {request.out / name}")
     if request.png:
         tell(f"  {request.out / 'png'}: a folder per instance")
     speed = f"{done / seconds:.1f} frames/s" if done else f"no mask in {seconds:.1f} s"
@@ -189,6 +194,15 @@ def _ground(
             {phrase: one for phrase, (one, _) in found.items() if one},
             tell,
         )
+
+
+def _write_crops(folder: Path, found: "Sequence[Representatives | None]") -> None:
+    """What the model was shown of each phrase's target."""
+    from schemas.video.pictures import encode_jpeg
+
+    for i, one in enumerate(found):
+        for rank, picture in enumerate(one.crops if one else ()):
+            write_whole(folder / f"{i}-{rank}.jpg", encode_jpeg(picture))
 
 
 def _report(stream: "Stream", tell: Tell) -> None:
@@ -221,7 +235,6 @@ def _representatives(
     """Of each phrase what was found, if anything, and what result.json says about it."""
     from model.tsf_rule import decide
     from schemas.records import Quarantined
-    from schemas.video.pictures import encode_jpeg
 
     frame = request.prompt_frames[0]
     for i, phrase in enumerate(dict.fromkeys(request.phrases)):
@@ -250,13 +263,9 @@ def _representatives(
                 "tracked_frames": seen,
                 "crops_of_frames": found.frames,
             }
-            folder = request.out / "tsf"
-            folder.mkdir(parents=True, exist_ok=True)
-            for rank, picture in enumerate(found.crops):
-                (folder / f"{i}-{rank}.jpg").write_bytes(encode_jpeg(picture))
             tell(
                 f"  TSF for {phrase!r}: {found.detection.detector} box on frame {found.detection.frame}, followed on "
-                f"{seen} of {len(frames)} frames, crops of frames {found.frames}: {folder}/{i}-*.jpg"
+                f"{seen} of {len(frames)} frames, crops of frames {found.frames}: {request.out}/tsf/{i}-*.jpg"
             )
         yield phrase, (found, about)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from pipeline.plan import Job
-from schemas.files import sweep
+from schemas.files import remove_temporaries
 from schemas.members import MemberError, open_regular, refuse_links
 
 
@@ -49,7 +49,7 @@ def locked(out: Path, name: str) -> Iterator[str]:
 def sweep_output(out: Path) -> None:
     """Remove the temporary files of dead processes from an output."""
     for folder in (out, out / "plan", out / "manifests" / "runs", out / "report"):
-        sweep(folder)
+        remove_temporaries(folder)
 
 
 FENCE_SECONDS = 120.0
@@ -118,13 +118,13 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        explained = explain(error, UNWRITABLE, str(out))
+        explained = explain_write_error(error, UNWRITABLE, str(out))
         if explained is error:
             raise
         raise explained from error
 
 
-def explain(error: OSError, advice: dict[int, str] = FULL, where: str = "") -> OSError:
+def explain_write_error(error: OSError, advice: dict[int, str] = FULL, where: str = "") -> OSError:
     """An error whose words say what to do; the error itself if its number has no advice, or it says so already."""
     words = advice.get(error.errno or 0)
     if words is None or AGAIN in str(error):

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from flows.masks import OVERLAYS
+from schemas.files import replacing
+
 if TYPE_CHECKING:
     from model.instances import Target
     from model.video import Video
@@ -116,12 +119,14 @@ def write_overlay(
                 )
             yield draw(frame, t, here, targets, note)
 
-    paths, drawn = [out / "overlay.mp4", out / "overlay.png"], pictures()
+    film, sheet = (out / name for name in OVERLAYS)
+    drawn = pictures()
     first = next(drawn)
-    with paths[0].open("wb") as file:
+    with replacing(film) as fresh, fresh.open("wb") as file:
         write_mp4(file, chain([first], drawn), first.shape[:2], frames.fps)
-    _sheet(tiles, note or f"{len(targets)} instances").save(paths[1])
-    return paths
+    with replacing(sheet) as fresh:
+        _sheet(tiles, note or f"{len(targets)} instances").save(fresh, "PNG")
+    return [film, sheet]
 
 
 def _sheet(tiles: list[NDArray[np.uint8]], title: str, columns: int = 4) -> Image.Image:

@@ -44,7 +44,7 @@ def _must_be_ours(node: str, theirs: Code) -> None:
     """RunFailed if a worker of this node runs code from another folder, or one of any node other code."""
     import ray
 
-    mine = code.running()
+    mine = code.own_code()
     is_here = node == ray.get_runtime_context().get_node_id()
     if theirs.digest != mine.digest or (is_here and theirs.folder != mine.folder):
         raise RunFailed(
@@ -135,7 +135,7 @@ class Pool:
 
             def hello(self, folder: str) -> tuple[str, tuple[int, int, int], Code]:
                 self.write_to(folder)
-                return ray.get_runtime_context().get_node_id(), self.hands.address, code.running()
+                return ray.get_runtime_context().get_node_id(), self.hands.address, code.own_code()
 
             def write_to(self, folder: str) -> None:
                 if folder:

@@ -1,5 +1,5 @@
 """Progress on a flow run's page. Curation never waits for Prefect: a thread of its own sends what has changed, and when
-the server no longer answers, that is said once."""
+the server no longer answers, one line says so."""
 
 import contextvars
 import logging
@@ -16,7 +16,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from flows.progress import Quiet
 from flows.text import say
 
-GONE = "Prefect's server does not answer any more: curation goes on, its run page does not"
+GONE = "Prefect's server does not answer any more: curation continues without a run page"
 _gone = threading.Event()
 
 
@@ -47,21 +47,21 @@ def tell_gone() -> None:
 
 
 class OneLine(logging.Filter):
-    """What a user can mend is said once, in a line: no traceback of Prefect's for each level of flows and tasks."""
+    """A known error is logged once, as one line, instead of a traceback for each level of flows and tasks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: BaseException | None = None
+        self.logged: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return True
-        if has_lost_server(error) or error is self.told:
+        if has_lost_server(error) or error is self.logged:
             return False
         if not isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt)):
             return True
-        self.told = error
+        self.logged = error
         record.exc_info = record.exc_text = None
         record.msg, record.args = f"{type(error).__name__}: {error}", ()
         return True
@@ -117,8 +117,8 @@ class RunPage(Quiet):
             self._share = 100.0 * stage["done"] / stage["total"]
             self._changed_share.set()
         for name, state in self.stages.items():
-            if "seconds" not in state or not state.get("told"):
-                state["told"] = "seconds" in state
+            if "seconds" not in state or not state.get("logged"):
+                state["logged"] = "seconds" in state
                 of = state["total"] or "?"
                 words = f"{name}: {state['done']} of {of} {state['unit']} {state['note']}"
                 self.log.info("%s", words)

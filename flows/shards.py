@@ -1,7 +1,7 @@
 """`sparrow shards`: every source under a folder through the parent Prefect flow, and to the end also without Prefect.
 
-The flow's runs can be watched on Prefect's pages. If no server can be started, or it ends on the way, that is said once
-and curation goes on: what is finished is in the manifests, so the rest is all that is left to do.
+The flow's runs can be watched on Prefect's pages. If no server can be started, or it ends on the way, one line says so
+and curation continues: what is finished is in the manifests, so only the rest is left to do.
 """
 
 import atexit
@@ -77,7 +77,7 @@ def _find_server(data_root: Path, out: Path) -> bool:
         try:
             server = Serve(data_root, out, port=free_port(), server_only=True).start()
         except (OSError, RuntimeError) as error:
-            say(f"no Prefect server: {error}; curation goes on without", file=sys.stderr)
+            say(f"no Prefect server: {error}; curation continues without", file=sys.stderr)
             return False
         # Stopped at exit, after Prefect has sent its last logs there: handlers run in reverse order.
         atexit.register(server.stop)
@@ -88,7 +88,7 @@ def _find_server(data_root: Path, out: Path) -> bool:
 
 
 def _watch(server: "Serve") -> None:
-    """Say at once when the server ends before it is told to."""
+    """Report at once a server that ends before it is stopped."""
     server.processes[0].wait()
     if not server.is_stopping:
         from flows.run_page import tell_gone

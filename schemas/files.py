@@ -59,18 +59,18 @@ def _ends(path: Path) -> tuple[str, str]:
 
 
 def _new_beside(path: Path) -> tuple[Path, int]:
-    """A new file, and its lock: the kernel drops that with its holder, so a file without a lock is nobody's."""
+    """A new file, and its lock: the kernel drops that with its holder, so a file without a lock is left over."""
     before, after = _ends(path)
     while True:
         temporary = path.with_name(f"{before}{secrets.token_hex(4)}{after}")
         lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.fstat(lock).st_nlink:  # nobody has swept it before it was locked
+        if os.fstat(lock).st_nlink:  # it was not removed before it was locked
             return temporary, lock
         os.close(lock)
 
 
-def sweep(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Remove what dead processes have left of their attempts to replace a file in `folder`."""
     for temporary in folder.glob(".*.tmp"):
         remove_if_dead(temporary)
@@ -80,12 +80,12 @@ def remove_if_dead(temporary: Path) -> bool:
     """Remove a temporary file of `replacing` that no process is writing; whether it was removed."""
     try:
         lock = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # removed by somebody else, or not ours to open
+    except OSError:  # already removed, or not ours to open
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         temporary.unlink(missing_ok=True)
-    except OSError:  # somebody is writing it
+    except OSError:  # a process is writing it
         return False
     else:
         return True

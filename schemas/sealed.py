@@ -21,7 +21,7 @@ class DamagedError(ValueError):
     """What is wrong with a file, in words that begin with its name."""
 
 
-def digests(paths: Iterable[Path]) -> Digests:
+def file_digests(paths: Iterable[Path]) -> Digests:
     """Sizes and sha256 of files, as they can be read now."""
     return {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
 

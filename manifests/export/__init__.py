@@ -1,12 +1,10 @@
 """Exports: curated samples in the layouts of other projects. A format is one file and one line of FORMATS.
 
-An export is built beside its target and renamed into place when it is whole; a clip that cannot be exported is reported
+An export is built beside its place and put there when it is whole (`place`); a clip that cannot be exported is reported
 and does not stop the others.
 """
 
 import json
-import os
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ import av
 from manifests.export.artemis import Artemis
 from manifests.export.coco import Coco
 from manifests.export.fiftyone import FiftyOne
+from manifests.export.place import replacing_folder
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
 from manifests.export.ytvis import YouTubeVIS
@@ -77,10 +76,7 @@ def export(
     _check_target(to)
     total, clips = read_clips(out, sources, splits, where)
     start(total)
-    temporary = to.resolve().with_name(f".{to.resolve().name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing_folder(to) as temporary:
         done = Exported(format)
         exporter = FORMATS[format](temporary)
         for clip in clips:
@@ -108,9 +104,6 @@ def export(
                 f"none of the {len(done.skipped)} clips could be exported; {': '.join(done.skipped[0])}"
             )
         _describe(temporary, out, done, where)
-        _swap(temporary, to)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return done
 
 
@@ -146,13 +139,3 @@ def _describe(folder: Path, out: Path, done: Exported, where: str) -> None:
         "holds": sorted(path.name for path in folder.iterdir()),
     }
     (folder / EXPORT_MARKER).write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _swap(new: Path, to: Path) -> None:
-    """The old export stays until the new one is in its place."""
-    target = to.resolve()
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from manifests.verify.files import check_plans, check_runs, garbage
 from manifests.verify.problem import Problem, Report
 from manifests.verify.processes import check_shards
-from manifests.verify.shard import Checked
+from manifests.verify.shard import CheckedShard
 from schemas.parts import part_names, strays
 
 __all__ = ["Problem", "Report", "verify"]
@@ -36,7 +36,7 @@ def verify(
         raise FileNotFoundError(f"{out} is not an output of sparrow: there is no {folder}")
     names = part_names(out)
     wanted = [name for name in names if only is None or name in only]
-    found: dict[str, Checked] = {}
+    found: dict[str, CheckedShard] = {}
     for checked in check_shards(out, wanted, deep, workers):
         found[checked.name] = checked
         if tick:
@@ -60,7 +60,7 @@ def verify(
     )
 
 
-def _between(shards: list[Checked]) -> list[Problem]:
+def _between(shards: list[CheckedShard]) -> list[Problem]:
     """What is wrong between shards: keys that two of them have, features of different lengths."""
     problems = []
     owners: dict[str, list[str]] = defaultdict(list)

@@ -8,10 +8,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from manifests.verify.problem import Problem
-from manifests.verify.shard import Checked, check_shard
+from manifests.verify.shard import CheckedShard, check_shard
 
 
-def check_shards(out: Path, names: Sequence[str], deep: bool, workers: int) -> Iterator[Checked]:
+def check_shards(
+    out: Path, names: Sequence[str], deep: bool, workers: int
+) -> Iterator[CheckedShard]:
     """Each shard as its check ends, in any order.
 
     A file that brings down its process (a decoder's fault) is a problem of its shard: the others are checked anyhow.
@@ -30,7 +32,7 @@ def check_shards(out: Path, names: Sequence[str], deep: bool, workers: int) -> I
     for name in suspects:  # when a process dies, its pool loses every task
         with _pool(1) as alone:
             found = _result(alone.submit(check_shard, out, name, deep))
-        yield found or Checked(name, [Problem(name, "members", DIED, kind="bytes")])
+        yield found or CheckedShard(name, [Problem(name, "members", DIED, kind="bytes")])
 
 
 DIED = "the process that checked it died: one of its files brings down a decoder"
@@ -45,7 +47,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _result(task: "Future[Checked]") -> Checked | None:
+def _result(task: "Future[CheckedShard]") -> CheckedShard | None:
     """None if its process died."""
     try:
         return task.result()

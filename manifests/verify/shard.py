@@ -15,7 +15,7 @@ NEEDED = ("path", "source", "split", "bytes", "sha256", "n_samples", "parts_sha2
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedShard:
     """What was found in a shard. keys: ids of its clips and referents; feature: length of a feature, 0 if unknown.
     whole: its tables could be read."""
 
@@ -29,10 +29,10 @@ class Checked:
     keys: list[str] = field(default_factory=list)
 
 
-def check_shard(out: Path, name: str, deep: bool) -> Checked:
+def check_shard(out: Path, name: str, deep: bool) -> CheckedShard:
     """Never raises for what is wrong with the shard: a damaged file may make any library fail in any way, and that is
     then a problem of this shard."""
-    found = Checked(name)
+    found = CheckedShard(name)
     try:
         _check(out, found, deep)
     except Exception as error:  # noqa: BLE001 - a damaged file may make any library fail in any way
@@ -41,7 +41,7 @@ def check_shard(out: Path, name: str, deep: bool) -> Checked:
     return found
 
 
-def _check(out: Path, found: Checked, deep: bool) -> None:
+def _check(out: Path, found: CheckedShard, deep: bool) -> None:
     name, problems = found.name, found.problems
     if not KEY.fullmatch(name):
         problems.append(Problem(name, "manifests/shards", "is not a name of a shard"))

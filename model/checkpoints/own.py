@@ -20,7 +20,7 @@ from model.checkpoints.plan import VOCABULARY
 from model.checkpoints.tree import Tree, move_tables, retie
 from schemas.config import Config
 from schemas.files import sync, write_whole
-from schemas.sealed import FILES, damages, digests, sealed, unsealed
+from schemas.sealed import FILES, damages, file_digests, sealed, unsealed
 from trackers.checkpoints import CheckpointError, mismatch_table
 
 FORMAT = 1
@@ -60,7 +60,7 @@ def save(
     files = [path for path in folder.iterdir() if path.is_file()]
     for path in files:
         sync(path)
-    write_whole(folder / "config.json", sealed(about, digests(sorted(files))))
+    write_whole(folder / "config.json", sealed(about, file_digests(sorted(files))))
 
 
 def is_ours(folder: str | Path) -> bool:

@@ -68,8 +68,8 @@ def conclude(
         "failures": failures,
         "annotation_faults": unscored,
     }
-    write_whole(folder.out / "results.json", json.dumps(results, indent=2) + "\n")
     write_whole(folder.out / "per_query.parquet", parquet(rows))
+    write_whole(folder.out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 

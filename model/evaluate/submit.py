@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from model.evaluate.benchmarks.base import one_mask
 from model.evaluate.benchmarks.ref_davis import RefDAVIS17
 from model.evaluate.task import Benchmark, Prediction, Video
+from schemas.files import replacing
 from schemas.geometry import MAX_PIXELS
 from schemas.records import Quarantined
 
@@ -41,30 +42,25 @@ def write_archive(
     _need_layout(benchmark)
     videos = {video.id: video for video in benchmark.videos()}
     left, unknown_size = dict(videos), []
-    part = out.with_name(out.name + ".part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink
+    stored = zipfile.ZIP_STORED  # PNGs do not shrink
+    with replacing(out) as part, zipfile.ZipFile(part, "w", stored) as archive:
 
-            def add(video: Video, answers: Mapping[str, Prediction]) -> None:
-                size = _size_of(video, answers)
-                if size is None:
-                    unknown_size.append(video.id)
-                    return
-                for path, image in _images(benchmark, video, answers, size):
-                    archive.writestr(_entry(path), _png(image))
+        def add(video: Video, answers: Mapping[str, Prediction]) -> None:
+            size = _size_of(video, answers)
+            if size is None:
+                unknown_size.append(video.id)
+                return
+            for path, image in _images(benchmark, video, answers, size):
+                archive.writestr(_entry(path), _png(image))
 
-            for name, answers in predictions:
-                if name not in left:
-                    raise ValueError(
-                        f"{benchmark.name} {benchmark.split} has no video {name!r}, or it came twice"
-                    )
-                add(left.pop(name), answers)
-            for video in left.values():
-                add(video, {})
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+        for name, answers in predictions:
+            if name not in left:
+                raise ValueError(
+                    f"{benchmark.name} {benchmark.split} has no video {name!r}, or it came twice"
+                )
+            add(left.pop(name), answers)
+        for video in left.values():
+            add(video, {})
     return unknown_size
 
 

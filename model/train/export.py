@@ -18,9 +18,9 @@ from model.adapt import merge
 from model.checkpoints import CheckpointError, is_ours, load, save, save_official
 from model.config import StageConfig
 from model.sparrow import Sparrow
-from model.train.folders import beside, disk_errors, publish
+from model.train.folders import disk_errors, put_in_place, temporary_beside
 from model.train.parallel import World, gathered
-from schemas.sealed import FILES, DamagedError, damages, digests, sealed, unsealed
+from schemas.sealed import FILES, DamagedError, damages, file_digests, sealed, unsealed
 
 ABOUT = "stage.json"
 FREE = (
@@ -100,12 +100,12 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 
 def _write(sparrow: Sparrow, folder: Path, about: dict[str, Any]) -> None:
-    with beside(folder) as fresh:
+    with temporary_beside(folder) as fresh:
         with disk_errors(folder):
             save(sparrow, fresh)
-        text = sealed(about, digests(sorted(fresh.iterdir())))
+        text = sealed(about, file_digests(sorted(fresh.iterdir())))
         (fresh / ABOUT).write_text(text)
-        publish(fresh, folder)
+        put_in_place(fresh, folder)
 
 
 def _damaged(folder: str | Path, reason: str) -> CheckpointError:
@@ -119,10 +119,10 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
     merge(sparrow)
     sparrow.lora_names = {}
     places = [run / "export-full"]
-    with beside(places[0]) as fresh:
+    with temporary_beside(places[0]) as fresh:
         with disk_errors(places[0]):
             save(sparrow, fresh, "all")
-        publish(fresh, places[0])
+        put_in_place(fresh, places[0])
     if official:
         released = sparrow.config.box.enabled and sparrow.config.filter.kind == "release"
         layout = (
@@ -131,8 +131,8 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
             else sparrow.host.spec.name
         )
         places.append(run / "export-official")
-        with beside(places[1]) as fresh:
+        with temporary_beside(places[1]) as fresh:
             with disk_errors(places[1]):
                 save_official(sparrow, layout, fresh)
-            publish(fresh, places[1])
+            put_in_place(fresh, places[1])
     return places

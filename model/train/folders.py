@@ -1,9 +1,9 @@
-"""Folders that are there whole or not at all: written beside their place, synced and renamed.
+"""Folders that are there whole or not at all: written temporary_beside their place, synced and renamed.
 
     .<name>.unfinished      is being written; who writes it holds a lock
     .<name>.removed         is being removed
 
-A killed process leaves such a folder behind, and `sweep` removes it. The kernel drops the lock with its holder, so
+A killed process leaves such a folder behind, and `remove_leftovers` removes it. The kernel drops the lock with its holder, so
 that of a live process is left alone.
 """
 
@@ -24,7 +24,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def beside(place: Path) -> Iterator[Path]:
+def temporary_beside(place: Path) -> Iterator[Path]:
     """A new, empty folder next to `place` to write to. It is removed when the block ends, unless it was published.
 
     FileExistsError if another process is writing to it; other OSErrors as the file system has them.
@@ -39,12 +39,12 @@ def beside(place: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fresh
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # after `publish` there is none
+        shutil.rmtree(fresh, ignore_errors=True)  # after `put_in_place` there is none
         os.close(lock)
 
 
-def publish(fresh: Path, place: Path) -> None:
-    """Give a folder of `beside` its name, once its content is on the disk. An older folder of this name is replaced."""
+def put_in_place(fresh: Path, place: Path) -> None:
+    """Give a folder of `temporary_beside` its name, once its content is on the disk. An older folder of this name is replaced."""
     for path in fresh.rglob("*"):
         sync(path)
     sync(fresh)
@@ -64,7 +64,7 @@ def remove(place: Path) -> None:
     shutil.rmtree(old)
 
 
-def sweep(parent: Path, pattern: str) -> None:
+def remove_leftovers(parent: Path, pattern: str) -> None:
     """Remove what dead processes have left of folders in `parent` whose name fits the glob `pattern`."""
     for state in ("unfinished", "removed"):
         for left in parent.glob(f".{pattern}.{state}"):

@@ -5,10 +5,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from schemas.files import replacing
+from schemas.files import replacing, sync
 
 FIGURES = ("seconds", "samples_per_s", "tokens_per_s", "memory_gb", "mfu")
 """Columns that are about speed, not learning."""
+TABLES = ("steps.csv", "validation.csv")
 
 
 class Log:
@@ -20,7 +21,7 @@ class Log:
 
         run.mkdir(parents=True, exist_ok=True)
         self.run = run
-        for name in ("steps.csv", "validation.csv"):
+        for name in TABLES:
             _cut(run / name, step)
         self._hook = threading.excepthook
         threading.excepthook = self._on_thread_error
@@ -43,6 +44,13 @@ class Log:
             if key != "step" and value != "":
                 group = name if name != "steps" else "speed" if key in FIGURES else "train"
                 self._board.add_scalar(f"{group}/{key}", value, row["step"])
+
+    def sync(self) -> None:
+        """Bring the tables onto the disk. Before a state is saved: who resumes from it does not write its rows again."""
+        for name in TABLES:
+            if (self.run / name).exists():
+                sync(self.run / name)
+        sync(self.run)
 
     def close(self) -> None:
         """The picture, and the last of TensorBoard."""
@@ -95,7 +103,8 @@ def plot(table: Path, picture: Path) -> None:
             smooth = np.convolve(values, np.full(window, 1 / window), "valid")
             axes.plot(steps[window - 1 :], smooth, linewidth=1.5)
         axes.set(title=name, xlabel="step")
-    figure.savefig(picture, dpi=110)
+    with replacing(picture) as fresh:
+        figure.savefig(fresh, dpi=110, format="png")
 
 
 def _cut(path: Path, step: int) -> None:

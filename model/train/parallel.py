@@ -58,7 +58,7 @@ class World:
 
     def agree(self, make: Callable[[], T]) -> list[T]:
         """Everybody's `make()`, for everybody. If it fails with an OSError or a ValueError on one process, all raise
-        that: nobody waits for a process that has stopped."""
+        that: no process waits for one that has stopped."""
         if self.size == 1:
             return [make()]
         value: T | None = None

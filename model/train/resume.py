@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from model.train.folders import sweep
+from model.train.folders import remove_leftovers
 from model.train.parallel import World
 from model.train.state import STATE, StateError, rank_files, states, step_of
 from schemas.files import sync
@@ -40,16 +40,16 @@ def choose(run: Path, resume: Resume = "newest", world: World | None = None) -> 
     return world.agree(lambda: _choose(run, resume) if world.first else Chosen())[0]
 
 
-def settle(run: Path, chosen: Chosen, world: World, tell: Callable[[str], None]) -> None:
+def set_aside(run: Path, chosen: Chosen, world: World, tell: Callable[[str], None]) -> None:
     """Before training: rename the damaged states, so that no later save meets their names, and remove what killed
     processes have left. tell: hears of it, on the first process."""
-    lines = world.agree(lambda: _settle(run, chosen) if world.first else [])[0]
+    lines = world.agree(lambda: _set_aside(run, chosen) if world.first else [])[0]
     if world.first:
         for line in lines:
             tell(line)
 
 
-def why_damaged(place: Path) -> str:
+def state_damage(place: Path) -> str:
     """What is wrong with a state; empty if it is whole. OSError if a file is there and may not be read."""
     try:
         about = unsealed(place / STATE)
@@ -64,7 +64,7 @@ def _choose(run: Path, resume: Resume) -> Chosen:
     damaged: list[tuple[Path, str]] = []
     good: Path | None = None
     for place in states(run):
-        reason = why_damaged(place)
+        reason = state_damage(place)
         if not reason:
             good = place
             break
@@ -80,12 +80,10 @@ def _advice(run: Path, good: Path | None) -> str:
     if good is None:
         return f"There is no good state. To start anew, use another --out, or move {run / 'states'} away"
     step = step_of(good)
-    return (
-        f"The last good state is that of step {step}: `--resume last-good` goes on from step {step}"
-    )
+    return f"The last good state is that of step {step}: `--resume last-good` continues from step {step}"
 
 
-def _settle(run: Path, chosen: Chosen) -> list[str]:
+def _set_aside(run: Path, chosen: Chosen) -> list[str]:
     lines = []
     for place, reason in chosen.damaged:
         aside = _free_name(place)
@@ -96,8 +94,8 @@ def _settle(run: Path, chosen: Chosen) -> list[str]:
         lines.append(
             f"{chosen.place} holds no checksums, as an earlier version saved it: damage may go unnoticed"
         )
-    sweep(run / "states", "step-*")
-    sweep(run, "export*")
+    remove_leftovers(run / "states", "step-*")
+    remove_leftovers(run, "export*")
     return lines
 
 

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.train.config import FREE, TrainConfig
-from model.train.folders import beside, disk_errors, publish, remove
+from model.train.folders import disk_errors, put_in_place, remove, temporary_beside
 from model.train.parallel import World, part_of, whole
 from schemas.files import sync
-from schemas.sealed import DamagedError, Digests, digests, sealed, unsealed
+from schemas.sealed import DamagedError, Digests, file_digests, sealed, unsealed
 
 FORMAT = 1
 """Goes up when older code could misread a new state."""
@@ -235,7 +235,7 @@ def _begin(place: Path, stack: ExitStack) -> Path:
             f"{place} is there already: another process trains in this folder. Stop one of them, and run the same "
             "command again"
         )
-    return stack.enter_context(beside(place))
+    return stack.enter_context(temporary_beside(place))
 
 
 def _written(
@@ -250,13 +250,13 @@ def _written(
     paths = [folder / name for name in [*tensors, *texts]]
     for path in paths:
         sync(path)
-    return digests(paths)
+    return file_digests(paths)
 
 
 def _finish(fresh: Path, place: Path, about: Mapping[str, Any], files: Digests) -> None:
     """`state.json` is written when everything it vouches for is on the disk."""
     (fresh / STATE).write_text(sealed(about, files))
-    publish(fresh, place)
+    put_in_place(fresh, place)
 
 
 def _prune(run: Path, keep: int) -> None:

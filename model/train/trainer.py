@@ -18,7 +18,7 @@ from model.train import state
 from model.train.config import TrainConfig
 from model.train.log import Log
 from model.train.parallel import World, last_pass, whole
-from model.train.resume import Chosen, choose, settle
+from model.train.resume import Chosen, choose, set_aside
 from model.train.task import Loader, Task
 
 PEAK = {
@@ -84,7 +84,7 @@ class Trainer:
         self._from = chosen.place
         if self._from is not None:
             about = state.check(self._from, task.name, self.module, config, self.world)
-        settle(self.run_folder, chosen, self.world, tell)  # once nothing is refused any more
+        set_aside(self.run_folder, chosen, self.world, tell)  # once nothing is refused any more
         if self._from is not None:
             loader.load_state_dict(state.load(self._from, self.module, self.optimizer, self.world))
             self.step, self.skipped = about["step"], about["skipped"]
@@ -115,6 +115,8 @@ class Trainer:
                     if config.validate_every and self.step % config.validate_every == 0:
                         self._validate(log)
                     if stop or self.step % config.save_every == 0 or self.step == config.steps:
+                        if log is not None:
+                            log.sync()  # before the state, which continues these rows
                         place = self._save()
                     if stop and self.step < config.steps:
                         return Outcome(self.step, True, place)

@@ -125,6 +125,10 @@ static void note_synced(int handle) {
         }
 }
 
+static void note_all_synced(void) {
+    while (files) REAL(close)(unsynced[--files].handle);
+}
+
 #define NO_ROOM return errno = ENOSPC, -1
 
 static int opened(int folder, const char *name, int flags) {
@@ -205,6 +209,14 @@ ssize_t copy_file_range(int source, off64_t *from, int handle, off64_t *to, size
 SYNCS(fsync)
 SYNCS(fdatasync)
 
+int syncfs(int handle) {
+    if (concerns(handle, NULL)) {
+        step(0);
+        note_all_synced(); /* what is below the root is on one file system */
+    }
+    return REAL(syncfs)(handle);
+}
+
 int rename(const char *from, const char *to) {
     if (concerns(AT_FDCWD, to) && step(1)) NO_ROOM;
     return REAL(rename)(from, to);
@@ -212,6 +224,10 @@ int rename(const char *from, const char *to) {
 int renameat(int a, const char *from, int b, const char *to) {
     if (concerns(b, to) && step(1)) NO_ROOM;
     return REAL(renameat)(a, from, b, to);
+}
+int renameat2(int a, const char *from, int b, const char *to, unsigned flags) {
+    if (concerns(b, to) && step(1)) NO_ROOM;
+    return REAL(renameat2)(a, from, b, to, flags);
 }
 int unlink(const char *name) {
     if (concerns(AT_FDCWD, name)) step(0);

@@ -129,13 +129,13 @@ def _child(library: ctypes.CDLL, task: dict[str, Any], output: int, steps: int) 
 def _command(words: list[str]) -> int:
     """Exit status of `sparrow ...`, or of a call."""
     from flows.cli import main
-    from flows.locks import explain
+    from flows.locks import explain_write_error
 
     if ":" in words[0]:
         try:
             _call(*words)
         except OSError as error:
-            print(explain(error))
+            print(explain_write_error(error))
             return 1
         return 0
 
@@ -145,6 +145,13 @@ def _command(words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def without_exchange() -> None:
+    """As on a file system where two folders cannot change places in one step."""
+    from manifests.export import place
+
+    place._exchanged = lambda one, other: False
 
 
 def _call(name: str, *words: str) -> None:

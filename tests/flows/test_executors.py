@@ -329,9 +329,9 @@ def test_ray_says_so_when_a_node_lacks_the_code_and_blames_no_task(ray, monkeypa
 
 def test_ray_workers_with_other_code_are_refused(ray, monkeypatch):
     """As of another version on a node, or of another checkout in the folder where the command was typed."""
-    mine = code.running()
+    mine = code.own_code()
     for theirs in (Code(mine.folder, "0123456789abcdef"), Code("/elsewhere", mine.digest)):
-        monkeypatch.setattr(code, "running", lambda theirs=theirs: theirs)
+        monkeypatch.setattr(code, "own_code", lambda theirs=theirs: theirs)
         with pytest.raises(RunFailed, match=r"a worker on node .* runs the code in /.* \(sha256 "):
             collect(RayActors(workers=1), square, [Task("a", 1)])
 

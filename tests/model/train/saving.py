@@ -8,9 +8,9 @@ from torch import nn
 
 from model.train import state
 from model.train.config import TrainConfig
-from model.train.folders import beside, publish
+from model.train.folders import put_in_place, temporary_beside
 from model.train.parallel import World
-from model.train.resume import choose, settle
+from model.train.resume import choose, set_aside
 
 CONFIG = TrainConfig(steps=10, warmup=0, keep=2)
 
@@ -22,7 +22,7 @@ def save_next(run: Path) -> None:
     optimizer = torch.optim.AdamW(module.parameters())
     world, step = World(), 0
     chosen = choose(run)
-    settle(run, chosen, world, print)
+    set_aside(run, chosen, world, print)
     if chosen.place is not None:
         state.load(chosen.place, module, optimizer, world)
         state.restore_random(chosen.place, world)
@@ -34,7 +34,7 @@ def save_next(run: Path) -> None:
 
 def replace(folder: Path) -> None:
     """Write a folder of two files in the place of an older one."""
-    with beside(folder) as fresh:
+    with temporary_beside(folder) as fresh:
         for name in ("one", "two"):
             (fresh / name).write_text("new " * 2000)
-        publish(fresh, folder)
+        put_in_place(fresh, folder)

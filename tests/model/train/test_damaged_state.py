@@ -17,7 +17,7 @@ from model.train.export import describe
 from model.train.log import Log, read
 from model.train.resume import choose
 from model.train.state import StateError, states
-from schemas.sealed import DamagedError, digests, sealed, unsealed
+from schemas.sealed import DamagedError, file_digests, sealed, unsealed
 from tests.model.train.made_task import train
 
 HOST, STAGE = "videoglamm", "stage1"
@@ -107,7 +107,7 @@ def test_the_command_stops_with_one_line_and_changes_nothing(
     code, text = sparrow_train(run, capfd, monkeypatch)
     assert code == 1
     assert text.startswith(f"error: {run / 'states' / NEWEST} is damaged: {name} {words}")
-    assert text.endswith("step 1: `--resume last-good` goes on from step 1\n")
+    assert text.endswith("step 1: `--resume last-good` continues from step 1\n")
     assert text.count("\n") == 1
     assert content(run) == before
 
@@ -216,7 +216,7 @@ def test_a_state_whose_files_do_not_fit_is_an_error_of_one_line(run):
     about = unsealed(place / "state.json")
     del about["files"]
     others = [path for path in place.iterdir() if path.name != "state.json"]
-    (place / "state.json").write_text(sealed(about, digests(others)))
+    (place / "state.json").write_text(sealed(about, file_digests(others)))
     with pytest.raises(StateError, match=r"^.* cannot be loaded: KeyError.*$"):
         train(run, HOST, STAGE, **SHORT)
 

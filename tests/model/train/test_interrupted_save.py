@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.train.folders import beside, disk_errors, sweep
-from model.train.resume import choose, why_damaged
+from model.train.folders import disk_errors, remove_leftovers, temporary_beside
+from model.train.resume import choose, state_damage
 from model.train.state import save_file, states, step_of
 from tests.chaos.faults import Faults
 from tests.model.train.saving import save_next
@@ -68,7 +68,7 @@ def test_a_save_that_ends_anywhere_leaves_a_run_that_resumes(kind, faults, saved
             assert "the disk is full" in done.output
             assert hidden(run) == [], at
         left = states(run)
-        assert [why_damaged(place) for place in left] == [""] * len(left), at
+        assert [state_damage(place) for place in left] == [""] * len(left), at
         assert step_of(left[0]) in (2, 3)
         if step_of(left[0]) == 2:
             save_next(run)
@@ -95,16 +95,16 @@ def test_a_folder_that_is_replaced_is_the_old_one_or_the_new_one(kind, faults, t
         (folder / "one").write_bytes(b"old")
         faults.run([call, str(folder)], root=folder.parent, at=at, kind=kind)
         assert content(folder) in ({}, old, new), at
-        sweep(folder.parent, "export*")
+        remove_leftovers(folder.parent, "export*")
         assert hidden(folder.parent) == []
 
 
 def test_a_folder_that_a_live_process_writes_is_left_alone(tmp_path):
-    with beside(tmp_path / "step-00000001") as fresh:
-        sweep(tmp_path, "step-*")
+    with temporary_beside(tmp_path / "step-00000001") as fresh:
+        remove_leftovers(tmp_path, "step-*")
         assert fresh.is_dir()
         with pytest.raises(FileExistsError, match="another process is writing"):
-            beside(tmp_path / "step-00000001").__enter__()
+            temporary_beside(tmp_path / "step-00000001").__enter__()
     assert list(tmp_path.iterdir()) == []
 
 
