@@ -4,15 +4,11 @@ Idempotence lives here and in the manifest, nowhere else: a committed shard with
 is done, everything else is work. Killing the driver at any moment loses at most the clips in flight.
 """
 
-import json
 import os
-import platform
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +18,13 @@ from flows.locks import PlanConflict, locked, writing
 from flows.progress import Progress
 from flows.report import after_run
 from flows.reshard import recut
+from flows.run_record import record_run
 from flows.runlog import Planning, recording
 from flows.work import fused, work
 from manifests.catalog import build_catalog
-from manifests.quarantine import dropped, newly_dropped
+from manifests.quarantine import dropped
 from manifests.reshard import finish, is_resharded
+from pipeline.again import ask_again, asked_again, made_again
 from pipeline.curate import ClipResult
 from pipeline.plan import (
     Counts,
@@ -39,26 +37,20 @@ from pipeline.plan import (
     read_plan,
     read_plan_header,
 )
-from pipeline.sample import CODE_VERSION, quarantine_row
+from pipeline.sample import quarantine_row
 from pipeline.shards import (
-    ask_again,
-    asked_again,
     changed_clips,
     committed,
     discard,
     has_staging,
     is_current,
-    job_record,
-    made_again,
-    part_path,
     stage_clip,
     staged_path,
     sweep,
     unchanged,
     withdraw,
 )
-from schemas import checksum, tables
-from schemas.files import replacing
+from schemas import checksum
 from schemas.parts import part_names, split_of
 from schemas.records import Planned, Quarantined, Reason
 
@@ -361,46 +353,6 @@ def give_up(job: Job, planned: Planned, path: Path, outcome: Outcome) -> None:
         for r in planned.referents
     ]
     stage_clip(path, ClipResult(quarantine=rows))
-
-
-def record_run(entry: Run, executor: Executor, run_id: str, *, status: str = "completed") -> None:
-    """One row of `runs`: who, when, with what, how much. run_id: the name of the run's folder; with source and split it
-    is the key of the row. status: "resharded" for a run that has cut the shards anew."""
-    job = entry.job
-    packages = (
-        "numpy",
-        "opencv-contrib-python-headless",
-        "scikit-learn",
-        "pyarrow",
-        "ray",
-        "prefect",
-    )
-    row = {
-        "run_id": run_id,
-        "source": job.source,
-        "split": job.split,
-        "started": entry.started,
-        "ended": now(),
-        "status": status,
-        "executor": executor.name,
-        "workers": executor.workers,
-        "host": socket.gethostname(),
-        "shards_done": entry.shards_done,
-        "shards_skipped": entry.shards_skipped,
-        "clips_done": entry.clips_done,
-        "clips_resumed": entry.clips_resumed,
-        "config": job_record(job),
-        "config_hash": job.config.digest(),
-        "code_version": CODE_VERSION,
-        "synthetic": job.synthetic,
-        "versions": json.dumps(
-            {"python": platform.python_version()} | {p: version(p) for p in packages}
-        ),
-        "dropped": newly_dropped(Path(job.out), job.name, entry.committed),
-    }
-    path = part_path(Path(job.out), "runs", f"{job.name}-{run_id}")
-    with replacing(path) as temporary:
-        tables.write(temporary, "runs", [row])
 
 
 def staged_clips(out: Path) -> dict[str, int]:

@@ -127,3 +127,41 @@ class Bars:
             self._depth -= 1
             if self._depth == 0 and self.console.is_terminal:
                 self.bars.stop()
+
+
+class StepBar:
+    """A bar with the loss beside it, on the first process."""
+
+    def __init__(self, what: str, steps: int, shown: bool):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._task = self._bar.add_task("", total=steps)
+
+    def __enter__(self) -> "StepBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def show(self, row: dict[str, Any]) -> None:
+        self._bar.update(self._task, advance=1, description=f"loss {row['loss']:.4f}")

@@ -111,7 +111,7 @@ def retry(
     from flows.executors import make_executor
     from flows.progress import Bars
     from flows.show import show_run
-    from pipeline.shards import asked_again
+    from pipeline.again import asked_again
 
     finishes = asked_again(out)
     tried, before = _items(out, where), _items(out)
@@ -135,7 +135,7 @@ def retry(
 def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
     """Source, split and id of what is in quarantine and matches `where` (SQL)."""
     from manifests.quarantine import dropped
-    from pipeline.shards import asked_again
+    from pipeline.again import asked_again
 
     if not part_names(out) and asked_again(out):
         return set()

@@ -129,8 +129,8 @@ def _reshard(
 ) -> Done:
     from manifests.reshard import Group, build, finish, group, measure, ready, stage_of
     from manifests.verify import verify
+    from pipeline.again import asked_again
     from pipeline.plan import read_plan
-    from pipeline.shards import asked_again
     from schemas.records import Planned
 
     started = datetime.now(UTC)
@@ -179,8 +179,9 @@ def _reshard(
 
 def _record(job: "Job", started: datetime, shards: int) -> None:
     """A row of `runs`: it says how many shards there are from now on."""
-    from flows.driver import Run, record_run
+    from flows.driver import Run
     from flows.executors import Inline
+    from flows.run_record import record_run
     from flows.runlog import new_id
     from pipeline.plan import Counts
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from flows.progress import StepBar
 from schemas.config import Config, assignment
 from schemas.files import write_whole
 
@@ -94,7 +95,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         tell(MADE_UP)
     out = Path(request.out)
     with writing(out):
-        with _Progress(request.what, config.steps, world.first) as progress:
+        with StepBar(request.what, config.steps, world.first) as progress:
             trainer = Trainer(task, loader, config, out, world, progress.show, tell, chosen)
             if world.first:
                 _write_request(request, config, sparrow)
@@ -363,44 +364,6 @@ def _report(out: Path, tell: Callable[[str], None]) -> None:
     )
     for name in ("steps.csv", "losses.png", "tensorboard", "states"):
         tell(f"  {out / name}")
-
-
-class _Progress:
-    """A bar with the loss beside it, on the first process."""
-
-    def __init__(self, what: str, steps: int, shown: bool):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
-        )
-        self._task = self._bar.add_task("", total=steps)
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def begin(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
-    def show(self, row: dict[str, Any]) -> None:
-        self._bar.update(self._task, advance=1, description=f"loss {row['loss']:.4f}")
 
 
 def _nothing(_: str) -> None:

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.text import say
 from schemas.parts import part_names
+
+if TYPE_CHECKING:
+    from flows.against_source import SourceReport
+    from manifests.verify import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -61,27 +65,32 @@ def command(
         with progress.stage("compare", unit="clips") as tick:
             compared = compare_with_source(out, data_root, tick)
         report.problems += compared.problems
-    problems = report.problems
     if as_json:
         facts = report.as_dict()
         if compared is not None:
             facts["against_source"] = compared.as_dict()
         say(json.dumps(facts, indent=2))
     else:
-        for problem in problems:
-            say(f"problem: {problem}")
-        for stray in report.strays:
-            say(f"note: {stray} is no part of this output, and is not read")
-        word = "deep" if deep else "fast"
-        say(
-            f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
-            f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
-        )
-        if compared is not None:
-            say(compared)
-        if any(problem.kind == "source" for problem in problems):
-            say("`sparrow curate ... --replan` makes clips anew that differ from their source")
-        if any(problem.kind != "source" for problem in problems):
-            say(f"`sparrow repair {out}` makes again just what is damaged")
-    if problems or not report.shards:
+        _show(out, report, compared)
+    if report.problems or not report.shards:
         raise typer.Exit(1)
+
+
+def _show(out: Path, report: "Report", compared: "SourceReport | None") -> None:
+    """Problems, counts, and what to do."""
+    problems = report.problems
+    for problem in problems:
+        say(f"problem: {problem}")
+    for stray in report.strays:
+        say(f"note: {stray} is no part of this output, and is not read")
+    word = "deep" if report.deep else "fast"
+    say(
+        f"{out}: {report.shards} shards, {report.samples} samples, {report.members} members, "
+        f"{report.bytes / 1e6:.1f} MB; {len(problems)} problems ({word} check)"
+    )
+    if compared is not None:
+        say(compared)
+    if any(problem.kind == "source" for problem in problems):
+        say("`sparrow curate ... --replan` makes clips anew that differ from their source")
+    if any(problem.kind != "source" for problem in problems):
+        say(f"`sparrow repair {out}` makes again just what is damaged")

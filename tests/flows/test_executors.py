@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -59,16 +58,6 @@ def gone(process: int) -> bool:
     while Path(f"/proc/{process}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     return not Path(f"/proc/{process}").exists()
-
-
-def test_a_cluster_that_is_not_there_is_named_at_once():
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        with pytest.raises(
-            RunFailed, match=rf"the Ray at {address} \(RAY_ADDRESS\) cannot be joined: Connection"
-        ):
-            RayActors(address=address).open()
 
 
 @pytest.fixture(scope="module")
@@ -357,24 +346,6 @@ def test_ray_workers_print_into_the_folder_of_the_run(ray, tmp_path, capfd):
         what = ["hello", "a decoder's complaint", "^ printed up to the end of a clip"]
         assert said == (what if words else [])
     assert "complaint" not in "".join(capfd.readouterr())
-
-
-def test_ray_that_cannot_start_is_one_line_that_names_a_way_without(tmp_path):
-    """In a process of its own: a folder for temporary files whose path is too long for the names of sockets."""
-    long = tmp_path / ("x" * 100)
-    long.mkdir()
-    start = "from flows.executors import RayActors; RayActors().open()"
-    done = subprocess.run(
-        [sys.executable, "-c", start],
-        env=os.environ | {"TMPDIR": str(long)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = done.stderr.splitlines()[-1]
-    assert "Ray does not start" in last
-    assert "set TMPDIR to a shorter one" in last
-    assert "--executor inline" in last
 
 
 def test_ray_carries_payloads_that_are_larger_than_its_store(ray):

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows import driver
-from flows.executors import Inline
+from flows.executors import Inline, RayActors, RunFailed
 from flows.jobs import make_jobs
 from flows.progress import Quiet
 from pipeline.presets import configure
@@ -65,3 +66,31 @@ def test_without_asserts_and_docstrings_all_is_the_same(out, tiny_root, tmp_path
     assert "Traceback" not in done.stderr
     assert "rror" not in done.stderr
     assert differing(again, tree(out)) == []
+
+
+def test_ray_that_cannot_start_is_one_line_that_names_a_way_without(tmp_path):
+    """In a process of its own: a folder for temporary files whose path is too long for the names of sockets."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    start = "from flows.executors import RayActors; RayActors().open()"
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        env=os.environ | {"TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "Ray does not start" in last
+    assert "set TMPDIR to a shorter one" in last
+    assert "--executor inline" in last
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(
+            RunFailed, match=rf"the Ray at {address} \(RAY_ADDRESS\) cannot be joined: Connection"
+        ):
+            RayActors(address=address).open()
