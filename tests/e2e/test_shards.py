@@ -11,6 +11,7 @@ from flows import driver
 from flows.executors import Inline
 from flows.jobs import make_jobs
 from flows.progress import Quiet
+from flows.serve import free_port
 from manifests.verify import verify
 from pipeline.presets import configure
 from tests.chaos.world import differing, make_corpus, tree
@@ -71,3 +72,16 @@ def test_killed_it_leaves_no_server_behind(begun):
     assert len(servers(begun)) == 1
     begun.process.kill()
     until(lambda: not servers(begun), begun, 40)
+
+
+def test_serve_that_is_stopped_while_it_starts_is_quiet(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    words = ("--data", tmp_path, "--out", tmp_path / "out", "--port", free_port())
+    one = run("python", "-m", "flows.serve", *words)
+    until(lambda: servers(one), one)
+    os.killpg(one.process.pid, signal.SIGINT)  # as Ctrl-C on a terminal
+    assert one.wait(60) == 0, one.text()
+    said = [line for line in one.text().splitlines() if line]
+    assert [line.split()[0] for line in said] == ["starting", "stopping"], said
+    assert one.gone(within=20) == []
