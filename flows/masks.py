@@ -84,7 +84,7 @@ class MaskWriter:
     def close(self, about: dict[str, Any], targets: "list[Target]") -> None:
         """Finish, and write result.json. about: what goes into it before the instances.
 
-        If a frame was written in part, because the disk is full or somebody stopped it, there is none: nothing describes
+        If a frame was written in part, because the disk is full or the command was stopped, there is none: nothing describes
         a part of a frame.
         """
         self.finish()
@@ -124,7 +124,7 @@ def clear(out: Path) -> None:
     for stale in (*pictures, *(out / name for name in OVERLAYS)):
         stale.unlink(missing_ok=True)
     for folder in (out / PNG).glob("*"):
-        with suppress(OSError):  # somebody has put something else there
+        with suppress(OSError):  # it holds something else
             folder.rmdir()
 
 

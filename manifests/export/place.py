@@ -34,7 +34,7 @@ def replacing_folder(place: Path) -> Iterator[Path]:
     fresh, old = _beside(place, "tmp"), _beside(place, "old")
     place.parent.mkdir(parents=True, exist_ok=True)
     with _alone(place):
-        _mend(place, fresh, old)
+        _restore(place, fresh, old)
         fresh.mkdir()
         try:
             yield fresh
@@ -50,7 +50,7 @@ def _beside(place: Path, state: str) -> Path:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Nobody else writes to `place` meanwhile. The kernel drops the lock with its holder, so it is never stale."""
+    """Keep other writers away from `place`. The kernel drops the lock with its holder, so it is never stale."""
     path = _beside(place, "lock")
     lock = _locked(path, place)
     while not os.fstat(lock).st_nlink:  # its last holder has removed it since it was opened
@@ -77,7 +77,7 @@ def _locked(path: Path, place: Path) -> int:
     return lock
 
 
-def _mend(place: Path, fresh: Path, old: Path) -> None:
+def _restore(place: Path, fresh: Path, old: Path) -> None:
     """Undo what a killed process has begun."""
     if old.exists() and not place.exists():  # it was killed between two renames
         os.replace(old, place)
