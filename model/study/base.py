@@ -32,6 +32,7 @@ from model.study.feed import InMemory, to_record
 from model.study.lessons import WORDS, ListenTask, Pointers, SeeTask, SegmentTask, look
 from model.study.world import StudyClip, make_clip
 from model.train.config import TrainConfig
+from model.train.resume import choose
 from model.train.task import Batch
 from model.train.trainer import TERMINATED, Trainer
 
@@ -162,8 +163,9 @@ def make_base(
 def train(
     task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callable[[str], None]
 ) -> None:
-    """By the trainer; SIGTERM ends the process once the state is saved."""
-    if Trainer(task, loader, options, run, tell=tell).run().stopped:
+    """By the trainer; SIGTERM ends the process once the state is saved. A damaged state is set aside."""
+    chosen = choose(run, "last-good")
+    if Trainer(task, loader, options, run, tell=tell, chosen=chosen).run().stopped:
         raise SystemExit(TERMINATED)
 
 

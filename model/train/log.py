@@ -21,8 +21,8 @@ class Log:
 
         run.mkdir(parents=True, exist_ok=True)
         self.run = run
-        for name in TABLES:
-            _cut(run / name, step)
+        _cut(run / "steps.csv", step)
+        _cut(run / "validation.csv", step + 1)  # that of the state itself is not measured again
         self._hook = threading.excepthook
         threading.excepthook = self._on_thread_error
         try:

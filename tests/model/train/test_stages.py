@@ -9,7 +9,7 @@ from model.checkpoints import CheckpointError, load
 from model.proposer.output import Proposals
 from model.train.config import TrainConfig
 from model.train.export import describe, load_export, save_export, save_whole
-from model.train.log import read
+from model.train.log import Log, read
 from model.train.task import Batch, StageTask
 from model.train.trainer import Trainer
 from tests.model.made import HOSTS, tiny
@@ -203,3 +203,17 @@ def test_half_precision_below_and_float32_on_top():
             losses = task.losses(Batch(samples, ["x"]))
         assert set(losses) >= set(task.weights)
         assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_resuming_keeps_what_was_measured_at_the_step_of_the_state(tmp_path):
+    """Training continues with step 2; what was measured after two steps is not measured again."""
+    log = Log(tmp_path)
+    for step in range(4):
+        log.write({"step": step, "loss": 1.0})
+    for step in (2, 4):
+        log.write({"step": step, "loss": 2.0}, "validation")
+    log.close()
+    Log(tmp_path, 2).close()
+    steps, validation = (read(tmp_path / name) for name in ("steps.csv", "validation.csv"))
+    assert [row["step"] for row in steps] == [0, 1]
+    assert [row["step"] for row in validation] == [2]
