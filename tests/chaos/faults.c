@@ -5,7 +5,7 @@
  * fault_arm(root, at, kind) begins to count calls that change something below `root` (`root`/runs apart, which is written
  * by a clock), or, with the root "socket", bytes that are sent. Before the call with number `at`:
  *   KILL  the process is killed
- *   TEAR  the process is killed, and whatever was written and not synced is cut to half: a loss of power
+ *   TEAR  the process is killed, and half of what was written and not synced is cut off: a loss of power
  *   FULL  this call and all later ones that need room fail with ENOSPC
  */
 #define _GNU_SOURCE
@@ -29,7 +29,7 @@ static char root[4096], apart[4200];
 static long wanted = -1, counted = 0;
 static int kind = COUNT, armed = 0;
 
-struct written { dev_t device; ino_t inode; int handle; };
+struct written { dev_t device; ino_t inode; int handle; off_t synced; };
 static struct written unsynced[MOST_FILES];
 static int files = 0;
 
@@ -81,12 +81,17 @@ static int concerns(int folder, const char *name) {
     return is_below(path);
 }
 
+/* What was synced stays; of what was appended since, half. */
+static off_t half_of_the_rest(off_t synced, off_t now) {
+    return now > synced ? synced + (now - synced) / 2 : now / 2;
+}
+
 static void die(void) {
     if (kind == TEAR)
         for (int i = 0; i < files; i++) {
             struct stat now;
             if (fstat(unsynced[i].handle, &now) == 0 &&
-                REAL(ftruncate)(unsynced[i].handle, now.st_size / 2) != 0)
+                REAL(ftruncate)(unsynced[i].handle, half_of_the_rest(unsynced[i].synced, now.st_size)) != 0)
                 perror("tear");
         }
     kill(getpid(), SIGKILL);
@@ -111,7 +116,7 @@ static void note_written(int handle) {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", handle);
     int mine = REAL(open)(path, O_WRONLY | O_CLOEXEC); /* a dup would hold the program's locks */
-    if (mine >= 0) unsynced[files++] = (struct written){file.st_dev, file.st_ino, mine};
+    if (mine >= 0) unsynced[files++] = (struct written){file.st_dev, file.st_ino, mine, file.st_size};
 }
 
 static void note_synced(int handle) {
