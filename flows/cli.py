@@ -315,22 +315,13 @@ def shards(
     max_dropped: quarantine.MaxDropped = None,
 ) -> None:
     """Curate every source under a folder through the parent Prefect flow (DATA/hcstvg, DATA/lasot, ...)."""
-    from flows.shards import run_shards
+    from flows.shards import Request, run_shards
     from pipeline.presets import configure
 
     config = configure(preset)
     require_networks(config)
-    run_shards(
-        data_root,
-        out,
-        config,
-        corpus=corpus,
-        limit=limit,
-        workers=workers,
-        replan=replan,
-        exclude=exclude,
-        max_dropped=max_dropped,
-    )
+    request = Request(data_root, out, config, corpus, limit, workers, replan, exclude, max_dropped)
+    run_shards(request)
     _where(out, sorted((out / "report").glob("*.png")))
 
 

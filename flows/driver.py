@@ -24,7 +24,6 @@ from flows.work import fused, work
 from manifests.catalog import build_catalog
 from manifests.quarantine import dropped
 from manifests.reshard import finish, is_resharded
-from pipeline.again import ask_again, asked_again, made_again
 from pipeline.curate import ClipResult
 from pipeline.plan import (
     Counts,
@@ -37,6 +36,7 @@ from pipeline.plan import (
     read_plan,
     read_plan_header,
 )
+from pipeline.requeue import finish_requeued, requeue, requeued
 from pipeline.sample import quarantine_row
 from pipeline.shards import (
     changed_clips,
@@ -219,7 +219,7 @@ def _execute(
             if kind == "commit":
                 if outcome.kind != "ok":
                     raise RuntimeError(f"{outcome.task.label}: {outcome.message}")
-                made_again(Path(job.out), shard.name)
+                finish_requeued(Path(job.out), shard.name)
                 entry.shards_done += 1
                 entry.committed.append(shard.name)
                 commits(1, note=shard.name)
@@ -253,13 +253,13 @@ def prepare(entry: Run, replan: bool) -> None:
             f"{out} holds {len(other)} shards of {job.name} that were made with another config or code version. "
             "Choose another --out, or pass --replan to replace them"
         )
-    ask_again(out, other)
+    requeue(out, other)
     for name in other:
         withdraw(out, name)
         del entry.have[name]
-    for name in asked_again(out):
+    for name in requeued(out):
         if split_of(name) == job.name and name not in hashes:
-            made_again(out, name)
+            finish_requeued(out, name)
     sweep(out, job, {f"{name}-{hash_}" for name, hash_ in hashes.items()}, live=entry.have)
 
 
@@ -274,7 +274,7 @@ def pending(entry: Run, clips: Any, commits: Any) -> Iterator[ShardPlan]:
     Rows of the plan are read only for those, and for shards whose own rows cannot tell (see `unchanged`).
     """
     job, out = entry.job, Path(entry.job.out)
-    staged, again, left = has_staging(out), asked_again(out), set[str]()
+    staged, again, left = has_staging(out), requeued(out), set[str]()
 
     def skip(name: str, n: int) -> None:
         if name in staged:
@@ -304,7 +304,7 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
     A shard stays as it is until its successor takes its place. Planning again finds media that have appeared since; only
     these shards, and those whose plan has changed, are work. After a reshard the new plan is cut as the old one was.
     """
-    begun = asked_again(out)
+    begun = requeued(out)
     matching = set[str]()
     if part_names(out) or not begun:  # the only shard may have been between two commits
         matching = {row["shard"] for row in dropped(out, where, columns="DISTINCT shard")}
@@ -317,7 +317,7 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
             stack.enter_context(locked(out, name))
         for name in matching - begun:
             discard(out, name)
-        ask_again(out, matching)
+        requeue(out, matching)
     runs = []
     for again in (True, False):
         chosen = [path for path in plans if again != is_resharded(path)]
@@ -331,7 +331,7 @@ def retry(out: Path, where: str, executor: Executor, progress: Progress) -> list
                 hashes = wanted(job)
                 there = committed(out, job)
                 other = [name for name, hash_ in there.items() if hashes.get(name) != hash_]
-                ask_again(out, other)
+                requeue(out, other)
                 for name in other:
                     withdraw(out, name)
         runs += run(jobs, executor, progress, replan=again) if jobs else []

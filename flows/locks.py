@@ -126,17 +126,12 @@ def writing(out: Path) -> Iterator[None]:
 
 def explain_write_error(error: OSError, advice: dict[int, str] = FULL, where: str = "") -> OSError:
     """An error whose words say what to do; the error itself if its number has no advice, or it says so already."""
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, OSError) and cause.errno in advice):
-        cause = (
-            cause.__cause__ or cause.__context__
-        )  # a library wraps it: PyAV, in a number of its own
-    if not isinstance(cause, OSError) or AGAIN in str(error):
+    words = advice.get(error.errno or 0)
+    if words is None or AGAIN in str(error):
         return error
-    words = advice[cause.errno or 0]
-    place = cause.filename or error.filename or where
+    place = error.filename or where
     named = [str(place)] if place else []
-    return OSError(cause.errno, f"{words}, and {AGAIN}; what is finished is kept", *named)
+    return OSError(error.errno, f"{words}, and {AGAIN}; what is finished is kept", *named)
 
 
 AGAIN = "run the same command again"

@@ -1,11 +1,10 @@
 """Masks, boxes and words drawn on the frames: an mp4 of all, and a picture of eight."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -124,38 +123,10 @@ def write_overlay(
     drawn = pictures()
     first = next(drawn)
     with replacing(film) as fresh, fresh.open("wb") as file:
-        target = _Kept(file)
-        try:
-            write_mp4(cast("IO[bytes]", target), chain([first], drawn), first.shape[:2], frames.fps)
-        except (OSError, av.FFmpegError) as error:
-            raise target.error or error from error
+        write_mp4(file, chain([first], drawn), first.shape[:2], frames.fps)
     with replacing(sheet) as fresh:
         _sheet(tiles, note or f"{len(targets)} instances").save(fresh, "PNG")
     return [film, sheet]
-
-
-class _Kept:
-    """A file that keeps the error of a failed write: PyAV loses its number, by which a full disk is known."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.error: OSError | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, data: bytes) -> int:
-        return self._keeping(self._file.write, data)
-
-    def seek(self, *place: int) -> int:
-        return self._keeping(self._file.seek, *place)  # it writes what is in the buffer
-
-    def _keeping(self, call: Callable[..., int], *arguments: Any) -> int:
-        try:
-            return call(*arguments)
-        except OSError as error:
-            self.error = error
-            raise
 
 
 def _sheet(tiles: list[NDArray[np.uint8]], title: str, columns: int = 4) -> Image.Image:

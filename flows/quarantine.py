@@ -111,9 +111,9 @@ def retry(
     from flows.executors import make_executor
     from flows.progress import Bars
     from flows.show import show_run
-    from pipeline.again import asked_again
+    from pipeline.requeue import requeued
 
-    finishes = asked_again(out)
+    finishes = requeued(out)
     tried, before = _items(out, where), _items(out)
     engine = make_executor(executor, workers)
     try:
@@ -135,9 +135,9 @@ def retry(
 def _items(out: Path, where: str = "true") -> set[tuple[str, str, str]]:
     """Source, split and id of what is in quarantine and matches `where` (SQL)."""
     from manifests.quarantine import dropped
-    from pipeline.again import asked_again
+    from pipeline.requeue import requeued
 
-    if not part_names(out) and asked_again(out):
+    if not part_names(out) and requeued(out):
         return set()
     rows = dropped(out, where, columns="source, split, coalesce(referent_id, clip_id) AS item")
     return {(row["source"], row["split"], row["item"]) for row in rows}

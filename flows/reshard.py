@@ -129,12 +129,12 @@ def _reshard(
 ) -> Done:
     from manifests.reshard import Group, build, finish, group, measure, ready, stage_of
     from manifests.verify import verify
-    from pipeline.again import asked_again
     from pipeline.plan import read_plan
+    from pipeline.requeue import requeued
     from schemas.records import Planned
 
     started = datetime.now(UTC)
-    if any(split_of(shard) == job.name for shard in asked_again(out)):
+    if any(split_of(shard) == job.name for shard in requeued(out)):
         raise ValueError(
             f"{job.name}: shards of it are to be made again, by a command that was interrupted: run "
             f"`sparrow quarantine retry {out}`, or curate again"

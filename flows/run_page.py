@@ -16,8 +16,8 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from flows.progress import Quiet
 from flows.text import say
 
-GONE = "Prefect's server does not answer any more: curation continues without a run page"
-_gone = threading.Event()
+LOST = "Prefect's server does not answer any more: curation continues without a run page"
+_lost = threading.Event()
 
 
 def has_lost_server(error: BaseException | None) -> bool:
@@ -33,17 +33,17 @@ def has_lost_server(error: BaseException | None) -> bool:
     return False
 
 
-def tell_gone() -> None:
+def report_lost_server() -> None:
     """Say that the server is gone, the first time; from then on nothing that Prefect has to say of it is of use."""
-    if not _gone.is_set():
-        _gone.set()
+    if not _lost.is_set():
+        _lost.set()
         for name in ("prefect", *logging.root.manager.loggerDict):
             if name.split(".")[0] == "prefect":  # some have a level of their own
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         logging.raiseExceptions = (
             False  # Prefect prints of each batch of logs that it could not be sent
         )
-        say(GONE, file=sys.stderr, flush=True)
+        say(LOST, file=sys.stderr, flush=True)
 
 
 class OneLine(logging.Filter):
@@ -140,6 +140,6 @@ class RunPage(Quiet):
                     update_progress_artifact(artifact, progress=share)
             except (httpx.HTTPError, PrefectException) as error:
                 if has_lost_server(error):
-                    tell_gone()
+                    report_lost_server()
                 return
             sent = share

@@ -8,8 +8,9 @@ import atexit
 import os
 import sys
 import threading
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.text import say
 
@@ -18,51 +19,51 @@ if TYPE_CHECKING:
     from pipeline.presets import CurateConfig
 
 BOUNDS = {"PREFECT_API_REQUEST_TIMEOUT": "20", "PREFECT_CLIENT_MAX_RETRIES": "1"}
-"""Seconds and attempts of a request to a server on this machine: five attempts would take a minute to say that it is
-gone."""
+"""Seconds and further attempts of a request to Prefect: with its own five it takes a minute to say that it is gone."""
 
 
-def run_shards(
-    data_root: Path,
-    out: Path,
-    config: "CurateConfig",
-    *,
-    corpus: str,
-    limit: int | None,
-    workers: int,
-    replan: bool,
-    exclude: Path | None,
-    max_dropped: float | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to curate, as the parameters of the flow `shards` have it."""
+
+    data_root: Path
+    out: Path
+    config: "CurateConfig"
+    corpus: Literal["all", "paper"] = "all"
+    limit: int | None = None
+    workers: int = 2
+    replan: bool = False
+    exclude: Path | None = None
+    max_dropped: float | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """For Prefect, which wants paths as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+def run_shards(request: Request) -> None:
     """Curate all sources. OverBudget, with everything committed, if one has dropped more than `max_dropped`."""
     from flows.jobs import sources_under
 
-    sources_under(data_root)
-    choice: dict[str, Any] = {
-        "corpus": corpus,
-        "limit": limit,
-        "workers": workers,
-        "replan": replan,
-        "exclude": str(exclude) if exclude else None,
-        "max_dropped": max_dropped,
-    }
-    if not _find_server(data_root, out):
-        without_prefect(data_root, out, config, **choice)
+    sources_under(request.data_root)
+    if not _find_server(request):
+        without_prefect(request)
         return
     from flows.curate import shards as flow  # Prefect reads its settings when it is imported
-    from flows.run_page import has_lost_server, hide_failures, tell_gone
+    from flows.run_page import has_lost_server, hide_failures, report_lost_server
 
     hide_failures()
     try:
-        flow(data_root=str(data_root), out=str(out), config=config, **choice)
+        flow(**request.parameters())
     except Exception as error:
         if not has_lost_server(error):
             raise
-        tell_gone()
-        without_prefect(data_root, out, config, **choice)
+        report_lost_server()
+        without_prefect(request)
 
 
-def _find_server(data_root: Path, out: Path) -> bool:
+def _find_server(request: Request) -> bool:
     """The server of the user's PREFECT_API_URL, that of `make serve`, or one for this run; False if it does not start."""
     from flows.serve import Serve, client_environment, free_port, running
 
@@ -75,7 +76,9 @@ def _find_server(data_root: Path, out: Path) -> bool:
         words = "starting a Prefect server for this run, about ten seconds ..."
         say(words, file=sys.stderr, flush=True)
         try:
-            server = Serve(data_root, out, port=free_port(), server_only=True).start()
+            server = Serve(
+                request.data_root, request.out, port=free_port(), server_only=True
+            ).start()
         except (OSError, RuntimeError) as error:
             say(f"no Prefect server: {error}; curation continues without", file=sys.stderr)
             return False
@@ -91,23 +94,12 @@ def _watch(server: "Serve") -> None:
     """Report at once a server that ends before it is stopped."""
     server.processes[0].wait()
     if not server.is_stopping:
-        from flows.run_page import tell_gone
+        from flows.run_page import report_lost_server
 
-        tell_gone()
+        report_lost_server()
 
 
-def without_prefect(
-    data_root: Path,
-    out: Path,
-    config: "CurateConfig",
-    *,
-    corpus: str,
-    limit: int | None,
-    workers: int,
-    replan: bool,
-    exclude: str | None,
-    max_dropped: float | None,
-) -> None:
+def without_prefect(request: Request) -> None:
     """What the flow does, with progress on this terminal. Finished work is found finished."""
     from flows import driver
     from flows.executors import executor_for
@@ -116,21 +108,21 @@ def without_prefect(
     from manifests.quarantine import splits_of, tally
     from manifests.sheet import contact_sheet
 
-    found = sources_under(data_root)
-    engine, progress = executor_for(config, "ray", workers), Bars()
+    out, found = request.out, sources_under(request.data_root)
+    engine, progress = executor_for(request.config, "ray", request.workers), Bars()
     try:
         engine.open()
         for source in found:
             jobs = make_jobs(
                 source,
-                data_root / source,
+                request.data_root / source,
                 out,
-                config,
-                corpus=corpus,
-                limit=limit,
-                exclude=exclude,
+                request.config,
+                corpus=request.corpus,
+                limit=request.limit,
+                exclude=request.exclude,
             )
-            driver.run(jobs, engine, progress, replan=replan)
+            driver.run(jobs, engine, progress, replan=request.replan)
             contact_sheet(out, out / "report" / f"{source}.png", source=source)
     finally:
         engine.close()
@@ -138,4 +130,4 @@ def without_prefect(
     for source, one in tallies.items():
         say(f"{source}: {one}")
     for source, one in tallies.items():
-        one.judge(max_dropped, source)
+        one.judge(request.max_dropped, source)

@@ -41,23 +41,29 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> Buff
 
 def refuse_links(out: Path) -> None:
     """MemberError if there is a link below an output that is about to be written to: where it leads is not the
-    output. The output itself may be one. Folders of exports, which have links of their own, are left out."""
-    folders = [os.fspath(out)]
+    output. The output itself may be one. In a folder of an export below it, a link may lead to that folder's own files:
+    some exports have such."""
+    folders = [(os.fspath(out), "")]
     while folders:
-        folder = folders.pop()
+        folder, export = folders.pop()
         try:
             with os.scandir(folder) as found:
                 entries = list(found)
         except FileNotFoundError:  # nothing was written yet, or somebody has just taken it away
             continue
-        if any(entry.name == EXPORT_MARKER for entry in entries):
-            continue
+        if folder != os.fspath(out) and any(entry.name == EXPORT_MARKER for entry in entries):
+            export = os.path.realpath(folder)
         for entry in entries:
-            if entry.is_symlink():
+            if entry.is_symlink() and not (export and _is_within(entry.path, export)):
                 where = f"{entry.path!r} is a link to {os.readlink(entry.path)!r}"
                 raise MemberError(f"{where}: nothing is written through links; remove it")
             if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
+                folders.append((entry.path, export))
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a link leads into a folder (a real path), and not to the folder itself."""
+    return os.path.realpath(path).startswith(folder + os.sep)
 
 
 def tar_path(out: Path, relative: object) -> Path:

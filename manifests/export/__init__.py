@@ -17,10 +17,10 @@ import av
 from manifests.export.artemis import Artemis
 from manifests.export.coco import Coco
 from manifests.export.fiftyone import FiftyOne
-from manifests.export.place import replacing_folder
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
 from manifests.export.ytvis import YouTubeVIS
+from schemas.folders import replacing_folder
 from schemas.members import EXPORT_MARKER
 
 

@@ -20,7 +20,7 @@ from model.checkpoints.plan import VOCABULARY
 from model.checkpoints.tree import Tree, move_tables, retie
 from schemas.config import Config
 from schemas.files import sync, write_whole
-from schemas.sealed import FILES, damages, file_digests, sealed, unsealed
+from schemas.json_checksum import FILES, damages, dumps_checked, file_digests, load_checked
 from trackers.checkpoints import CheckpointError, mismatch_table
 
 FORMAT = 1
@@ -60,7 +60,7 @@ def save(
     files = [path for path in folder.iterdir() if path.is_file()]
     for path in files:
         sync(path)
-    write_whole(folder / "config.json", sealed(about, file_digests(sorted(files))))
+    write_whole(folder / "config.json", dumps_checked(about, file_digests(sorted(files))))
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -79,7 +79,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        about = unsealed(path)
+        about = load_checked(path)
         known = about["format"]
     except (OSError, ValueError, LookupError) as error:
         raise CheckpointError(

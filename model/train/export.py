@@ -18,9 +18,17 @@ from model.adapt import merge
 from model.checkpoints import CheckpointError, is_ours, load, save, save_official
 from model.config import StageConfig
 from model.sparrow import Sparrow
-from model.train.folders import disk_errors, put_in_place, temporary_beside
 from model.train.parallel import World, gathered
-from schemas.sealed import FILES, DamagedError, damages, file_digests, sealed, unsealed
+from model.train.state import disk_errors
+from schemas.folders import replacing_folder
+from schemas.json_checksum import (
+    FILES,
+    DamagedError,
+    damages,
+    dumps_checked,
+    file_digests,
+    load_checked,
+)
 
 ABOUT = "stage.json"
 FREE = (
@@ -88,7 +96,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
             f"{folder}: not an export of a training (RUN/export): it has no {ABOUT} or config.json"
         )
     try:
-        about = unsealed(path)
+        about = load_checked(path)
     except DamagedError as error:
         raise _damaged(folder, str(error)) from error
     files = about.pop(FILES, {})  # an earlier version wrote none
@@ -100,12 +108,11 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 
 def _write(sparrow: Sparrow, folder: Path, about: dict[str, Any]) -> None:
-    with temporary_beside(folder) as fresh:
+    with replacing_folder(folder) as fresh:
         with disk_errors(folder):
             save(sparrow, fresh)
-        text = sealed(about, file_digests(sorted(fresh.iterdir())))
+        text = dumps_checked(about, file_digests(sorted(fresh.iterdir())))
         (fresh / ABOUT).write_text(text)
-        put_in_place(fresh, folder)
 
 
 def _damaged(folder: str | Path, reason: str) -> CheckpointError:
@@ -119,10 +126,8 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
     merge(sparrow)
     sparrow.lora_names = {}
     places = [run / "export-full"]
-    with temporary_beside(places[0]) as fresh:
-        with disk_errors(places[0]):
-            save(sparrow, fresh, "all")
-        put_in_place(fresh, places[0])
+    with replacing_folder(places[0]) as fresh, disk_errors(places[0]):
+        save(sparrow, fresh, "all")
     if official:
         released = sparrow.config.box.enabled and sparrow.config.filter.kind == "release"
         layout = (
@@ -131,8 +136,6 @@ def save_whole(sparrow: Sparrow, run: Path, official: bool = False) -> list[Path
             else sparrow.host.spec.name
         )
         places.append(run / "export-official")
-        with temporary_beside(places[1]) as fresh:
-            with disk_errors(places[1]):
-                save_official(sparrow, layout, fresh)
-            put_in_place(fresh, places[1])
+        with replacing_folder(places[1]) as fresh, disk_errors(places[1]):
+            save_official(sparrow, layout, fresh)
     return places

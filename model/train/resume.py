@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from model.train.folders import remove_leftovers
 from model.train.parallel import World
 from model.train.state import STATE, StateError, rank_files, states, step_of
 from schemas.files import sync
-from schemas.sealed import FILES, DamagedError, damages, unsealed
+from schemas.folders import remove_leftovers
+from schemas.json_checksum import FILES, DamagedError, damages, load_checked
 
 Resume = Literal["newest", "last-good"]
 """What to do if the newest state is damaged: stop, or resume from the newest one that is not."""
@@ -52,7 +52,7 @@ def set_aside(run: Path, chosen: Chosen, world: World, tell: Callable[[str], Non
 def state_damage(place: Path) -> str:
     """What is wrong with a state; empty if it is whole. OSError if a file is there and may not be read."""
     try:
-        about = unsealed(place / STATE)
+        about = load_checked(place / STATE)
     except DamagedError as error:
         return str(error)
     if FILES not in about:
@@ -72,7 +72,7 @@ def _choose(run: Path, resume: Resume) -> Chosen:
     if damaged and (good is None or resume == "newest"):
         newest, reason = damaged[0]
         raise StateError(f"{newest} is damaged: {reason}. {_advice(run, good)}")
-    has_checksums = good is None or FILES in unsealed(good / STATE)
+    has_checksums = good is None or FILES in load_checked(good / STATE)
     return Chosen(good, tuple(damaged), has_checksums)
 
 

@@ -13,10 +13,11 @@ model the same way.
 """
 
 import json
+import os
 import random
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.train.config import FREE, TrainConfig
-from model.train.folders import disk_errors, put_in_place, remove, temporary_beside
 from model.train.parallel import World, part_of, whole
 from schemas.files import sync
-from schemas.sealed import DamagedError, Digests, file_digests, sealed, unsealed
+from schemas.folders import put_in_place, remove_folder, temporary_folder
+from schemas.json_checksum import DamagedError, Digests, dumps_checked, file_digests, load_checked
 
 FORMAT = 1
 """Goes up when older code could misread a new state."""
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class StateError(ValueError):
     """A state that is not there, not whole, or of another training."""
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """safetensors reports an error of the disk as one of its own. Here it is raised as the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 def named(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -114,7 +129,7 @@ def save(
 def describe(place: Path) -> dict[str, Any]:
     """`state.json`. StateError if it is not one, or newer code wrote it."""
     try:
-        about = unsealed(place / STATE)
+        about = load_checked(place / STATE)
         known = about["format"]
     except (OSError, DamagedError, LookupError) as error:
         raise StateError(f"{place}: not the state of a training: {error!r}") from error
@@ -235,7 +250,7 @@ def _begin(place: Path, stack: ExitStack) -> Path:
             f"{place} is there already: another process trains in this folder. Stop one of them, and run the same "
             "command again"
         )
-    return stack.enter_context(temporary_beside(place))
+    return stack.enter_context(temporary_folder(place))
 
 
 def _written(
@@ -255,10 +270,10 @@ def _written(
 
 def _finish(fresh: Path, place: Path, about: Mapping[str, Any], files: Digests) -> None:
     """`state.json` is written when everything it vouches for is on the disk."""
-    (fresh / STATE).write_text(sealed(about, files))
+    (fresh / STATE).write_text(dumps_checked(about, files))
     put_in_place(fresh, place)
 
 
 def _prune(run: Path, keep: int) -> None:
     for old in states(run)[keep:]:
-        remove(old)
+        remove_folder(old)

@@ -4,11 +4,11 @@ The colours are converted by OpenCV's I420 (BT.601, limited range) on the way in
 """
 
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import av
 import cv2
@@ -47,7 +47,51 @@ def write_mp4(
     gop: int = 12,
     crf: int = 20,
 ) -> None:
-    """The same into an open file, from pictures [H, W, 3] of `size` (H, W) that come one by one."""
+    """The same into an open file, from pictures [H, W, 3] of `size` (H, W) that come one by one.
+
+    OSError as the file has it: PyAV itself would lose its number.
+    """
+    file = _ErrorKeepingFile(target)
+    try:
+        _encode(cast("IO[bytes]", file), pictures, size, fps, gop, crf)
+    except (OSError, FFmpegError) as error:
+        if file.error is None:
+            raise
+        raise file.error from error
+
+
+class _ErrorKeepingFile:
+    """A file that keeps the error of a failed write."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        return self._keeping(self._file.write, data)
+
+    def seek(self, *place: int) -> int:
+        return self._keeping(self._file.seek, *place)  # it writes what is in the buffer
+
+    def _keeping(self, call: Callable[..., int], *arguments: Any) -> int:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _encode(
+    target: IO[bytes],
+    pictures: Iterable[RGBPicture],
+    size: tuple[int, ...],
+    fps: float,
+    gop: int,
+    crf: int,
+) -> None:
     height, width = size
     odd_row, odd_column = height % 2, width % 2
     with av.open(target, "w", format="mp4") as container:

@@ -24,9 +24,6 @@ from tests.chaos.world import differing, make_corpus, make_job, tree
 from tests.manifests import damage as do
 
 pytestmark = [
-    pytest.mark.skipif(
-        shutil.which("cc") is None, reason="the library of faults needs a C compiler"
-    ),
     pytest.mark.timeout(0 if "KILLS" in os.environ else 300),
 ]
 LONG, SEED = "KILLS" in os.environ, int(os.environ.get("SEED", "0"))

@@ -25,9 +25,6 @@ from tests.model.data.made import make_output
 from tests.model.evaluate.made import make_ref_davis
 
 pytestmark = [
-    pytest.mark.skipif(
-        shutil.which("cc") is None, reason="the library of faults needs a C compiler"
-    ),
     pytest.mark.timeout(0 if "KILLS" in os.environ else 300),
 ]
 SEED, PLACES = int(os.environ.get("SEED", "0")), int(os.environ.get("KILLS", "1"))

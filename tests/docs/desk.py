@@ -25,27 +25,11 @@ from flows.cli import app
 from flows.demo import demo_jobs
 from flows.executors import Inline
 from flows.progress import Quiet
-from pipeline.demo.corpus import CorpusConfig, write_corpus
+from pipeline.demo.corpus import write_corpus
 from pipeline.sources import SOURCES
 from tests.docs.pages import Command
+from tests.small_corpus import SMALL
 
-SIZE = (96, 160)
-SMALL = CorpusConfig(
-    size=SIZE,
-    a2d_size=SIZE,
-    lasot_size=SIZE,
-    frames={
-        "hcstvg": 24,
-        "vid_sentence": 24,
-        "a2d": 24,
-        "lasot": 48,
-        "mevis": 20,
-        "got10k": 20,
-        "refsav": 22,
-        "petcam": 20,
-        "broken": 6,
-    },
-)
 CURATED = ("hcstvg-val", "mevis-train", "mevis-valid_u", "refsav-train")
 RUN = ["eval", "ref-davis17", "--size", "tiny", "--answer", "force", "--host", "glus"]
 """The evaluation that evaluation.md runs; one for all pages, of one video."""

@@ -24,6 +24,7 @@ COPIED = (
     "tests/conftest.py",
     "tests/made.py",
     "tests/docs",
+    "tests/small_corpus.py",
     "tests/pipeline/sources/conftest.py",
 )
 FOUND = [

@@ -24,7 +24,7 @@ from manifests.verify import verify
 from model.data.index import Index
 from model.data.read import Corrupt, Reader
 from pipeline.presets import configure
-from schemas.members import MemberError
+from schemas.members import EXPORT_MARKER, MemberError
 from tests.e2e.conftest import BIN
 
 
@@ -163,9 +163,21 @@ def test_nothing_is_written_through_a_link(linked, out, tmp_path):
 def test_an_output_may_be_a_link_and_hold_an_export(out, tmp_path):
     (tmp_path / "link").symlink_to(out)
     export(out, out / "export", "coco")
-    (out / "export" / "sav_train").symlink_to("..")  # as exports of Ref-SAV have one
+    (out / "export" / "videos").mkdir()
+    (out / "export" / "sav_train").symlink_to("videos")  # as exports of Ref-SAV have one
     with locked(tmp_path / "link", "hcstvg-train"):
         build_catalog(tmp_path / "link")
+
+
+@pytest.mark.parametrize("marked", [".", "manifests", "hcstvg", "hcstvg/train"])
+def test_what_calls_itself_an_export_is_no_way_out(marked, out, tmp_path):
+    """The marker of an export excuses links within that folder only, and never in the output itself."""
+    (out / marked / EXPORT_MARKER).write_text("{}")
+    inside = "manifests/tracks" if marked in (".", "manifests") else "hcstvg/train/shards"
+    (out / inside).rename(tmp_path / "elsewhere")
+    (out / inside).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MemberError, match="is a link"):
+        build_catalog(out)
 
 
 def test_a_lock_still_keeps_others_out(out):

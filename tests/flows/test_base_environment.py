@@ -16,34 +16,11 @@ import pytest
 from typer.main import get_command
 
 from flows.cli import app
+from tests.eval_results import eval_results
 from tests.flows.installed import outside_the_base
 
 REPO = Path(__file__).resolve().parents[2]
 PLACE = Path(__file__).with_name("base_only")
-
-RESULTS = {
-    "benchmark": "mevis",
-    "split": "val",
-    "scoring": {},
-    "host": "glus",
-    "size": "full",
-    "preset": "paper",
-    "model": {"box": {"enabled": True}, "tsf": {"path": "none"}},
-    "protocol": "host",
-    "answer": "generate",
-    "seed": 0,
-    "changes": {},
-    "weights": [["w", "1"]],
-    "note": "",
-    "videos": 30,
-    "of_videos": 30,
-    "queries": 244,
-    "failed": 0,
-    "without_mask": 0,
-    "summary": {"J": 0.7, "F": 0.8, "J&F": 0.75},
-    "intervals": {"J&F": [0.7, 0.8]},
-}
-"""Of a finished `sparrow eval`."""
 
 WORKS = ""
 FULL = ("torch", "make setup", "'sparrow-tsf[full]'")
@@ -145,7 +122,7 @@ def ended(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     (place / "data").mkdir()
     (place / "data" / "hcstvg").symlink_to(tiny_root)
     (place / "runs").mkdir()
-    (place / "runs" / "results.json").write_text(json.dumps(RESULTS))
+    (place / "runs" / "results.json").write_text(json.dumps(eval_results()))
     (place / "hidden.json").write_text(json.dumps(outside_the_base()))
     names = {"root": tiny_root, **{name: place / name for name in ("data", "out", "runs")}}
     said = [*(f"{verb} {words}" for verb in CASES for words, _ in CASES[verb])]

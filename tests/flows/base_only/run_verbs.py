@@ -18,27 +18,11 @@ import sklearn.cluster  # noqa: F401 - here, since it takes long, and several co
 
 import flows.cli
 import flows.demo
-from pipeline.demo.corpus import CorpusConfig, write_corpus
+from pipeline.demo.corpus import write_corpus
+from tests.small_corpus import SMALL
 
 SERVES = "Ctrl-C stops"
 """What a verb prints that runs until it is stopped."""
-SIZE = (96, 160)
-SMALL = CorpusConfig(
-    size=SIZE,
-    a2d_size=SIZE,
-    lasot_size=SIZE,
-    frames={
-        "hcstvg": 20,
-        "vid_sentence": 20,
-        "a2d": 20,
-        "lasot": 48,
-        "mevis": 20,
-        "got10k": 20,
-        "refsav": 22,
-        "petcam": 20,
-        "broken": 6,
-    },
-)
 
 
 def shorten_demo() -> None:

@@ -10,36 +10,14 @@ from model.config import configure
 from model.evaluate.benchmarks import BENCHMARKS
 from model.evaluate.paper import MAIN, beside
 from model.evaluate.table import Cost, Done, as_csv, legend, markdown, read_runs, records, tables
+from tests.eval_results import eval_results
 
 
 def done(name="r", benchmark="ref-davis17", split="val", host="videoglamm", cost=Cost(), **fields):
-    changes, summary = (
-        fields.pop("changes", {}),
-        fields.pop("summary", {"J": 0.7, "F": 0.8, "J&F": 0.75}),
-    )
-    results = {
-        "benchmark": benchmark,
-        "split": split,
-        "scoring": {},
-        "host": host,
-        "size": "full",
-        "preset": "paper",
-        "model": configure("paper", **changes).model_dump(mode="json"),
-        "protocol": "host",
-        "answer": "generate",
-        "seed": 0,
-        "changes": changes,
-        "weights": [["w", "1"]],
-        "note": "",
-        "videos": 30,
-        "of_videos": 30,
-        "queries": 244,
-        "failed": 0,
-        "without_mask": 0,
-        "summary": summary,
-        "intervals": {"J&F": [0.7, 0.8]},
-        **fields,
-    }
+    changes = fields.get("changes", {})
+    model = configure("paper", **changes).model_dump(mode="json")
+    named = {"benchmark": benchmark, "split": split, "host": host, "model": model}
+    results = eval_results(**(named | fields))
     return Done(name, results, cost)
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from model.train import state
 from model.train.config import TrainConfig
-from model.train.folders import put_in_place, temporary_beside
 from model.train.parallel import World
 from model.train.resume import choose, set_aside
+from schemas.folders import replacing_folder
 
 CONFIG = TrainConfig(steps=10, warmup=0, keep=2)
 
@@ -34,7 +34,6 @@ def save_next(run: Path) -> None:
 
 def replace(folder: Path) -> None:
     """Write a folder of two files in the place of an older one."""
-    with temporary_beside(folder) as fresh:
+    with replacing_folder(folder) as fresh:
         for name in ("one", "two"):
             (fresh / name).write_text("new " * 2000)
-        put_in_place(fresh, folder)

@@ -17,7 +17,7 @@ from model.train.export import describe
 from model.train.log import Log, read
 from model.train.resume import choose
 from model.train.state import StateError, states
-from schemas.sealed import DamagedError, file_digests, sealed, unsealed
+from schemas.json_checksum import DamagedError, dumps_checked, file_digests, load_checked
 from tests.model.train.made_task import train
 
 HOST, STAGE = "videoglamm", "stage1"
@@ -131,7 +131,7 @@ def test_every_bit_of_a_state_counts(run):
     """One bit of each byte of `state.json` that is not a space, and of some bytes of every other file."""
     place = run / "states" / NEWEST
     files = content(place)
-    about = unsealed(place / "state.json")
+    about = load_checked(place / "state.json")
     assert about["files"].keys() == files.keys() - {"state.json"}
     for name, data in files.items():
         path = place / name
@@ -144,7 +144,7 @@ def test_every_bit_of_a_state_counts(run):
             path.write_bytes(changed)
             if name == "state.json":
                 with pytest.raises(DamagedError, match=r"^state\.json "):
-                    unsealed(path)
+                    load_checked(path)
             else:
                 with pytest.raises(StateError, match=rf"damaged: {name} .* from step 1$"):
                     choose(run)
@@ -213,10 +213,10 @@ def test_a_state_whose_files_do_not_fit_is_an_error_of_one_line(run):
     tensors = load_file(place / "model.safetensors")
     tensors.popitem()
     save_file(tensors, place / "model.safetensors")
-    about = unsealed(place / "state.json")
+    about = load_checked(place / "state.json")
     del about["files"]
     others = [path for path in place.iterdir() if path.name != "state.json"]
-    (place / "state.json").write_text(sealed(about, file_digests(others)))
+    (place / "state.json").write_text(dumps_checked(about, file_digests(others)))
     with pytest.raises(StateError, match=r"^.* cannot be loaded: KeyError.*$"):
         train(run, HOST, STAGE, **SHORT)
 

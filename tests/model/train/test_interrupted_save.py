@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.train.folders import disk_errors, remove_leftovers, temporary_beside
 from model.train.resume import choose, state_damage
-from model.train.state import save_file, states, step_of
+from model.train.state import disk_errors, save_file, states, step_of
+from schemas.folders import remove_leftovers, temporary_folder
 from tests.chaos.faults import Faults
 from tests.model.train.saving import save_next
 
@@ -100,11 +100,11 @@ def test_a_folder_that_is_replaced_is_the_old_one_or_the_new_one(kind, faults, t
 
 
 def test_a_folder_that_a_live_process_writes_is_left_alone(tmp_path):
-    with temporary_beside(tmp_path / "step-00000001") as fresh:
+    with temporary_folder(tmp_path / "step-00000001") as fresh:
         remove_leftovers(tmp_path, "step-*")
         assert fresh.is_dir()
         with pytest.raises(FileExistsError, match="another process is writing"):
-            temporary_beside(tmp_path / "step-00000001").__enter__()
+            temporary_folder(tmp_path / "step-00000001").__enter__()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""A JSON file that vouches for the files beside it, and for itself.
+"""A JSON file with checksums of the files beside it, and one of itself.
 
     {..., "files": {"model.safetensors": {"size": 1234, "sha256": "..."}, ...}, "sha256": "..."}
 
@@ -14,7 +14,7 @@ from typing import Any
 
 Digests = dict[str, dict[str, Any]]
 """Name of a file -> its size in bytes and its sha256."""
-FILES, SEAL = "files", "sha256"
+FILES, CHECKSUM = "files", "sha256"
 
 
 class DamagedError(ValueError):
@@ -26,14 +26,14 @@ def file_digests(paths: Iterable[Path]) -> Digests:
     return {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
 
 
-def sealed(about: Mapping[str, Any], files: Digests) -> str:
+def dumps_checked(about: Mapping[str, Any], files: Digests) -> str:
     """The text of a JSON file that holds `about` and vouches for `files`."""
     words = {**about, FILES: files}
-    return json.dumps({**words, SEAL: _seal(words)}, indent=2) + "\n"
+    return json.dumps({**words, CHECKSUM: _checksum(words)}, indent=2) + "\n"
 
 
-def unsealed(path: Path) -> dict[str, Any]:
-    """What `sealed` made, without the seal. What an earlier version wrote has no seal and no "files".
+def load_checked(path: Path) -> dict[str, Any]:
+    """What `dumps_checked` made, without the checksum. What an earlier version wrote has neither that nor "files".
 
     DamagedError if the file is missing, is not JSON or has changed.
     """
@@ -49,10 +49,10 @@ def unsealed(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path.name} is not valid JSON") from error
     if not isinstance(about, dict):
         raise DamagedError(f"{path.name} is not a JSON object")
-    if FILES not in about and SEAL not in about:
+    if FILES not in about and CHECKSUM not in about:
         return about
-    stated = about.pop(SEAL, None)
-    if stated != _seal(about):
+    stated = about.pop(CHECKSUM, None)
+    if stated != _checksum(about):
         raise DamagedError(_changed(path.name))
     return about
 
@@ -90,6 +90,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(words: Mapping[str, Any]) -> str:
+def _checksum(words: Mapping[str, Any]) -> str:
     text = json.dumps(words, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
