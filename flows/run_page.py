@@ -34,16 +34,26 @@ def has_lost_server(error: BaseException | None) -> bool:
 
 
 def report_lost_server() -> None:
-    """Say that the server is gone, the first time; from then on nothing that Prefect has to say of it is of use."""
-    if not _lost.is_set():
-        _lost.set()
-        for name in ("prefect", *logging.root.manager.loggerDict):
-            if name.split(".")[0] == "prefect":  # some have a level of their own
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        logging.raiseExceptions = (
-            False  # Prefect prints of each batch of logs that it could not be sent
-        )
-        say(LOST, file=sys.stderr, flush=True)
+    """Say that the server is gone, the first time; from then on nothing that Prefect logs is of use."""
+    if _lost.is_set():
+        return
+    _lost.set()
+    for handler in _prefect_handlers():
+        handler.addFilter(_is_not_of_prefect)
+    logging.raiseExceptions = (
+        False  # else Prefect prints of each batch of logs that it was not sent
+    )
+    say(LOST, file=sys.stderr, flush=True)
+
+
+def _prefect_handlers() -> set[logging.Handler]:
+    """Wherever records of Prefect's loggers go: some loggers have handlers of their own."""
+    names = ["", *(n for n in logging.root.manager.loggerDict if n.split(".")[0] == "prefect")]
+    return {handler for name in names for handler in logging.getLogger(name).handlers}
+
+
+def _is_not_of_prefect(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] != "prefect"
 
 
 class OneLine(logging.Filter):
