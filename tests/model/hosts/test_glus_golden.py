@@ -122,22 +122,24 @@ def test_the_tower_equals_the_reference(golden):
     np.testing.assert_allclose(torch.stack(looked)[:, ::16], every, rtol=0, atol=HIDDEN)
 
 
-def test_every_dialogue_equals_the_reference(golden):
-    for step, (packed, hidden, at_seg) in zip(golden.meta["stride1"], golden.steps, strict=True):
-        name, length = f"stride1/frame{step['frame']}", step["length"]
-        assert len(packed) == length + 1  # and the [SEG] that is said
-        assert packed.positions[0].tolist() == list(range(length + 1))
-        assert (packed.ids_bl == IMAGE).sum() == 64 * (4 + len(step["window"]))
-        seg = torch.nonzero(packed.ids_bl[0, 1:] == golden.meta["tokens"]["seg"]).flatten()
-        assert seg.tolist() == step["seg_positions"]
-        merged = packed.embeds_bld[0, :length]
-        golden.check(merged.norm(dim=1), f"{name}/merged_l2_norm", 1e-4)
-        golden.check(hidden[:length].norm(dim=1), f"{name}/hidden_l2_norm", 1e-3)
-        golden.check(at_seg, f"{name}/hidden_at_seg", HIDDEN)
-        golden.check(golden.host.seg_prompt(at_seg[-1:])[0, 0], f"{name}/seg_vector", HIDDEN)
-        if f"{name}/merged_every7" in golden.values:
-            golden.check(merged[::7], f"{name}/merged_every7", MERGED)
-            golden.check(hidden[:length:7], f"{name}/hidden_every7", HIDDEN)
+@pytest.mark.parametrize("t", range(8), ids=lambda t: f"frame {t}")
+def test_dialogues_equal_the_reference(t, golden):
+    step, (packed, hidden, at_seg) = golden.meta["stride1"][t], golden.steps[t]
+    assert (step["frame"], len(golden.steps)) == (t, 8)
+    name, length = f"stride1/frame{t}", step["length"]
+    assert len(packed) == length + 1  # and the [SEG] that is said
+    assert packed.positions[0].tolist() == list(range(length + 1))
+    assert (packed.ids_bl == IMAGE).sum() == 64 * (4 + len(step["window"]))
+    seg = torch.nonzero(packed.ids_bl[0, 1:] == golden.meta["tokens"]["seg"]).flatten()
+    assert seg.tolist() == step["seg_positions"]
+    merged = packed.embeds_bld[0, :length]
+    golden.check(merged.norm(dim=1), f"{name}/merged_l2_norm", 1e-4)
+    if f"{name}/merged_every7" in golden.values:
+        golden.check(merged[::7], f"{name}/merged_every7", MERGED)
+        golden.check(hidden[:length:7], f"{name}/hidden_every7", HIDDEN)
+    golden.check(hidden[:length].norm(dim=1), f"{name}/hidden_l2_norm", 1e-3)
+    golden.check(at_seg, f"{name}/hidden_at_seg", HIDDEN)
+    golden.check(golden.host.seg_prompt(at_seg[-1:])[0, 0], f"{name}/seg_vector", HIDDEN)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -157,6 +159,8 @@ def test_masks_and_memories_equal_the_reference(golden, stride, monkeypatch):
         t: ([0], host.prompt(at_seg[-1:], None)) for t, (_, _, at_seg) in enumerate(golden.steps)
     }
     assert prompts[0][1].pads == 0
+    for t, (_, prompt) in prompts.items():
+        golden.check(prompt.vectors_nk256[0, 0], f"stride{stride}/frame{t}/seg_vector", HIDDEN)
     steps = list(host.propagate(lambda t: golden.maps.rows([t]), 8, prompts))
     assert [(t, objects) for t, objects, _ in steps] == [(t, [0]) for t in range(8)]
     for (t, _, step), (embedding, memory) in zip(steps, remembered, strict=True):

@@ -15,22 +15,26 @@ def test_official_numbers(shared):
         json.loads((folder / "mevis.json").read_text()),
         np.load(folder / "mevis_predictions.npz"),
     )
-    pred, gt = {}, {}
+    pred, gt, withheld = {}, {}, {}
     for video, entry in data["meta_expressions"]["videos"].items():
         for number, expression in entry["expressions"].items():
             key, shape = f"{video}_{number}", tuple(arrays[f"{video}/{number}/shape"])
             gt[key] = merge_objects(
                 [data["mask_dict"][str(a)] for a in expression["anno_id"]], shape[1:]
             )
-            if video not in data["videos_missing_from_prediction"]:
-                bits = np.unpackbits(arrays[f"{video}/{number}"], count=int(np.prod(shape)))
-                pred[key] = bits.reshape(shape).astype(bool)
+            bits = np.unpackbits(arrays[f"{video}/{number}"], count=int(np.prod(shape)))
+            missing = video in data["videos_missing_from_prediction"]
+            (withheld if missing else pred)[key] = bits.reshape(shape).astype(bool)
     got, expected = mevis(pred, gt), data["expected"]
     assert got["per_expression"].keys() == expected["per_expression"].keys()
     for key, scores in expected["per_expression"].items():
         assert got["per_expression"][key] == pytest.approx(scores, abs=1e-9), key
     for key in ("J", "F", "J&F"):
         assert got[key] == pytest.approx(expected[key], abs=1e-9)
+    would = mevis(withheld, {key: gt[key] for key in withheld})
+    for key in withheld:  # its 0 is for a missing folder, and not for its masks
+        assert got["per_expression"][key] == {"J": 0, "F": 0}
+        assert would["per_expression"][key]["J"] > 0.1
 
 
 @pytest.fixture

@@ -56,9 +56,12 @@ def test_golden_crops_are_the_reference_to_the_bit(golden):
         box, size = box_of(case), case["out_size"]
         crop, factor = crop_target(image, box, case["factor"], size)
         assert factor == case["resize_factor"], case["name"]
-        assert zlib.crc32(crop.tobytes()) == case["crop_crc32"], case["name"]
+        key = f"{case['name']}/{size}"
+        if f"{key}/crop" in arrays:
+            np.testing.assert_array_equal(crop, arrays[f"{key}/crop"], case["name"])
         means = crop.reshape(12, size // 12, 12, size // 12, 3).mean((1, 3))
-        np.testing.assert_allclose(means, arrays[f"{case['name']}/{size}/block_mean"], atol=1e-3)
+        np.testing.assert_allclose(means, arrays[f"{key}/block_mean"], atol=1e-3)
+        assert zlib.crc32(crop.tobytes()) == case["crop_crc32"], case["name"]
         geometry = crop_geometry(torch.tensor([box], dtype=torch.float64), case["factor"])
         assert [int(v) for v in geometry] == [case["x1"], case["y1"], case["side"]], case["name"]
     for size, factor in ((192, 2.0), (384, 4.0)):
@@ -81,9 +84,13 @@ def test_golden_errors(golden):
 
 
 def test_a_crop_without_a_pixel_of_the_picture_is_black(golden):
-    image, cases, _ = golden
+    """In the reference two of nine are not: it squeezes a patch of the opposite border into them."""
+    image, cases, arrays = golden
     outside = [c for c in cases if c["status"] == "ok" and c["degenerate_geometry"]]
     assert len(outside) == 9
+    keys = [f"{case['name']}/{case['out_size']}" for case in outside]
+    not_black = [key for key in keys if arrays[f"{key}/block_mean"].any()]
+    assert not_black == ["outside_left/384", "just_outside_left/192"]
     for case in outside:
         crop, factor = crop_target(image, box_of(case), case["factor"], case["out_size"])
         assert factor == case["resize_factor"]

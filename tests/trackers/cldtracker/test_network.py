@@ -1,8 +1,6 @@
-"""The network against the official implementation's numbers, layer by layer, and every golden tracking row alone."""
+"""The network's parts, batches, training and refusals; equality with the official one is `test_network_golden`."""
 
 import json
-import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -10,13 +8,12 @@ import torch
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from trackers.cldtracker import CLDTrackerConfig, CLDTrackerNet, crop_target
-from trackers.cldtracker.crop import crop_batch, crop_geometry, normalise
+from tests.trackers.cldtracker.made import close, ostrack
+from trackers.cldtracker import CLDTrackerConfig, CLDTrackerNet
 from trackers.cldtracker.network import decode, fuse, hann_window
 from trackers.cldtracker.state import step_state
 from trackers.seeded import normal, seed_module
 
-TOKENS, MAPS, SCORES = 1e-4, 2e-5, 1e-6  # the golden vectors' tolerances
 TINY = CLDTrackerConfig.tiny()
 
 
@@ -27,197 +24,13 @@ def _no_grad():
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    sys.path.insert(0, str(shared / "golden"))
-    return shared / "golden" / "cldtracker"
-
-
-@pytest.fixture(scope="module")
-def net() -> CLDTrackerNet:
-    """Full size, name-seeded."""
-    with torch.device("meta"):
-        net = CLDTrackerNet()
-    return seed_module(net.to_empty(device="cpu"), extra=False).eval()
-
-
-@pytest.fixture(scope="module")
-def forward(golden):
-    return np.load(golden / "forward.npz")
-
-
-@pytest.fixture(scope="module")
 def tiny() -> CLDTrackerNet:
     return seed_module(CLDTrackerNet(TINY), extra=False).eval()
 
 
-def close(found: torch.Tensor, wanted: np.ndarray, tolerance: float) -> None:
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=tolerance)
-
-
-def case_inputs(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    from golden_inputs import normalised, texture
-
-    if name == "noise":
-        z, x = (
-            normal(f"forward/noise/{k}", (2, 3, side, side)) for k, side in (("z", 192), ("x", 384))
-        )
-    else:
-        z = normalised(texture("forward/image/z", 192, 192, 12, "s0:"))[None]
-        x = normalised(texture("forward/image/x", 384, 384, 20, "s0:"))[None]
-    return torch.from_numpy(z), torch.from_numpy(x)
-
-
-@pytest.fixture(scope="module", params=["noise", "image"])
-def case(request, net, forward):
-    """(golden arrays of the case by name, tokens, probe)"""
-    template, search = case_inputs(request.param)
-    probe: dict[str, list[torch.Tensor]] = {}
-    tokens = net.backbone_features(net.embed_template(template), search, probe)
-    prefix = request.param + "/"
-    return (
-        {k.removeprefix(prefix): forward[k] for k in forward.files if k.startswith(prefix)},
-        tokens,
-        probe,
-    )
-
-
-def test_golden_tokens(case):
-    wanted, tokens, probe = case
-    close(torch.stack([t[:, 65] for t in probe["tokens"]], 1), wanted["block_token65"], TOKENS)
-    close(
-        torch.stack([t[:, 0, :64] for t in probe["tokens"]], 1),
-        wanted["block_token0_head64"],
-        TOKENS,
-    )
-    close(tokens[:, ::16, :96], wanted["final_tokens_every16_head96"], TOKENS)
-    close(tokens.norm(dim=2), wanted["final_token_l2"], TOKENS)
-    close(tokens[:, :144].mean(1), wanted["final_channel_mean_template"], TOKENS)
-    close(tokens[:, 144:].mean(1), wanted["final_channel_mean_search"], TOKENS)
-    close(tokens[:, 144:].unflatten(1, (24, 24))[:, 12], wanted["final_search_row12"], TOKENS)
-
-
-def test_golden_elimination(case):
-    wanted, tokens, probe = case
-    assert [t.shape[1] for t in probe["tokens"]] == [720] * 3 + [548] * 3 + [427] * 3 + [343] * 3
-    assert [len(s[0]) - len(k[0]) for s, k in zip(probe["score"], probe["kept"], strict=True)] == [
-        172,
-        121,
-        84,
-    ]
-    assert ((tokens[:, 144:] == 0).all(2).sum(1) == 377).all()
-    for k in range(3):
-        for b in range(len(tokens)):
-            on_grid = np.full(
-                (2, 576), np.nan
-            )  # the order of candidates may differ where scores are equal
-            on_grid[0, probe["candidates"][k][b]] = probe["score"][k][b]
-            on_grid[1, wanted[f"ce{k}_candidates"][b]] = wanted[f"ce{k}_score"][b]
-            np.testing.assert_allclose(on_grid[0], on_grid[1], rtol=0, atol=SCORES)
-            assert set(probe["kept"][k][b].tolist()) == set(
-                wanted[f"ce{k}_kept_sorted_by_score"][b].tolist()
-            )
-
-
-def ostrack(net: CLDTrackerNet) -> CLDTrackerNet:
-    """The same weights without fusion, not copied."""
-    with torch.device("meta"):
-        plain = CLDTrackerNet(net.config.model_copy(update={"text": "none"}))
-    plain.load_state_dict(net.state_dict(), assign=True)
-    return plain.eval()
-
-
-def test_golden_maps_and_boxes(case, net):
-    wanted, tokens, _ = case
-    for name, model in (("uniform", net), ("plain", ostrack(net))):
-        maps = model.head(tokens)
-        for key in ("score", "size", "offset"):
-            close(maps[key], wanted[f"{name}/{key}_map"], MAPS)
-        boxes, score, peak = decode(maps, hann_window())
-        close(boxes, wanted[f"{name}/box_hann"], MAPS)
-        close(score, wanted[f"{name}/score_at_argmax"], MAPS)
-        close(peak, wanted[f"{name}/hann_top2"].max(1), MAPS)
-        close(decode(maps, torch.ones(24, 24))[0], wanted[f"{name}/box_nohann"], MAPS)
-
-
-def test_golden_fusion_with_two_text_vectors(forward, net):
-    feature = torch.from_numpy(normal("forward/head/feature", (2, 768, 24, 24)))
-    template, search = (
-        torch.from_numpy(2 * normal(f"forward/head/text_{k}", (2, 768))).softmax(1)
-        for k in ("template", "search")
-    )
-    fused = net.box_head(fuse(feature, (template, search)))
-    plain = net.box_head(feature)
-    for name, maps in (("head_text", fused), ("head_plain", plain)):
-        for key in ("score", "size", "offset"):
-            close(maps[key], forward[f"{name}/{key}_map"], MAPS)
-    close(decode(fused, torch.ones(24, 24))[0], forward["head_text/pred_boxes"][:, 0], MAPS)
-
-
-RUNS = [
-    ("seqA", "uniform"),
-    ("seqA", "text"),
-    ("seqB", "uniform"),
-    ("seqB", "text"),
-    ("seqC", "uniform"),
-]
-
-
-@pytest.mark.parametrize(("name", "variant"), RUNS)
-def test_golden_tracking_every_row_alone(golden, net, name, variant):
-    """Crop, network, decode, step from the state the reference held before each frame; all rows as one batch.
-
-    Of the runs with text, which differ in the fusion only, every third row: a row costs a full-size forward pass.
-    """
-    from golden_inputs import moving_square
-
-    info = json.loads((golden / "tracking.json").read_text())["sequences"][name]
-    shape = (
-        info[k] for k in ("frames", "height", "width", "obj_h", "obj_w", "x0", "y0", "dx", "dy")
-    )
-    frames = moving_square(f"track/{name}", *shape, salt="s0:")
-    want = dict(np.load(golden / f"track_{name}_{variant}.npz"))
-    assert [zlib.crc32(f.tobytes()) for f in frames] == want["frame_crc32"].tolist()
-    crop, factor = crop_target(frames[0], info["init_box_xywh"], 2.0, 192)
-    assert zlib.crc32(crop.tobytes()) == int(want["template_crop_crc32"])
-    assert factor == float(want["template_resize_factor"])
-    template = net.embed_template(
-        normalise(torch.from_numpy(crop).permute(2, 0, 1)[None], torch.float32)
-    )
-
-    rows = np.arange(len(want["state_in"]))[:: 3 if variant == "text" else 1]
-    want = {k: v[rows] for k, v in want.items() if v.ndim and len(v) > rows[-1]}
-    state = torch.from_numpy(want["state_in"])
-    n, (height, width) = len(state), frames.shape[1:3]
-    heights, widths = torch.full((n,), height), torch.full((n,), width)
-    geometry = crop_geometry(state, 4.0)
-    assert torch.stack(geometry, 1).tolist() == want["crop_x1_y1_side"].tolist()
-    base = torch.from_numpy(rows + 1) * frames[0].size  # row 0 belongs to frame 1
-    crops = crop_batch(torch.from_numpy(frames).flatten(), base, heights, widths, *geometry, 384)
-    assert [zlib.crc32(c.permute(1, 2, 0).numpy().tobytes()) for c in crops] == want[
-        "crop_crc32"
-    ].tolist()
-
-    probe: dict[str, list[torch.Tensor]] = {}
-    tokens = net.backbone_features(
-        template.expand(n, -1, -1), normalise(crops, torch.float32), probe
-    )
-    assert probe["kept"][-1].sort(1).values.tolist() == want["kept_sorted"].tolist()
-    text = None
-    if variant == "text":
-        text = torch.from_numpy(want["template_text"]), torch.from_numpy(want["search_text"])
-    maps = net.head(tokens, text)
-    for key in ("score", "size", "offset"):
-        close(maps[key], want[f"{key}_map"], 5e-5)
-    boxes, score, peak = decode(maps, hann_window())
-    assert (maps["score"] * hann_window()).flatten(1).argmax(1).tolist() == want["argmax"].tolist()
-    close(boxes, want["pred_cxcywh"], MAPS)
-    close(score, want["score"], 5e-5)
-    close(peak, want["hann_top2"].max(1), 5e-5)
-    close(step_state(state, boxes, geometry[2], heights, widths), want["box_xywh"], 2e-3)
-
-
-def test_names_and_shapes_are_the_official_checkpoint(golden):
-    wanted = {e["name"]: tuple(e["shape"]) for e in json.loads((golden / "keys.json").read_text())}
+def test_names_and_shapes_are_the_official_checkpoint(shared):
+    keys = json.loads((shared / "golden/cldtracker/keys.json").read_text())
+    wanted = {entry["name"]: tuple(entry["shape"]) for entry in keys}
     with torch.device("meta"):
         full = CLDTrackerNet(CLDTrackerConfig(text="parity")).state_dict()
         subset = CLDTrackerNet().state_dict()
@@ -380,19 +193,64 @@ def test_an_untrained_text_branch_moves_the_feature_by_less_than_half_a_percent(
     assert (parity - uniform).norm() / uniform.norm() < 0.005
 
 
-def test_bfloat16_changes_little_and_maps_stay_float32(tiny):
-    z, x = inputs(2)
-    exact, half = (
-        tiny(z, x),
-        seed_module(CLDTrackerNet(TINY), extra=False).eval().bfloat16()(z.bfloat16(), x.bfloat16()),
+ROUNDING = 0.7355 * 2**-8 / 3**0.5
+"""Relative error (root mean square) of one rounding to the 8 significant bits of bfloat16, 0.17 %.
+
+In [1, 2) the error is spread evenly over +-2**-8, hence the root of 3. Relative to the number it is smaller: 1 / x has
+the root mean square 0.7355 where mantissas are spread as those of all sizes are.
+"""
+IN_A_ROW = 48
+"""Independent roundings between pixels and tokens, which add up as squares: two norms, six products, GELU and two sums in
+each of four blocks, and four around them."""
+SALTS = ["s0:", "s1:", "s2:", "s3:", "s4:"]
+
+
+def in_three_precisions(config: CLDTrackerConfig, salt: str) -> list[tuple]:
+    """(tokens, maps, kept places by elimination) in float32, in bfloat16 and by autocast."""
+    z, x = (
+        torch.from_numpy(normal(name, (2, 3, side, side), salt))
+        for name, side in (("z", config.template), ("x", config.search))
     )
+    net = seed_module(CLDTrackerNet(config), salt, extra=False).eval()
+
+    def run(z: torch.Tensor, x: torch.Tensor) -> tuple:
+        probe: dict[str, list[torch.Tensor]] = {}
+        tokens = net.backbone_features(net.embed_template(z), x, probe)
+        return tokens, net.head(tokens), probe["kept"]
+
+    exact = run(z, x)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = tiny(z, x)
-    for other in (half, mixed):
-        for key, value in other.items():
+        mixed = run(z, x)
+    net.bfloat16()
+    return [exact, run(z.bfloat16(), x.bfloat16()), mixed]
+
+
+@pytest.mark.parametrize("salt", SALTS)
+def test_bfloat16_is_off_by_what_rounding_explains_and_maps_stay_float32(salt):
+    """All tokens are kept: what is eliminated is a decision, and one other token changes the maps around it.
+
+    With 100 salts tokens were off by 0.87 % at most, of 1.15 % allowed. For maps, which look at differences of tokens,
+    the least correlation was 0.998: an error of 6 % of the deviation, of 10 % allowed.
+    """
+    exact, *others = in_three_precisions(CLDTrackerConfig.tiny(keep_ratio=1), salt)
+    for tokens, maps, _ in others:
+        error = (tokens.float() - exact[0]).norm(dim=(1, 2)) / exact[0].norm(dim=(1, 2))
+        assert 0 < error.min() <= error.max() < ROUNDING * IN_A_ROW**0.5
+        for key, value in maps.items():
             assert value.dtype == torch.float32
-            assert torch.corrcoef(torch.stack([value.flatten(), exact[key].flatten()]))[0, 1] > 0.97
-        assert other["score"].max() < 1
+            for ours, wanted in zip(value.flatten(1), exact[1][key].flatten(1), strict=True):
+                assert torch.corrcoef(torch.stack([ours, wanted]))[0, 1] > 0.995
+        assert maps["score"].max() < 1
+
+
+@pytest.mark.parametrize("salt", SALTS)
+def test_bfloat16_eliminates_nearly_the_same_tokens(salt):
+    """With 100 salts at least 93 % of a row's tokens were kept in both; six rows of seven had no other token."""
+    exact, *others = in_three_precisions(TINY, salt)
+    for _, _, kept in others:
+        for ours, wanted in zip(kept, exact[2], strict=True):
+            for row, wanted_row in zip(ours.tolist(), wanted.tolist(), strict=True):
+                assert len({*row} & {*wanted_row}) >= 0.9 * len(row)
 
 
 def test_it_can_be_trained():

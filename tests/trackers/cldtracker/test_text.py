@@ -67,6 +67,7 @@ def test_golden_choices(golden, branch, tracking, table, name):
     )
     logits = branch.logits(state.template_feature, table)
     np.testing.assert_allclose(logits[0], want["template_logits"], rtol=0, atol=1e-3)
+    assert set(want["template_idx"].tolist()) == {int(logits[0].argmax())}
 
     features = branch.image_feature(
         [target_patch(f, b) for f, b in zip(frames[1:], want["state_in"], strict=True)]
