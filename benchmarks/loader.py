@@ -37,6 +37,7 @@ from model.tsf import TSFConfig
 from pipeline.sample import TRACK_DTYPE, add_member, npy
 from pipeline.select import crop
 from schemas.geometry import rle_decode, rle_encode
+from schemas.questions import TEMPLATES
 from schemas.tables import schema, write
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
@@ -55,10 +56,19 @@ class Clip:
     referents: list[tuple[str, list[str], dict[str, bytes]]]
     columns: dict[str, Any]
     """More columns of `referents`, the same for all of them."""
+    video_id: str = ""
+    start: int = 0
+    stop: int = 1
+    """Source frames."""
 
 
 def write_shard(
-    out: Path, source: str, index: int, clips: Iterable[Clip], media: str = "mp4"
+    out: Path,
+    source: str,
+    index: int,
+    clips: Iterable[Clip],
+    media: str = "mp4",
+    templates: str = TEMPLATES.to_json(),
 ) -> None:
     """A committed shard of made samples: the tar, and the manifests that a loader reads."""
     shard = f"{source}-train-{index:06d}"
@@ -69,12 +79,16 @@ def write_shard(
     with tarfile.open(out / path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
             ids = {"clip_id": clip.clip_id, **place}
-            rows["clips"].append(
-                {**ids, "height": clip.height, "width": clip.width, "media": media}
-            )
+            span = {
+                "video_id": clip.video_id or clip.clip_id,
+                "start": clip.start,
+                "stop": clip.stop,
+            }
+            size = {"height": clip.height, "width": clip.width, "media": media}
+            rows["clips"].append({**ids, **span, **size})
             for key, objects, members in clip.referents:
                 rows["referents"].append(
-                    {**ids, "referent_id": key, "object_ids": objects, **clip.columns}
+                    {**ids, "referent_id": key, "object_ids": objects, "n_qa": 1, **clip.columns}
                 )
                 for name, data in members.items():
                     add_member(tar, f"{key}.{name}", data)
@@ -83,7 +97,8 @@ def write_shard(
                     member = {"name": name, "offset": offset, "size": len(data), "sha256": digest}
                     rows["members"].append({"key": key, "referent_id": key, **member})
     digest = hashlib.sha256((out / path).read_bytes()).hexdigest()
-    rows["shards"] = [{"path": str(path), "index": index, "sha256": digest, **place}]
+    words = {"templates": templates, "templates_hash": TEMPLATES.hash}
+    rows["shards"] = [{"path": str(path), "index": index, "sha256": digest, **words, **place}]
     for table, entries in rows.items():
         part = out / "manifests" / table / f"{shard}.parquet"
         part.parent.mkdir(parents=True, exist_ok=True)

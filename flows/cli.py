@@ -485,6 +485,13 @@ def train(
     ray: Annotated[
         int, typer.Option(help="So many processes by Ray Train; 0: this one, or torchrun's.", min=0)
     ] = 0,
+    recall: Annotated[
+        bool,
+        typer.Option(
+            "--recall",
+            help="proposer: measure the trained one on the validation data (Table 12), into recall.json.",
+        ),
+    ] = False,
 ) -> None:
     """Train SPARROW from shards: the proposer, stage 1 (TSF injection), stage 2 (dual prompt). Resumes by itself."""
     from flows import train as training
@@ -510,7 +517,13 @@ def train(
         max_missing=max_missing,
         official=official,
     )
-    if ray:
+    if recall:
+        from flows.recall import measure_recall
+
+        if what != "proposer":
+            raise ValueError(f"--recall measures the proposer, not {what}: train proposer --recall")
+        say(f"  {measure_recall(request)}")
+    elif ray:
         training.with_ray(request, ray)
     elif not training.run(request):
         raise typer.Exit(143)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 SOURCES = ("hcstvg", "vid_sentence", "a2d", "lasot", "mevis", "got10k", "refsav")
 PRESETS = ("lite", "full", "full-tiny")
 HOSTS = ("videoglamm", "unipixel", "glus")
-MODEL_PRESETS = ("paper", "release", "host")
+MODEL_PRESETS = ("paper", "release", "host", "reconstructed")
 FORMATS = ("sparrow", "artemis", "coco", "ytvis", "fiftyone")
 EXECUTORS = ("ray", "inline")
 

@@ -92,9 +92,12 @@ def ensure_plan(job: Job, progress: Progress, *, replan: bool = False) -> Counts
     damage = checksum.why_damaged(job.plan_path) if is_saved else ""
     if is_saved and not damage and not replan:
         saved, saved_identity, counts = read_plan_header(job.plan_path)
-        if saved_identity == identity:
+        if saved_identity == identity and saved.config == job.config:
             return counts
+        # Retry and repair take the config from the plan: before the first shard, one of another config is replaced.
         if committed(Path(job.out), saved):
+            if saved_identity == identity:
+                return counts  # `prepare` says what to do
             raise PlanConflict(
                 f"{job.out} holds another plan of {job.name} ({_difference(saved, job)}) with committed shards. "
                 "Choose another --out, or pass --replan to replace those shards"
@@ -115,6 +118,11 @@ def _difference(saved: Job, job: Job) -> str:
         f"shard {k} {old['config']['shard'][k]} -> {v}"
         for k, v in new["config"]["shard"].items()
         if old["config"]["shard"][k] != v
+    ]
+    changed += [
+        f"corrupt {k} {old['config']['corrupt'][k]} -> {v}"
+        for k, v in new["config"]["corrupt"].items()
+        if old["config"]["corrupt"][k] != v
     ]
     if old["exclude"] != new["exclude"]:
         lists = [

@@ -1,15 +1,19 @@
 """`sparrow eval`: a model's score on a benchmark, and the paper's tables with the runs beside them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flows import complete
 from flows.extras import MODEL, require
 from flows.text import say
+
+if TYPE_CHECKING:
+    from model.evaluate.table import PrintedTable
 
 app = typer.Typer(
     help="Score a model on a benchmark; show runs in the paper's tables.", no_args_is_help=True
@@ -21,6 +25,7 @@ BENCHMARKS = {
     "ref-davis17": "Ref-DAVIS17 (val).",
     "vidstg": "VidSTG: sentences and questions, boxes (test, val).",
     "videogcg": "VideoGCG: grounded captions (test).",
+    "regions": "Held-out curated shards: what is the region doing? (val, valid_u, test, train).",
 }
 
 
@@ -142,35 +147,85 @@ def evaluate(
 
 
 for _name, _help in BENCHMARKS.items():
-    app.command(
-        _name,
-        short_help=_help,
-        epilog=f"Example: sparrow eval {_name} --data-root /data/{_name} --out runs/{_name} --size tiny --answer force",
-    )(evaluate)
+    _data = f"/data/{_name} --answer force"
+    if _name == "regions":  # its answers are words, and cannot be forced
+        _data = "outputs/demo --split val"
+    _example = f"sparrow eval {_name} --data-root {_data} --out runs/{_name} --size tiny"
+    app.command(_name, short_help=_help, epilog=f"Example: {_example}")(evaluate)
+
+
+Format = Annotated[
+    Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Of the output.")
+]
 
 
 @app.command(epilog="Example: sparrow eval table runs --format markdown")
 def table(
     runs: Annotated[
-        list[Path], typer.Argument(help="Runs, or folders of runs.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Runs of eval, and of train proposer --recall; or folders of runs.",
+            show_default=False,
+        ),
     ],
+    form: Format = "text",
+) -> None:
+    """Tables 1-5, 9-12 and 15 and Figure 5 of the paper, with the runs beside its numbers.
+
+    A run stands in the rows whose whole config it has (docs/tables.md). Runs that are in no row are listed.
+    """
+    from model.evaluate.finished import finished_runs
+    from model.evaluate.formats import LEGEND
+    from model.evaluate.table import legend, runs_in_no_row, tables
+
+    done = finished_runs(runs)
+    lost = runs_in_no_row(done)
+    notes = [LEGEND, *legend(done), *map(str, lost)]
+    if form == "json":
+        print_numbers(tables(done), legend(done), in_no_row=[asdict(stray) for stray in lost])
+    else:
+        print_tables(tables(done), notes, form)
+
+
+@app.command(epilog="Example: sparrow eval cost outputs/tsf runs/stage1 runs/stage2")
+def cost(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Runs of train (proposer, stage1, stage2), and curated outputs.",
+            show_default=False,
+        ),
+    ],
+    form: Format = "text",
+) -> None:
+    """Tables 13 and 14 of the paper: GPU-hours of curation and training, from the runs' own timings.
+
+    Hours of a CPU are listed with the device, and are not GPU-hours.
+    """
+    from flows.cost import read_costs, tables_of_cost
+
+    found = tables_of_cost(read_costs(runs))
+    if form == "json":
+        print_numbers(found, [])
+    else:
+        print_tables(found, ["CPU: hours of a CPU, which are no GPU-hours."], form)
+
+
+@app.command(epilog="Example: sparrow eval rows --format markdown")
+def rows(
     form: Annotated[
-        Literal["text", "markdown", "csv", "json"], typer.Option("--format", help="Of the output.")
+        Literal["text", "markdown"], typer.Option("--format", help="Of the output.")
     ] = "text",
 ) -> None:
-    """Tables 1-5 and 15 and Figure 5 of the paper, with the runs beside its numbers."""
-    from model.evaluate import table as tables
+    """Every row of the paper's tables: the config that makes it, and the paper's numbers."""
+    from flows.show import table as print_table
+    from model.tables.listing import COLUMNS, listing, listing_markdown
 
-    done = tables.read_runs(runs)
-    found, notes = tables.tables(done), tables.legend(done)
-    if form == "text":
-        show_tables(found, notes)
-    elif form == "markdown":
-        say(tables.markdown(found, notes))
-    elif form == "csv":
-        say(tables.as_csv(found), end="")
-    else:
-        say(json.dumps({"numbers": tables.records(found), "runs": notes}, indent=2))
+    if form == "markdown":
+        say(listing_markdown(listing()))
+        return
+    for name, lines in listing().items():
+        print_table(name, list(COLUMNS), [list(line) for line in lines])
 
 
 def show(results: dict[str, Any], out: Path, tell: Callable[[str], None]) -> None:
@@ -186,12 +241,13 @@ def show(results: dict[str, Any], out: Path, tell: Callable[[str], None]) -> Non
         if key not in results["summary"]:
             continue
         paper = results["paper"].get(key, {})
+        sparrow = paper.get("sparrow")
+        if paper.get("reported"):
+            sparrow = f"~{sparrow}"
         scale = paper.get("scale", 100.0)
         low, high = results["intervals"].get(key, (None, None))
         bounds = "" if low is None else f"{low * scale:.3f} to {high * scale:.3f}"
-        rows.append(
-            [key, results["summary"][key] * scale, bounds, paper.get("host"), paper.get("sparrow")]
-        )
+        rows.append([key, results["summary"][key] * scale, bounds, paper.get("host"), sparrow])
     if rows:
         title = f"{results['benchmark']} {results['split']}: {results['host']}, preset {results['preset']}, "
         columns = [
@@ -217,14 +273,29 @@ def show(results: dict[str, Any], out: Path, tell: Callable[[str], None]) -> Non
         tell(f"  {out / name}")
 
 
-def show_tables(found: Any, notes: list[str]) -> None:
+def print_tables(found: "Sequence[PrintedTable]", notes: list[str], form: str) -> None:
+    """Tables as text, Markdown or CSV; notes go below."""
     from flows.show import table as print_table
+    from model.evaluate.formats import as_csv, markdown
 
+    if form == "markdown":
+        say(markdown(found, notes))
+        return
+    if form == "csv":
+        say(as_csv(found), end="")
+        return
     for one in found:
-        rows = [[row.method, row.source, *map(str, row.cells)] for row in one.rows]
-        print_table(f"{one.name}: {one.title}", ["method", "source", *one.columns], rows)
-    say(
-        "\nIn brackets: 95 % bounds, videos drawn anew. Blank: not run, or lost with the paper's pictures of tables."
-    )
+        lines: list[list[object]] = [
+            [row.method, row.source, *map(str, row.cells)] for row in one.rows
+        ]
+        print_table(f"{one.name}: {one.title}", ["method", "source", *one.columns], lines)
+    say("")
     for note in notes:
         say(f"  {note}")
+
+
+def print_numbers(found: "Sequence[PrintedTable]", notes: list[str], **more: Any) -> None:
+    """Tables as JSON: a record per number, what the runs are, and `more`."""
+    from model.evaluate.formats import records
+
+    say(json.dumps({"numbers": records(found), "runs": notes, **more}, indent=2))

@@ -1,6 +1,7 @@
 """What `sparrow eval` does: a model over a benchmark, in this process or in many, each video once."""
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +73,10 @@ class Request(Config):
                 f"tsf.infer is {config.tsf.infer} and tsf.path {config.tsf.path}, but --tsf is {self.tsf}: TSF at "
                 "inference needs a preset of the curation that finds the target (--tsf full), and a model that takes it"
             )
+        if self.benchmark == "regions" and self.tsf != "off":
+            raise ValueError("--tsf: `eval regions` shows the crops that the shards hold")
+        if self.benchmark == "regions" and asking.answer == "force":
+            raise ValueError("--answer force: `eval regions` is about what the model says")
         if self.tsf != "off" and self.benchmark == "videogcg":
             raise ValueError("--tsf: VideoGCG's question names no target to be found")
         return Settings(
@@ -84,11 +89,20 @@ class Request(Config):
             preset=self.preset,
             changes=self.model,
             model=config.model_dump(mode="json"),
+            trained=_trained(self.checkpoints),
             weights=tuple(map(fingerprint, map(Path, self.checkpoints))),
             asking=asking.model_dump(mode="json"),
             tsf=self.tsf,
             seed=self.seed,
         )
+
+
+def _trained(checkpoints: Sequence[str]) -> dict[str, Any] | None:
+    """`SparrowConfig` of the last checkpoint of this project; None if all are others' or a host's alone."""
+    from model.checkpoints import describe, is_ours
+
+    configs = [describe(path).get("sparrow") for path in checkpoints if is_ours(path)]
+    return next((config for config in reversed(configs) if config is not None), None)
 
 
 def fingerprint(path: Path) -> tuple[str, str]:

@@ -47,6 +47,7 @@ def export(
     from flows.jobs import normal
     from flows.progress import Bars, Quiet
     from manifests.export import export as write
+    from manifests.export import noise_note
     from schemas.members import EXPORT_MARKER
 
     progress = Quiet() if as_json else Bars()
@@ -60,6 +61,8 @@ def export(
         say(f"skipped: {item}: {why}")
     if len(done.skipped) > 20:
         say(f"skipped: {len(done.skipped) - 20} more, all in {to / EXPORT_MARKER}")
+    if done.noisy:
+        say(f"note: {noise_note(done)}")
     for name, n in sorted(done.samples.items()):
         licence = done.licences[name.split("-")[0]]
         say(f"{name:<20} {n:>7} samples   {licence}")

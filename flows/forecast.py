@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from pipeline.others import may_be_other
 from pipeline.plan import Counts, Job, plan_items
 from pipeline.segment.sam2 import PUBLISHED_FRAMES_PER_SECOND, SAM2Config, pictures_seen
 from pipeline.sources.base import DataRoot, Source
@@ -35,6 +36,7 @@ class Forecast:
         self._pictures = dict.fromkeys([*MASK_CHOICES, *chosen], 0) if chosen else {}
         self._with_media = 0
         self._without_media = 0
+        self._alone = 0  # referents without another target to switch to
         self._refused = 0  # behind a link, or in a folder that lacks their picture
 
     def see(self, item: Planned | Rejected) -> None:
@@ -43,6 +45,10 @@ class Forecast:
             self._frames += len(item.clip) * len(item.referents)
             self._count_masks(item)
             self._look_for(item)
+            self._alone += sum(
+                not any(may_be_other(referent, other) for _, other in item.others)
+                for referent in item.referents
+            )
         else:
             self._rejected[str(item.reason)] += 1
             self._examples.setdefault(str(item.reason), item.message)
@@ -53,6 +59,7 @@ class Forecast:
         `skip` has the rows that will be in quarantine, by reason, and `examples` a message of each. Where no media are
         there at all (annotations only), `media` is "none", and `quarantined` counts rows of the annotation files
         alone: the plan is then about the annotations. A picture behind a link, or with another name, is not that case.
+        `alone`: for id switches, referents whose video has no other target in any of their frames, else None.
         """
         media = "some" if self._with_media else "none"
         if not self._without_media:
@@ -77,6 +84,7 @@ class Forecast:
             "bytes": counts.bytes,
             "seconds": None if pace is None else round(self._frames * pace / workers, 1),
             "masks": self._mask_costs(),
+            "alone": self._alone if self.job.config.corrupt.kind == "id_switch" else None,
         }
 
     def _count_masks(self, item: Planned) -> None:

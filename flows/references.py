@@ -123,6 +123,8 @@ def _benchmarks(root: DataRoot) -> Iterator[Reference]:
 
     hexes = _meta_names(root)
     for name, cls in BENCHMARKS.items():
+        if name == "regions":
+            continue  # not a dataset: a curated output
         if hexes is not None and name == ("ref-davis17" if hexes else "ref-ytvos"):
             continue  # both keep their texts in a file of the same name
         for split in cls.splits:

@@ -142,10 +142,19 @@ def show_plan(rows: list[dict]) -> None:
         caption="The paper prints totals only; its counts by source are inferred (pipeline/corpora.py).\n"
         "vid_sentence: videos are counted. `--corpus paper` takes what these counts imply.",
     )
+    _show_notes(rows)
+
+
+def _show_notes(rows: list[dict]) -> None:
+    """What will be skipped, who has no other target to switch to, and what has no media."""
     for row in rows:
         for reason, example in row["examples"].items():
             words = f"{row['source']} {row['split']}: {reason}, for example: {example}"
             console.print(Text(visible(words), style="dim"))
+    for row in rows:
+        if row["alone"]:
+            words = f"{row['source']} {row['split']}: {row['alone']:,} of {row['referents']:,} referents have no "
+            console.print(f"{words}other target to switch to in their video", style="dim")
     if bare := [f"{row['source']} {row['split']}" for row in rows if row["media"] == "none"]:
         words = f"no media found for {', '.join(bare)}: this is a plan of the annotations; "
         console.print(Text(f"{words}every clip would be quarantined", style="yellow"))

@@ -66,6 +66,7 @@ def stats(
     from flows.progress import Bars, Quiet
     from manifests.catalog import connect
     from manifests.leaks import LEVELS, SURE, keys
+    from manifests.noise import noise
     from manifests.stats import measure, statistics
 
     unknown = [one for one in level or [] if one not in LEVELS]
@@ -83,6 +84,8 @@ def stats(
             raise ValueError(f"{out} holds nothing of {name}; it has {', '.join(have)}")
         measure(catalogue, source=name)
         report["statistics"] = statistics(catalogue, source=name)
+        if noisy := noise(catalogue, name):
+            report["noise"] = noisy
         if leaks or against or videos or leaks_out:
             given = [one for folder in against or [] for one in _read(folder, follow_links)]
             report["leaks"] = check_output(
@@ -225,6 +228,7 @@ def _write_list(
 
 def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:
     from flows.show import console, table
+    from manifests.noise import noise_words
 
     rows = report["statistics"]
     names = {
@@ -242,6 +246,8 @@ def _show(report: dict[str, Any], out: Path, leaks_out: Path | None) -> None:
         "square roots\nof the box's area; occlusion: annotated frames without the target; IoU: tracked with "
         "annotated boxes, in the share of kept frames that it covers",
     )
+    for row in report.get("noise", []):
+        say(f"\nNoise on TSF trajectories: {noise_words(row)}")
     made = report.get("leaks")
     if made is None:
         return

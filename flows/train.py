@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from flows.progress import StepBar
+from flows.train_report import report
 from schemas.config import Config, assignment
 from schemas.files import write_whole
 
 if TYPE_CHECKING:
+    from model.config import SparrowConfig
+    from model.data.index import Index
+    from model.data.loader import LoaderOptions
+    from model.proposer.data.batches import BatchConfig
     from model.proposer.data.corpora import BoxSet
     from model.sparrow import Sparrow
     from model.train.config import TrainConfig
@@ -79,7 +84,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     if not world.first:
         tell = _nothing
     after = _stages(request)
-    config = _config(request)
+    config = train_config(request)
     chosen = choose(Path(request.out), request.resume, world)
     sparrow = make_model(request, world)
     if request.start:
@@ -89,7 +94,7 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
     task, loader = (
         _proposer(request, config, sparrow, world, tell)
         if request.what == "proposer"
-        else _stage(request, config, sparrow, world)
+        else _stage(request, config, sparrow, world, tell)
     )
     if request.size == "tiny":
         tell(MADE_UP)
@@ -98,12 +103,12 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
         with StepBar(request.what, config.steps, world.first) as progress:
             trainer = Trainer(task, loader, config, out, world, progress.show, tell, chosen)
             if world.first:
-                _write_request(request, config, sparrow)
+                _write_request(request, config, sparrow, world)
             progress.begin(trainer.step)
             if trainer.step:
                 tell(f"going on from {trainer.step} steps")
             outcome = trainer.run()
-        _report(out, tell)
+        report(out, tell)
         if outcome.stopped:
             tell(
                 f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}"
@@ -111,19 +116,28 @@ def run(request: Request, tell: Callable[[str], None] = print) -> bool:
             return False
         save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
         tell(f"  {out / 'export'}: what was trained, for the next stage")
-        for place in world.agree(lambda: _whole(request, out) if world.first else [])[0]:
+        for place in world.agree(
+            lambda: _whole(request, out, sparrow.config) if world.first else []
+        )[0]:
             tell(f"  {place}: the whole model, adapters merged")
     return True
 
 
-def _write_request(request: Request, config: "TrainConfig", sparrow: "Sparrow") -> None:
-    """<out>/config.json: what was asked, and what came of it."""
+def _write_request(
+    request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World"
+) -> None:
+    """<out>/config.json: what was asked, what came of it, and what it runs on."""
+    import torch
+
+    on_gpu = world.device.type == "cuda"
+    device = torch.cuda.get_device_name(world.device) if on_gpu else "CPU"
     about = {
         **request.model_dump(mode="json"),
         "settled": {
             "train": config.model_dump(mode="json"),
             "model": sparrow.config.model_dump(mode="json"),
         },
+        "ran_on": {"device": device, "processes": world.size},
     }
     write_whole(Path(request.out) / "config.json", json.dumps(about, indent=2) + "\n")
 
@@ -182,7 +196,8 @@ def _stages(request: Request) -> list[str]:
     return stages
 
 
-def _config(request: Request) -> "TrainConfig":
+def train_config(request: Request) -> "TrainConfig":
+    """The release's steps and the proposer's recipe, with the request's changes."""
     from model.proposer.pretrain import RECIPE
     from model.train.config import TrainConfig
 
@@ -197,40 +212,105 @@ def _config(request: Request) -> "TrainConfig":
 
 
 def _stage(
-    request: Request, config: "TrainConfig", sparrow: "Sparrow", world: "World"
+    request: Request,
+    config: "TrainConfig",
+    sparrow: "Sparrow",
+    world: "World",
+    tell: Callable[[str], None],
 ) -> "tuple[Task, Loader]":
-    from model.corruption import Corruption
     from model.data.index import Index
     from model.data.loader import Loader as Records
     from model.data.loader import LoaderOptions
+    from model.data.questions import QuestionMix
     from model.train.task import Collated, Stage, StageTask
+    from pipeline.corrupt import Corruption
 
+    index = Index.open(request.data)
+    _take_noise(sparrow, index, tell)
+    if request.what == "stage2":
+        _compare_noise(sparrow, request.start)
+    tsf = sparrow.config.tsf
+    stage: Stage = "stage1" if request.what == "stage1" else "stage2"
     options = LoaderOptions(
         seed=config.seed,
         batch=config.batch * world.size,
+        accumulation=config.accumulation,
         frames=request.frames,
-        tsf=sparrow.config.tsf,
-        corruption=sparrow.config.corruption,
+        tsf=tsf,
+        questions=sparrow.config.questions if stage == "stage1" else QuestionMix.host_only(),
+        corruption=sparrow.config.corruption if tsf.selection == "online" else Corruption(),
     )
-    records = Records(
-        Index.open(request.data),
-        options,
-        rank=world.rank,
-        world=world.size,
-        workers=request.workers,
-    )
+    records = Records(index, options, rank=world.rank, world=world.size, workers=request.workers)
+    tell(f"an epoch: {index.n_questions:,} question-answer pairs about {len(index):,} referents")
+    if stage == "stage1":
+        _warn_of_single_samples(options, tell)
     held_out = None
     if config.validate_every:
         others = Index.open(request.data, splits=HELD_OUT)
         clean = options.model_copy(
-            update={"batch": min(config.batch, len(others)), "corruption": Corruption()}
+            update={
+                "batch": min(config.batch, len(others)),
+                "accumulation": 1,
+                "corruption": Corruption(),
+            }
         )
 
         def held_out() -> "Iterable[Any]":
             return islice(Collated(Records(others, clean), sparrow), config.validate_batches)
 
-    stage: Stage = "stage1" if request.what == "stage1" else "stage2"
     return StageTask(sparrow, stage, held_out), Collated(records, sparrow)
+
+
+def _take_noise(sparrow: "Sparrow", index: "Index", tell: Callable[[str], None]) -> None:
+    """Put the noise that the data was curated with into the model's config, so that runs and exports state it.
+
+    ValueError if another noise was asked for, or if crops are to be cut anew from trajectories whose noise they would
+    not show.
+    """
+    config, noise = sparrow.config, index.noise
+    if not config.tsf.wanted(training=True, draw=1.0):
+        return
+    if config.tsf.selection == "online":
+        if noise.kind != "none":
+            raise ValueError(
+                f"{index.out} was curated with {noise.kind} {noise.level:g}, which tsf.selection=online does not see: "
+                "train on a clean output with --set corruption.kind=…, or with tsf.selection=offline"
+            )
+        return
+    asked = config.corruption
+    if asked.kind != "none" and (asked.kind, asked.level) != (noise.kind, noise.level):
+        raise ValueError(
+            f"corruption.kind={asked.kind} is a step of curation, and {index.out} was curated with {noise.kind} "
+            f"{noise.level:g}: curate it with --set corrupt.kind={asked.kind} --set corrupt.level={asked.level:g}, "
+            "and train on that output"
+        )
+    if noise.kind != "none":
+        seen = asked.model_copy(update={"kind": noise.kind, "level": noise.level})
+        sparrow.config = config.with_(corruption=seen, corruption_achieved=noise.achieved)
+        tell(str(noise))
+
+
+def _compare_noise(sparrow: "Sparrow", start: str) -> None:
+    """ValueError if stage 1 was trained with another noise: the result would be a row of no table."""
+    from model.checkpoints import describe
+
+    before = describe(start)["sparrow"]["corruption"]
+    now = sparrow.config.corruption
+    if (before["kind"], before["level"]) != (now.kind, now.level):
+        raise ValueError(
+            f"{start}: stage 1 was trained with noise {before['kind']} {before['level']:g} on trajectories, the data of "
+            f"stage 2 has {now.kind} {now.level:g}: train both stages on the same shards"
+        )
+
+
+def _warn_of_single_samples(options: "LoaderOptions", tell: Callable[[str], None]) -> None:
+    """With a single sample in a step, none is asked for its caption alone: every step has a mask."""
+    weights = options.questions.with_tsf
+    if options.batch * options.accumulation == 1 and weights.region > 0:
+        tell(
+            "a step has one sample and every step has a mask: `region` is asked as `region_mask` "
+            "(--set train.accumulation=8 for other shares)"
+        )
 
 
 def _proposer(
@@ -240,24 +320,43 @@ def _proposer(
     world: "World",
     tell: Callable[[str], None],
 ) -> "tuple[Task, Loader]":
-    """Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
-    `data`, if it is a curated output, or in its folder "shards"."""
+    from model.proposer.data.batches import Batches, once
+    from model.proposer.pretrain import ProposerTask
+
+    corpora, options = proposer_data(request, config, sparrow)
+
+    def validation() -> "Iterable[Any]":
+        return once(corpora("val"), options)
+
+    trained = corpora("train")
+    for corpus in trained:
+        tell(_in_a_line(corpus))
+    batches = Batches(trained, options, rank=world.rank, world=world.size)
+    assert sparrow.proposer is not None
+    return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
+
+
+def proposer_data(
+    request: Request, config: "TrainConfig", sparrow: "Sparrow"
+) -> "tuple[Callable[[str], list[BoxSet]], BatchConfig]":
+    """Split -> its boxes, and how they become batches. ValueError if there is no data, or no proposer.
+
+    Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
+    `data`, if it is a curated output, or in its folder "shards".
+    """
     from model.data.index import Index
-    from model.proposer.data.batches import BatchConfig, Batches, once
-    from model.proposer.data.corpora import BoxSet
+    from model.proposer.data.batches import BatchConfig
     from model.proposer.data.readers import read
     from model.proposer.data.shards import ShardBoxes
     from model.proposer.data.transform import TransformConfig
-    from model.proposer.pretrain import ProposerTask
     from pipeline.sources.base import DataRoot
 
-    data = Path(request.data)
-    places, curated = _detection_data(data)
+    places, curated = _detection_data(Path(request.data))
     if sparrow.proposer is None:
         raise ValueError("this model has no proposer: box.enabled is false")
     tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
 
-    def corpora(split: str) -> list[BoxSet]:
+    def corpora(split: str) -> "list[BoxSet]":
         found: list[BoxSet] = [
             read(name, DataRoot(place), split, keep=tables, max_missing=request.max_missing)
             for name, place in places.items()
@@ -276,15 +375,7 @@ def _proposer(
         seed=config.seed,
         workers=request.workers,
     )
-
-    def validation() -> "Iterable[Any]":
-        return once(corpora("val"), options)
-
-    trained = corpora("train")
-    for corpus in trained:
-        tell(_in_a_line(corpus))
-    batches = Batches(trained, options, rank=world.rank, world=world.size)
-    return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
+    return corpora, options
 
 
 def _detection_data(data: Path) -> tuple[dict[str, Path], str | None]:
@@ -314,7 +405,7 @@ def _in_a_line(corpus: "BoxSet") -> str:
     return str(corpus) if isinstance(corpus, Corpus) else f"{corpus.name}: {len(corpus):,} images"
 
 
-def _whole(request: Request, out: Path) -> list[Path]:
+def _whole(request: Request, out: Path, config: "SparrowConfig") -> list[Path]:
     """Merged exports of a model built anew: the trained one may be in shards, and goes on being trainable."""
     import torch
 
@@ -322,48 +413,9 @@ def _whole(request: Request, out: Path) -> list[Path]:
     from model.train.parallel import World
 
     fresh = make_model(request, World(device=torch.device("cpu")))
+    fresh.config = config  # with what the data said of noise
     load_export(fresh, out / "export")
     return save_whole(fresh, out, request.official)
-
-
-def _report(out: Path, tell: Callable[[str], None]) -> None:
-    from model.train.log import read
-
-    rows = read(out / "steps.csv")
-    if not rows:
-        return
-    part = max(1, len(rows) // 10)
-    first, last = rows[:part], rows[-part:]
-
-    def mean(some: list[dict[str, float]], name: str) -> float:
-        values = [row[name] for row in some if name in row]
-        return sum(values) / len(values) if values else float("nan")
-
-    for name in rows[0]:
-        if name not in (
-            "step",
-            "lr",
-            "grad_norm",
-            "skipped",
-            "seconds",
-            "samples_per_s",
-            "tokens_per_s",
-        ):
-            if name in ("memory_gb", "mfu"):
-                tell(f"  {name:<10} {mean(last, name):.3f}")
-            else:
-                tell(
-                    f"  {name:<10} {mean(first, name):.4f} -> {mean(last, name):.4f} (means of {part} steps)"
-                )
-    if mean(rows, "reachable") == 0:
-        tell(
-            "  no proposal overlapped any target: the filter has learned to say no, and nothing else (train proposer)"
-        )
-    tell(
-        f"  {mean(last, 'samples_per_s'):.2f} samples/s, {mean(last, 'tokens_per_s'):.0f} text tokens/s"
-    )
-    for name in ("steps.csv", "losses.png", "tensorboard", "states"):
-        tell(f"  {out / name}")
 
 
 def _nothing(_: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from manifests.catalog import connect, rows_of
+from manifests.noise import noise, noise_words
 from manifests.quality import COVERAGE
 from schemas.files import write_whole
 from schemas.members import refuse_links
@@ -148,6 +149,11 @@ def readme(
             ),
             "`annotation` is the dataset's own box: no model looked for the target. Boxes are x1 y1 x2 y2 in pixels of "
             "the original frame, 0-based and half-open; frames count from 0; masks are COCO compressed RLE.",
+            *(
+                f"**Noise on purpose** on the trajectories that TSF is made of (the paper's Table 10), {noise_words(row)}. "
+                "Tracks and masks are clean."
+                for row in noise(catalogue)
+            ),
             "## Licences",
             "Each source keeps its own terms (column `licence` of `clips`). Tars hold pictures of the source: media "
             "and crops. What may be passed on:",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from manifests.catalog import connect, rows_of
+from manifests.noise import sample_noise_words
 from manifests.quality import iou_words
 from schemas.contents import files_in, load_array
 from schemas.files import replacing
@@ -153,6 +154,8 @@ def _row(
         f"detector: {info['detector']}",
         info["preset"],
     ]
+    if noise := sample_noise_words(info):
+        facts.append(f"noise on TSF: {noise}")
     caption = info["caption"] if len(info["caption"]) <= 110 else info["caption"][:107] + "..."
     draw.text((GAP + 2, top), f"“{caption}”", INK, _font(16))
     draw.text((GAP + 2, top + 20), "   ·   ".join(facts), FAINT, _font(12))

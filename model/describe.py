@@ -15,18 +15,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import SparrowConfig
-from model.evaluate.paper import TABLE_15
 from model.hosts import build
 from model.hosts.base import Host, PromptState
 from model.proposer import ProposerConfig, build_proposer
 from model.sam import Decoded
 from model.sparrow import Sparrow
+from model.tables.ablations import SELECTOR
+from model.tables.registry import added_parameters, sizes
 
-SELECTOR = 197_376
-"""Three linear layers of the released selector, which Table 11 counts with its two transformer heads."""
-
-TABLE_11 = {"coords": 0.0, "mlp": 0.35, "fcos": 1.90, "detr": 12.33, "deformable": 11.38}
-"""Millions of added parameters."""
+TABLE_11 = added_parameters()
+"""The paper's millions of added parameters, by kind of proposer."""
+TABLE_15 = sizes()
+"""The paper's billions of parameters and GFLOPs per frame, by host: of the host, and with SPARROW."""
 
 WHY = {
     "params": "the paper has +0.017 B for every host, but W_LV^BOX grows with the host's width; proposer, filtration "

@@ -1,8 +1,9 @@
 """The filtration head: which proposals does the sentence mean, and where exactly are they? (paper section 3.3)
 
-The paper's Eq. 6-10 are lost in the available text; `spec/model.md` section 3.1 reconstructs them, and this file is
-that reconstruction. h is W_LV^BOX of a [BOX] state, F_l the levels of the mask model's feature pyramid, b_i and o_i
-proposals and their objectness. `model.release` has what the released code does instead, behind the same interface.
+The paper's Eq. 6-10 are lost in the available text. Eq. 6-9 are here as others report them (second-hand: "reported"
+in this project), Eq. 10 is the reconstruction of `spec/model.md` section 3.1. h is W_LV^BOX of a [BOX] state (e_BOX in
+the paper), F_l the levels of the mask model's feature pyramid, b_i and o_i proposals and their objectness.
+`model.release` has what the released code does instead, behind the same interface.
 """
 
 import math
@@ -30,6 +31,10 @@ class FiltrationConfig(Config):
     """Preset `paper`. where: "head" pools visual features (Eq. 6-7); "mllm" lets language choose among the proposals'
     own embeddings and boxes (Table 5B). supervision_token: whose state the caller gives as h (Table 5A).
 
+    descriptor: what the score and the refinement read. "concatenated" is Eq. 8 and 9 as reported: s = W_2 ReLU(W_1 c)
+    and delta = f_ref(c), both of the concatenation c = [Z_i; G_i; h]. "fused" is this project's earlier reconstruction:
+    an MLP makes one vector of c, the score is one linear layer of it, and the refinement reads it too.
+
     top_k: proposals refined and offered per token. fusion (Eq. 10): "product" is sigmoid(s)^weight * o^(1 - weight),
     "logit_sum" is sigmoid(s + log o), as released. threshold: tau, on the confidence. nms: IoU above which the less
     confident of two boxes goes. levels: how many of the coarsest pyramid levels are pooled. refine: Eq. 9.
@@ -38,6 +43,7 @@ class FiltrationConfig(Config):
     kind: Literal["paper"] = "paper"
     where: Literal["head", "mllm"] = "head"
     supervision_token: Literal["box", "seg"] = "box"
+    descriptor: Literal["concatenated", "fused"] = "concatenated"
     top_k: int = Field(default=16, ge=1)
     fusion: Literal["product", "logit_sum"] = "product"
     weight: float = Field(default=0.5, gt=0, le=1)
@@ -95,8 +101,9 @@ class Selected:
 class FiltrationHead(nn.Module):
     """Scores and refines proposals for every [BOX] token at once (Eq. 6-10).
 
-    channels: of the pyramid levels given to `forward`, finest first. Parameters at the defaults: 921,861 (regions
-    592,128, fusion 262,656, score 257, refinement 66,820); 396,805 with `where="mllm"`.
+    channels: of the pyramid levels given to `forward`, finest first. Parameters at the defaults: 987,141 (regions
+    592,128, score 197,121, refinement 197,892); 462,085 with `where="mllm"`. With `descriptor="fused"`: 921,861 and
+    396,805.
     """
 
     reads: ClassVar[str] = "fpn"
@@ -120,11 +127,18 @@ class FiltrationHead(nn.Module):
             if config.where == "head"
             else ProposalContext(dim)
         )
-        self.fuse = nn.Sequential(
-            nn.Linear(3 * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
-        )
-        self.score = nn.Linear(dim, 1)
-        self.refine = box_mlp(dim, dim) if config.refine else None
+        width = 3 * dim  # of c = [Z; G; h]
+        self.fuse: nn.Sequential | None = None
+        self.score: nn.Module
+        if config.descriptor == "fused":
+            self.fuse = nn.Sequential(
+                nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
+            )
+            width = dim
+            self.score = nn.Linear(width, 1)
+        else:
+            self.score = nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, 1))
+        self.refine = box_mlp(width, dim) if config.refine else None
 
     def forward(
         self,
@@ -140,14 +154,16 @@ class FiltrationHead(nn.Module):
 
         k is `top_k` at most. In training it is P: the box losses of Eq. 13 need the positives, wherever they rank.
         """
-        config, dtype = self.config, self.score.weight.dtype
+        config, dtype = self.config, next(self.score.parameters()).dtype
         embeddings_pd = embeddings_pd if config.where == "mllm" else None
         check(self.channels, self.dim, h_nd, maps, boxes_p4, objectness_p, embeddings_pd)
         h_nd, boxes_p4 = h_nd.to(dtype), boxes_p4.float()
         z_npd, p_pd = self.context(h_nd, maps[-config.levels :], boxes_p4, embeddings_pd)
         h_npd = h_nd[:, None].expand_as(z_npd)
-        u_npd = self.fuse(torch.cat([z_npd, p_pd.expand_as(z_npd), h_npd], -1))  # Eq. 8
-        s_np = self.score(u_npd)[..., 0].float()
+        c_npd = torch.cat([z_npd, p_pd.expand_as(z_npd), h_npd], -1)
+        if self.fuse is not None:
+            c_npd = self.fuse(c_npd)
+        s_np = self.score(c_npd)[..., 0].float()  # Eq. 8, before the sigmoid
 
         log_o_p = objectness_p.float().clamp_min(_EPS).log()
         if config.fusion == "logit_sum":
@@ -162,7 +178,7 @@ class FiltrationHead(nn.Module):
         boxes_nk4, deltas_nk4 = boxes_p4[index_nk], None
         if self.refine is not None:
             rows = torch.arange(len(index_nk), device=index_nk.device)[:, None]
-            deltas_nk4 = self.refine(u_npd[rows, index_nk]).float()
+            deltas_nk4 = self.refine(c_npd[rows, index_nk]).float()  # Eq. 9
             boxes_nk4 = apply_deltas(boxes_nk4, deltas_nk4)
         return FilterOutput(s_np, confidence_np, index_nk, boxes_nk4, deltas_nk4)
 

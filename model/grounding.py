@@ -93,7 +93,7 @@ class Stream:
         while True:
             with (
                 torch.no_grad(),
-                _precision(self.sparrow.host),
+                precision(self.sparrow.host),
             ):  # not in force while the caller has the frame
                 step = next(steps, None)
             if step is None:
@@ -162,7 +162,7 @@ def stream(
         raise ValueError(f'answer is "generate" or "force", not {answer!r}')
     phrases = [phrases] if isinstance(phrases, str) else list(dict.fromkeys(phrases))
     host = sparrow.host
-    with torch.no_grad(), _precision(host):
+    with torch.no_grad(), precision(host):
         answers = {
             phrase: Answers(
                 host.states(
@@ -238,7 +238,7 @@ def _tsf_tokens(sparrow: "Sparrow", phrase: str, crops: Crops | None) -> Tensor 
     )
 
 
-def _precision(host: Host) -> AbstractContextManager:
+def precision(host: Host) -> AbstractContextManager:
     """A language model in half precision has its mask model, whose position codes are float32, under autocast."""
     dtype = host.llm.dtype
     return torch.autocast(

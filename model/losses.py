@@ -190,13 +190,14 @@ def mask_losses(
 
 
 class FilterLossConfig(Config):
-    """positive, negative: a proposal is one from, and up to, this IoU with the target; between, it does not count.
-    *_weight: of the terms. The paper gives a form but no numbers that we could read: these are ours."""
+    """positive, negative: a proposal is one above, and below, this IoU with the target; between, it does not count.
+    *_weight: of the terms. The numbers of Eq. 13 are lost in our text; the defaults are reported second-hand: 0.5 and
+    0.2, lambda_cls = 1, and lambda_box = 2 for L1 + GIoU. `detector` has the earlier ones, `release` the released."""
 
-    positive: float = Field(default=0.5, gt=0, le=1)
-    negative: float = Field(default=0.3, ge=0, le=1)
+    positive: float = Field(default=0.5, gt=0, lt=1)
+    negative: float = Field(default=0.2, gt=0, lt=1)
     score_weight: float = Field(default=1.0, ge=0)
-    l1_weight: float = Field(default=5.0, ge=0)
+    l1_weight: float = Field(default=2.0, ge=0)
     giou_weight: float = Field(default=2.0, ge=0)
 
     @model_validator(mode="after")
@@ -204,6 +205,11 @@ class FilterLossConfig(Config):
         if self.negative > self.positive:
             raise ValueError(f"negative {self.negative} must not be above positive {self.positive}")
         return self
+
+    @classmethod
+    def detector(cls) -> "FilterLossConfig":
+        """This project's defaults before any were reported: the weights of the DETR family, 0.5 and 0.3."""
+        return cls(negative=0.3, l1_weight=5.0, giou_weight=2.0)
 
     @classmethod
     def release(cls, *, boxes: bool = False) -> "FilterLossConfig":
@@ -218,8 +224,9 @@ def proposal_labels(
 ) -> Tensor:
     """Proposals [P, 4] and each token's target [S, 4], xyxy -> [S, P] float32: 1 positive, 0 negative, or IGNORE.
 
-    Positive: IoU >= config.positive; of the others, negative: IoU <= config.negative. A target of four NaN is an absent
-    object: all proposals are negative.
+    Positive: IoU > config.positive; negative: IoU < config.negative; the bounds themselves do not count. Where both
+    are one number (the release) every proposal counts, and one at the bound is positive, as released. A target of four
+    NaN is an absent object: all proposals are negative.
     """
     config = config or FilterLossConfig()
     if (
@@ -232,8 +239,10 @@ def proposal_labels(
         raise ValueError(f"boxes and targets have shapes {shapes}, expected [P, 4] and [S, 4]")
     iou_sp = box_iou(targets_s4.float(), boxes_p4.float()).nan_to_num(0)
     labels = torch.full_like(iou_sp, IGNORE)
-    labels[iou_sp <= config.negative] = 0
-    labels[iou_sp >= config.positive] = 1
+    labels[iou_sp < config.negative] = 0
+    labels[iou_sp > config.positive] = 1
+    if config.negative == config.positive:
+        labels[iou_sp == config.positive] = 1
     return labels
 
 

@@ -1,13 +1,14 @@
 """The clip function: the paper's offline TSF pipeline, top to bottom (Sec. 3.2, Appendix A).
 
-    decode -> detect -> track -> agree -> segment -> crop + encode -> select -> ask -> sample
+    decode -> detect -> track -> agree -> segment -> corrupt -> crop + encode -> select -> ask -> sample
 
-`curate_clip` decodes a clip once and runs `curate_referent` for each of its referents. Whatever a clip or a referent
-cannot pass becomes a quarantine row with stage and reason; it never stops the others.
+`corrupt` is Table 10's noise, off by default, and on TSF alone: the track and its masks stay clean. `curate_clip`
+decodes a clip once and runs `curate_referent` for each of its referents. Whatever a clip or a referent cannot pass
+becomes a quarantine row with stage and reason; it never stops the others.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,18 +16,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agree import Agreement, TrackQuality, agree, fill_gaps, kept_share, track_quality
+from pipeline.agree import Agreement, agree, fill_gaps, track_quality
 from pipeline.clip_row import clip_row
+from pipeline.corrupt import boxes_in, make_trajectory
 from pipeline.detect.annotation import AnnotationDetector
 from pipeline.detect.captions import bag
+from pipeline.others import others_of, place_others
 from pipeline.plan import Job
 from pipeline.presets import Stages
 from pipeline.questions import ask
 from pipeline.sample import TSF, Curated, encode_media, make_sample, quarantine_row
-from pipeline.select import candidates, crop, select_representatives
-from pipeline.sources.base import Rules, SampleRules, Source
+from pipeline.sample_rules import check_masks, check_track
+from pipeline.select import SelectConfig, candidates, crop, select_representatives
+from pipeline.sources.base import Rules, Source
 from pipeline.video import Decoded, decode, media_files
-from schemas.geometry import Boxes, rle_area, rle_box
+from schemas.geometry import Boxes, is_box, rle_area, rle_box
 from schemas.records import (
     Annotation,
     Clip,
@@ -134,9 +138,12 @@ def _curate(
             media = encode_media(decoded, clip, job.config.media)
         clock.bytes("media", sum(map(len, media.values())))
         result.clip_row = clip_row(clip, decoded, job, stages)
+        others = _others(planned, decoded, job, source, clock)
         for referent in planned.referents:
             with quarantine(result, job, clip, referent):
-                sample = curate_referent(clip, referent, decoded, job, source, stages, clock)
+                sample = curate_referent(
+                    clip, referent, decoded, job, source, stages, clock, others
+                )
                 sample.members |= media
                 result.samples.append(sample)
     except Quarantined as problem:
@@ -159,8 +166,10 @@ def curate_referent(
     source: Source,
     stages: Stages,
     clock: Clock,
+    others: Sequence[tuple[Referent, Boxes]] = (),
 ) -> Sample:
-    """The paper's pipeline for one referring expression. Raises Quarantined with the stage that gave up."""
+    """The paper's pipeline for one referring expression. Raises Quarantined with the stage that gave up.
+    others: targets of the same video with their boxes [T, 4], for id switches."""
     config, rules, frames = job.config, source.config.rules, decoded.frames
     with clock("annotate", len(frames)):
         annotation = _rescale(source.annotate(job.root, clip, referent), decoded)
@@ -180,22 +189,14 @@ def curate_referent(
     check_masks(segments, source.config.sample)
     if rules.boxes_from_masks:
         track = boxes_from_masks(track, segments)
-    chosen = candidates(agreement.kept & track.visible, config.select.max_candidates)
-    with clock("encode", len(chosen)):
-        crops = [crop(frames[t], track.boxes[t], config.select.crop_margin) for t in chosen]
-        features = stages.encoder.encode(crops)
-    with clock("select", len(chosen)):
-        picks = select_representatives(
-            features,
-            track.boxes[chosen],
-            frames.shape[1:3],
-            k=config.select.k,
-            spatial_weight=config.select.spatial_weight,
-        )
+    boxes = boxes_in(track, agreement.kept)
+    others_t4 = others_of(referent, boxes, others)
+    trajectory = make_trajectory(
+        boxes, config.corrupt, referent.referent_id, frames.shape[1:3], others_t4
+    )
+    tsf = make_tsf(frames, trajectory.boxes, config.select, stages, clock)
     questions = config.questions.model_copy(update={"per_referent": job.questions_per_referent()})
     qas = ask(referent.referent_id, referent.caption, questions)
-
-    tsf = _representatives(chosen, picks, crops, features, config.select.k, stages)
     with clock("sample", len(frames)):
         dropped = sum(s is not None and bool(s.dropped) for s in made_masks)
         made = Curated(
@@ -207,25 +208,53 @@ def curate_referent(
             quality,
             segments,
             dropped,
+            trajectory,
             tsf,
             qas,
         )
         return make_sample(clip, referent, made, rules, job, stages)
 
 
-def _representatives(
-    chosen: NDArray[np.int64],
-    picks: NDArray[np.int64],
-    crops: list[NDArray[np.uint8]],
-    features: NDArray[np.floating],
-    k: int,
-    stages: Stages,
+def _others(
+    planned: Planned, decoded: Decoded, job: Job, source: Source, clock: Clock
+) -> list[tuple[Referent, Boxes]]:
+    """The other targets that the plan has for a clip, with their boxes. One that cannot be read harms no sample."""
+
+    def read(clip: Clip, referent: Referent) -> Annotation | None:
+        try:
+            return source.annotate(job.root, clip, referent)
+        except (Quarantined, *DATA_ERRORS):
+            return None
+
+    if not planned.others:
+        return []
+    with clock("corrupt", len(planned.clip)):
+        return place_others(planned, read, decoded.scale, decoded.frames.shape[1:3])
+
+
+def make_tsf(
+    frames: NDArray[np.uint8], boxes: Boxes, config: SelectConfig, stages: Stages, clock: Clock
 ) -> TSF:
-    """The picked candidates in time order; the last one again where there are fewer than k."""
-    padded = [int(picks[min(rank, len(picks) - 1)]) for rank in range(k)]
+    """Crop and encode candidates of a trajectory, and select K of them, in time order.
+
+    boxes: [T, 4], absent where no crop may be cut. The last one is repeated where there are fewer than K.
+    """
+    chosen = candidates(is_box(boxes), config.max_candidates)
+    with clock("encode", len(chosen)):
+        crops = [crop(frames[t], boxes[t], config.crop_margin) for t in chosen]
+        features = stages.encoder.encode(crops)
+    with clock("select", len(chosen)):
+        picks = select_representatives(
+            features,
+            boxes[chosen],
+            frames.shape[1:3],
+            k=config.k,
+            spatial_weight=config.spatial_weight,
+        )
+    padded = [int(picks[min(rank, len(picks) - 1)]) for rank in range(config.k)]
     return TSF(
         frames=[int(chosen[i]) for i in padded],
-        repeated=[rank >= len(picks) for rank in range(k)],
+        repeated=[rank >= len(picks) for rank in range(config.k)],
         crops=[crops[i] for i in padded],
         features=features[padded].astype(np.float16),
         n_candidates=len(chosen),
@@ -276,34 +305,6 @@ def make_track(
         if rules.fill_gaps
         else given
     )
-
-
-def check_track(
-    agreement: Agreement, annotation: Annotation, quality: TrackQuality, least: SampleRules
-) -> None:
-    """Quarantined(low_quality) for a track below the source's rules for samples."""
-    share = kept_share(agreement, annotation)
-    if least.min_kept_share is not None and share < least.min_kept_share:
-        frames = f"{int(agreement.kept.sum())} of {len(agreement.kept)} frames are kept"
-        among = f"{share:.1%} of those in which the target may be"
-        message = f"{frames}, {among}; sample.min_kept_share is {least.min_kept_share:g}"
-        raise Quarantined(Reason.LOW_QUALITY, message, stage="agree")
-    iou = quality.mean_iou
-    if least.min_mean_iou is not None and iou is not None and iou < least.min_mean_iou:
-        message = f"mean IoU {iou:.3f} on {quality.n_compared} frames"
-        message += f"; sample.min_mean_iou is {least.min_mean_iou:g}"
-        raise Quarantined(Reason.LOW_QUALITY, message, stage="agree")
-
-
-def check_masks(segments: list[Segment | None], least: SampleRules) -> None:
-    """Quarantined(low_quality) for masks below the source's rules for samples."""
-    masks = [segment for segment in segments if segment is not None]
-    fallbacks = sum(is_fallback(segment) for segment in masks)
-    most = least.max_fallback_share
-    if most is not None and fallbacks > most * len(masks):
-        message = f"{fallbacks} of {len(masks)} masks are fallbacks"
-        message += f"; sample.max_fallback_share is {most:g}"
-        raise Quarantined(Reason.LOW_QUALITY, message, stage="segment")
 
 
 def make_masks(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpora import Take
 from pipeline.exclude import Exclude, leaving_out
+from pipeline.others import MOST_OTHERS, OtherTargets
 from pipeline.planfile import ROWS, SCHEMA, from_record, read_records, table, to_record
 from pipeline.presets import CurateConfig
 from pipeline.seen import Seen
@@ -116,10 +117,17 @@ def plan_items(job: Job) -> Iterator[Planned | Rejected]:
 
 
 def _capped(job: Job) -> Iterator[Planned | Rejected]:
-    """The source's plan after the caps (which take a second pass over the annotations)."""
+    """The source's plan after the caps, which take a second pass over the annotations.
+
+    For id switches, clips get the other targets of their video, which takes another pass.
+    """
     source, root, take = job.load(), job.root, job.take
     seen = Seen()
     chosen = _choose(source, root, job.split, take)
+    noise = job.config.corrupt
+    targets = None
+    if noise.kind == "id_switch":
+        targets = OtherTargets(source.plan(root, job.split), noise.seed)
     for item in source.plan(root, job.split):
         if isinstance(item, Rejected):
             yield item
@@ -132,7 +140,8 @@ def _capped(job: Job) -> Iterator[Planned | Rejected]:
         if chosen is not None:
             referents = tuple(r for r in referents if r.referent_id in chosen)
         if referents:
-            yield item if referents is item.referents else replace(item, referents=referents)
+            kept = item if referents is item.referents else replace(item, referents=referents)
+            yield targets.attach(kept) if targets else kept
 
 
 def _few_objects(referents: tuple[Referent, ...], take: Take) -> tuple[Referent, ...]:
@@ -240,8 +249,8 @@ def build_plan(
 
 
 def plan_identity(job: Job) -> str:
-    """Changes when the plan's rows would: with annotation files (size, mtime), the source's config, caps, limits and
-    the exclude list."""
+    """Changes when the plan's rows would: with annotation files (size, mtime), the source's config, caps, limits, the
+    exclude list, and with the other targets that id switches need."""
     source: Source = job.load()
     files = []
     for relative in source.annotation_files(job.root, job.split):
@@ -251,8 +260,13 @@ def plan_identity(job: Job) -> str:
     config: SourceConfig = source.config
     limit, media = job.config.shard.digest(), job.config.media.media
     decides = [SCHEMA_VERSION, config.digest(), job.take.digest(), limit, media, files]
-    # Without a list the identity is that of plans from before there were lists.
-    return digest([*decides, job.exclude.digest()] if job.exclude else decides)
+    # Without a list and without others the identity is that of plans from before there were any.
+    if job.exclude:
+        decides.append(job.exclude.digest())
+    noise = job.config.corrupt
+    if noise.kind == "id_switch":
+        decides.append(["others", noise.seed, MOST_OTHERS])
+    return digest(decides)
 
 
 def read_plan_header(path: Path) -> tuple[Job, str, Counts]:

@@ -56,10 +56,13 @@ def _any(file: pq.ParquetFile, n: int, wanted: Callable[[int], bool]) -> bool:
 def to_record(item: Planned | Rejected) -> tuple[str, str]:
     """Kind and record. The hash of a shard counts these bytes."""
     if isinstance(item, Planned):
-        clip = _fields(item.clip) | {"media": _fields(item.clip.media)}
-        return "clip", canonical_json(
-            {"clip": clip, "referents": [_fields(r) for r in item.referents]}
-        )
+        record: dict = {
+            "clip": _clip_fields(item.clip),
+            "referents": [_fields(r) for r in item.referents],
+        }
+        if item.others:  # without them a record is as it was before there were any
+            record["others"] = [_other_fields(*other, item.clip) for other in item.others]
+        return "clip", canonical_json(record)
     fields = _fields(item)
     given = {name: value for name, value in fields.items() if value is not None}
     return "rejected", canonical_json(given)
@@ -70,17 +73,35 @@ def _fields(record: Clip | Media | Referent | Rejected) -> dict:
     return {name: getattr(record, name) for name in record.__slots__}
 
 
+def _clip_fields(clip: Clip) -> dict:
+    return _fields(clip) | {"media": _fields(clip.media)}
+
+
+def _other_fields(clip: Clip, referent: Referent, mine: Clip) -> dict:
+    """Another target; its clip is null where it is the same one."""
+    place = None if clip == mine else _clip_fields(clip)
+    return {"clip": place, "referent": _fields(referent)}
+
+
 def from_record(kind: str, record: str) -> Planned | Rejected:
     fields = json.loads(record)
     if kind == "rejected":
         return Rejected(**{**fields, "reason": Reason(fields["reason"])})
-    clip = fields["clip"]
-    media = clip.pop("media")
+    clip = _clip(fields["clip"])
+    referents = tuple(map(_referent, fields["referents"]))
+    others = tuple(
+        (_clip(other["clip"]) if other["clip"] else clip, _referent(other["referent"]))
+        for other in fields.get("others", ())
+    )
+    return Planned(clip, referents, others)
+
+
+def _clip(fields: dict) -> Clip:
+    media = dict(fields["media"])
     names = media.pop("names")
-    referents = tuple(
-        Referent(**{**r, "object_ids": tuple(r["object_ids"])}) for r in fields["referents"]
-    )
-    return Planned(
-        Clip(media=Media(names=tuple(names) if names is not None else None, **media), **clip),
-        referents,
-    )
+    where = Media(names=tuple(names) if names is not None else None, **media)
+    return Clip(**{**fields, "media": where})
+
+
+def _referent(fields: dict) -> Referent:
+    return Referent(**{**fields, "object_ids": tuple(fields["object_ids"])})

@@ -8,10 +8,12 @@ import copy
 import importlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from pipeline.corrupt import Corruption
 from pipeline.detect import Detector
 from pipeline.detect.annotation import AnnotationDetectorConfig
 from pipeline.detect.grounding_dino import GroundingDINOConfig
@@ -25,6 +27,7 @@ from pipeline.segment.sam2 import SAM2Config
 from pipeline.select import SelectConfig
 from pipeline.video import DecodeConfig
 from schemas.config import Config, digest, from_text
+from schemas.questions import TEMPLATES
 from trackers.base import Tracker
 from trackers.cldtracker.config import CLDTrackerStageConfig
 from trackers.csrt import CSRTConfig
@@ -99,11 +102,21 @@ class CurateConfig(Config):
     decode: DecodeConfig = DecodeConfig()
     media: MediaConfig = MediaConfig()
     shard: ShardConfig = ShardConfig()
+    corrupt: Corruption = Corruption()
+    """Noise on the trajectories that TSF is made of (Table 10)."""
 
     @model_validator(mode="before")
     @classmethod
     def _models_of_the_preset(cls, given: Any) -> Any:
         return MODELS.get(given.get("preset", ""), {}) | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _some_boxes_stay(self) -> Self:
+        if self.corrupt.kind == "dropout" and self.corrupt.level == 1:
+            raise ValueError(
+                "corrupt.level 1 with kind dropout leaves no box to make TSF of: set a level below 1"
+            )
+        return self
 
     @property
     def needs_torch(self) -> bool:
@@ -203,7 +216,21 @@ def configure(preset: str, overrides: list[str] | None = None) -> CurateConfig:
             tree[step] = _model(step, model).model_dump()
         else:
             tree = override(tree, [assignment])
-    return CurateConfig.model_validate(tree)
+    try:
+        config = CurateConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_in_words, error.errors()))) from error
+    if config.questions.templates != TEMPLATES.hash:
+        raise ValueError("questions.templates says which pool this version has; it cannot be set")
+    return config
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    """One line for one of pydantic's findings: field, value, and what is wrong."""
+    field, value = ".".join(map(str, problem["loc"])), problem["input"]
+    where = field if isinstance(value, dict | Config) else f"{field} {value!r}"
+    what = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if field else what
 
 
 def _model(step: str, kind: str) -> Config:

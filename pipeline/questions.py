@@ -1,59 +1,27 @@
 """Ask: a referent and its caption become question-answer pairs.
 
-Paper, Appendix A: a small pool of hand-written referential templates with a `<region>` placeholder, the caption
-unchanged as the answer. The released loaders use another form, requests to segment answered with [SEG]: family
-"segment".
+A pair of family "region" asks about a `<region>` and is answered with the caption, unchanged (paper, Appendix A);
+one of family "segment" asks for the mask of what the caption describes. Stage 1 trains on these pairs: it counts
+them, takes their answers, and draws a template of the same pool anew in every epoch (`model.data.questions`).
 """
 
-import hashlib
-from typing import Literal
-
 from schemas.config import Config
+from schemas.questions import TEMPLATES, Family, draw
 from schemas.records import QA
-
-REGION = (
-    "What is the <region> doing during this video?",  # the paper's own
-    "Describe the <region> in this video.",
-    "What happens to the <region> in the course of the clip?",
-    "Who or what is the <region>, and what can be seen of it?",
-    "Watch the <region> from beginning to end: what can you say about it?",
-    "How would you tell someone else which object the <region> is?",
-    "Give a short description of the <region> and its behaviour.",
-    "What can be observed about the <region> in these frames?",
-    "Please say in a sentence what the <region> is up to.",
-    "Which words best single out the <region> in this video?",
-    "Follow the <region> through the video and report what you see.",
-    "Can you explain what is going on with the <region>?",
-)
-"""Questions about a region; a trainer puts the TSF tokens in place of `<region>`."""
-
-REQUESTS = (
-    "Please mark every pixel of {} in this video.",
-    "Where in this video is {}? Answer with a segmentation mask.",
-    "Find {} in the clip and segment it.",
-    "Locate {} and follow it with a mask.",
-)
-"""Requests to segment what the caption names."""
-
-REPLIES = (
-    "Here it is: [SEG].",
-    "The mask is [SEG].",
-    "I found it, [SEG].",
-    "It is at [SEG].",
-    "This is the one: [SEG].",
-)
-"""Answers to REQUESTS; [SEG] stands for the mask."""
-
-Family = Literal["region", "segment"]
 
 
 class QuestionConfig(Config):
-    """families: forms of question to ask, in this order. per_referent: questions of each family per referent.
-    seed: another seed draws other templates."""
+    """Which pairs are written.
+
+    families: forms of question to ask, in this order. per_referent: questions of each family per referent.
+    seed: another seed draws other templates. templates: the hash of the pool of this version, so that another pool
+    is another config; it cannot be set.
+    """
 
     families: tuple[Family, ...] = ("region",)
     per_referent: int = 1
     seed: int = 0
+    templates: str = TEMPLATES.hash
 
 
 def ask(referent_id: str, caption: str, config: QuestionConfig) -> list[QA]:
@@ -67,24 +35,13 @@ def ask(referent_id: str, caption: str, config: QuestionConfig) -> list[QA]:
     pairs: list[QA] = []
     for family in config.families:
         for ordinal in range(config.per_referent):
-            draw = f"{config.seed}/{referent_id}/{family}"
+            key = f"{config.seed}/{referent_id}/{family}"
             if family == "region":
-                template = _draw(draw, ordinal, len(REGION))
-                question, answer = REGION[template], caption
+                number = draw(key, ordinal, TEMPLATES.region)
+                question, answer = TEMPLATES.region[number], caption
             else:
-                template = _draw(draw, ordinal, len(REQUESTS))
-                question = REQUESTS[template].format(
-                    " ".join(caption.lower().replace(".", "").split())
-                )
-                answer = REPLIES[_draw(f"{draw}/reply", ordinal, len(REPLIES))]
-            pairs.append(QA(f"{referent_id}-q{len(pairs)}", family, template, question, answer))
+                number = draw(key, ordinal, TEMPLATES.segment)
+                question = TEMPLATES.request(number, caption)
+                answer = TEMPLATES.reply[draw(f"{key}/reply", ordinal, TEMPLATES.reply)]
+            pairs.append(QA(f"{referent_id}-q{len(pairs)}", family, number, question, answer))
     return pairs
-
-
-def _draw(text: str, ordinal: int, pool: int) -> int:
-    """The ordinal-th of a shuffled pool, reshuffled each time it is used up."""
-    turn, place = divmod(ordinal, pool)
-    shuffled = sorted(
-        range(pool), key=lambda i: hashlib.sha256(f"{text}/{turn}/{i}".encode()).digest()
-    )
-    return shuffled[place]

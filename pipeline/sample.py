@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agree import Agreement, TrackQuality
+from pipeline.corrupt import Trajectory
 from pipeline.plan import Job
 from pipeline.presets import MediaConfig, Stages
 from pipeline.sources.base import Rules
@@ -36,7 +37,7 @@ from schemas.records import (
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
 
-CODE_VERSION = "0.5.0"
+CODE_VERSION = "0.6.0"
 """Version of this function: raise it whenever samples would change, so that finished shards are known to be old."""
 
 TRACK_DTYPE = np.dtype(
@@ -78,7 +79,7 @@ class TSF:
 @dataclass(slots=True)
 class Curated:
     """Everything the stages made for one referent. `quality`: of the tracker's boxes beside the annotation's. `times`:
-    [T] seconds, NaN where the video has no clock."""
+    [T] seconds, NaN where the video has no clock. `trajectory`: the boxes that `tsf` is made of, noise included."""
 
     times: NDArray[np.float64]
     annotation: Annotation
@@ -88,6 +89,7 @@ class Curated:
     quality: TrackQuality
     segments: list[Segment | None]
     dropped_masks: int
+    trajectory: Trajectory
     tsf: TSF
     qas: list[QA]
 
@@ -169,6 +171,7 @@ def make_sample(
         "iou_coverage": made.quality.iou_coverage,
         "n_fallback_masks": sum(map(is_fallback, masks.values())),
         "n_dropped_masks": made.dropped_masks,
+        **_noise(job, made.trajectory),
         "preset": job.config.preset,
     }
     track_rows = [
@@ -211,7 +214,7 @@ def make_sample(
             "rank": rank,
             "frame": t,
             "source_frame": source_frames[t],
-            **_box(track.boxes[t]),
+            **_box(made.trajectory.boxes[t]),
             "crop_height": tsf.crops[rank].shape[0],
             "crop_width": tsf.crops[rank].shape[1],
             "repeated": tsf.repeated[rank],
@@ -282,6 +285,18 @@ def make_sample(
         "qa": qa_rows,
     }
     return Sample(referent.referent_id, members, rows)
+
+
+def _noise(job: Job, trajectory: Trajectory) -> dict[str, str | float | int | None]:
+    """The columns of `referents` about noise on purpose."""
+    noise = job.config.corrupt
+    return {
+        "corruption": noise.kind,
+        "corruption_level": None if noise.kind == "none" else noise.level,
+        "n_corrupted": trajectory.n_corrupted,
+        "n_corruptible": trajectory.n_corruptible,
+        "n_switchable": trajectory.n_switchable,
+    }
 
 
 def _box(box: NDArray[np.float32], prefix: str = "") -> dict[str, float | None]:

@@ -29,6 +29,7 @@ from schemas import SCHEMA_VERSION, tables
 from schemas.config import canonical_json
 from schemas.files import sync
 from schemas.parts import part_path, part_paths
+from schemas.questions import TEMPLATES
 from schemas.records import Planned, Quarantined, Sample
 
 SHARD_TABLES = tuple(t for t in tables.TABLES if t not in ("runs", "shards"))
@@ -251,6 +252,8 @@ def _pack(job: Job, shard: ShardPlan, stage: Path) -> tuple[dict[str, list[dict]
             "n_samples": n_samples,
             "n_quarantined": len(rows["quarantine"]),
             "n_qa": len(rows["qa"]),
+            "templates": TEMPLATES.to_json(),
+            "templates_hash": TEMPLATES.hash,
             "plan_hash": shard.hash,
             "config_hash": job.config.digest(),
             "code_version": CODE_VERSION,

@@ -141,12 +141,21 @@ class Referent:
     pointer: dict = field(default_factory=dict)
 
 
+OtherTarget = tuple[Clip, Referent]
+"""Where the annotation of another target of the same video is: its clip, and its referent without captions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A clip with its referents, as a source plans it."""
+    """A clip with its referents, as a source plans it.
+
+    others: targets of the same video, in this clip or in one that shares frames with it. Only planning for id switches
+    looks for them (`pipeline.others`).
+    """
 
     clip: Clip
     referents: tuple[Referent, ...]
+    others: tuple[OtherTarget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,12 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "iou_coverage": _F,  # of the kept frames, the share that was compared; NULL for boxes that were not tracked
         "n_fallback_masks": _I,
         "n_dropped_masks": _I,
+        # Noise on purpose, on the boxes that TSF is made of (Table 10); never on `tracks`.
+        "corruption": _WORD,  # none, jitter, id_switch or dropout
+        "corruption_level": _F,  # that was asked for; NULL for none
+        "n_corrupted": _I,  # kept frames whose box was moved, replaced or removed
+        "n_corruptible": _I,  # kept frames with a box before that
+        "n_switchable": _I,  # of these, where another target of the video has a box; NULL unless id_switch
         "preset": _WORD,
     },
     "tracks": {
@@ -162,6 +168,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "n_samples": _I,
         "n_quarantined": _I,
         "n_qa": _I,
+        "templates": _S,  # the pool of question templates, as JSON
+        "templates_hash": _WORD,
         "plan_hash": _S,
         "config_hash": _WORD,
         "code_version": _WORD,

@@ -33,6 +33,7 @@ from flows.browse import charts, media, overview
 from flows.browse.flags import Flags, default_file
 from flows.browse.queries import ORDERS, PAGE, Catalogue, Filters, Place, pages_of
 from flows.text import say
+from manifests.noise import sample_noise_words
 from manifests.quality import iou_words, rests_on_little
 from schemas.records import Quarantined
 
@@ -115,6 +116,7 @@ class Pages:
         )
         self.templates.filters |= {"show": show, "shell": shlex.quote, "python": repr}
         self.templates.filters |= {"iou_words": iou_words, "rests_on_little": rests_on_little}
+        self.templates.filters |= {"noise": sample_noise_words}
         self.templates.globals |= {
             "out": str(out),
             "orders": list(ORDERS),

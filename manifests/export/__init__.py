@@ -20,6 +20,7 @@ from manifests.export.fiftyone import FiftyOne
 from manifests.export.read import Clip, read_clips
 from manifests.export.sparrow import Sparrow
 from manifests.export.ytvis import YouTubeVIS
+from manifests.noise import sample_noise_words
 from schemas.folders import replacing_folder
 from schemas.members import EXPORT_MARKER
 
@@ -46,13 +47,15 @@ FORMATS: dict[str, Callable[[Path], Exporter]] = {
 
 @dataclass(slots=True)
 class Exported:
-    """What was written. samples: by `<source>-<split>`. skipped: clip or referent, and why."""
+    """What was written. samples: by `<source>-<split>`. skipped: clip or referent, and why. noisy: samples whose TSF
+    was made with noise on purpose; no format has TSF, and the tracks and masks that were written are clean."""
 
     format: str
     clips: int = 0
     licences: dict[str, str] = field(default_factory=dict)
     samples: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    noisy: int = 0
 
 
 def export(
@@ -87,6 +90,11 @@ def export(
                     clip.targets
                 ) - len(left)
                 done.licences[clip.row["source"]] = clip.row["licence"] or "not stated"
+                done.noisy += sum(
+                    bool(sample_noise_words(target.info))
+                    for target in clip.targets
+                    if target.key not in left
+                )
                 done.skipped += left.items()
             except (
                 ValueError,
@@ -127,6 +135,14 @@ def _check_target(to: Path) -> None:
         )
 
 
+def noise_note(done: Exported) -> str:
+    """What became of noise on purpose."""
+    return (
+        f"the TSF of {done.noisy:,} samples was made with noise; an export has no TSF, and its boxes and masks are "
+        "clean"
+    )
+
+
 def _describe(folder: Path, out: Path, done: Exported, where: str) -> None:
     about = {
         "format": done.format,
@@ -136,6 +152,7 @@ def _describe(folder: Path, out: Path, done: Exported, where: str) -> None:
         "samples": dict(sorted(done.samples.items())),
         "licences": done.licences,
         "skipped": [list(one) for one in done.skipped],
+        **({"noise": noise_note(done)} if done.noisy else {}),
         "holds": sorted(path.name for path in folder.iterdir()),
     }
     (folder / EXPORT_MARKER).write_text(json.dumps(about, indent=2) + "\n")

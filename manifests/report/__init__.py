@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from manifests import charts
 from manifests.catalog import connect
+from manifests.noise import noise, noise_words
 from manifests.quality import iou_words, rests_on_little
 from manifests.report import data, pictures
 from manifests.stats import distributions, measure, statistics
@@ -80,6 +81,7 @@ def render(
         waiting=data.waiting(catalogue, planned or {}),
         funnel=data.funnel(catalogue),
         rows=data.per_source(catalogue, rows, paper),
+        noise=[noise_words(row) for row in noise(catalogue)],
         paper_total=paper_total,
         drops=data.drops(catalogue),
         distributions=distributions(catalogue),

@@ -23,6 +23,7 @@ STAGES = (
     "track",
     "agree",
     "segment",
+    "corrupt",
     "encode",
     "select",
     "sample",

@@ -18,6 +18,7 @@ from model.checkpoints.files import Tensors, weight_files
 from model.checkpoints.official import inner_host, require_filled
 from model.checkpoints.plan import VOCABULARY
 from model.checkpoints.tree import Tree, move_tables, retie
+from model.earlier import completed
 from schemas.config import Config
 from schemas.files import sync, write_whole
 from schemas.json_checksum import FILES, damages, dumps_checked, file_digests, load_checked
@@ -89,6 +90,8 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format {known}, but this code (format {FORMAT}) cannot read it: update it"
         )
+    if isinstance(about.get("sparrow"), dict):
+        about["sparrow"] = completed(about["sparrow"])
     return about
 
 
@@ -116,7 +119,9 @@ def load(
     retie(host.llm)
     tree, tensors = Tree(model), Tensors(weight_files(folder))
     if rows := _misfits(tree, tensors, everything):
-        raise CheckpointError(mismatch_table(str(folder), type(model).__name__, rows))
+        lines = _reasons(rows, _about(model), about)
+        lines.append(mismatch_table(str(folder), type(model).__name__, rows))
+        raise CheckpointError("\n".join(lines))
     if about["vocabulary"] != host.token_embeddings().weight.shape[0]:
         host.llm.resize_token_embeddings(about["vocabulary"], mean_resizing=False)
         tree = Tree(model)
@@ -150,6 +155,18 @@ def _misfits(tree: Tree, tensors: Tensors, everything: bool) -> list[tuple]:
         if not same:
             rows.append(("mis-shaped", name, wanted, shape))
     return rows
+
+
+def _reasons(rows: list[tuple], ours: dict, theirs: dict) -> list[str]:
+    """A line for each config field that differs, of the parts whose tensors do not fit."""
+    parts = {f"sparrow.{name.split('.')[0]}." for _, name, *_ in rows}
+    model, saved = _flat(ours), _flat(theirs)
+    return [
+        f"saved with {name.removeprefix('sparrow.')}={value}, and the model has {model.get(name)}: "
+        f"--set {name.removeprefix('sparrow.')}={value} builds the one that was saved"
+        for name, value in saved.items()
+        if name.startswith(tuple(parts)) and model.get(name) != value
+    ]
 
 
 def _about(model: nn.Module) -> dict[str, Any]:

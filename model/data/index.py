@@ -2,6 +2,9 @@
 
 Read from `manifests/{shards,clips,referents,members}`, of the wanted shards only. What no row of `shards` names is
 garbage and is not seen. Nothing of a tar is opened here.
+
+An epoch goes through the curated question-answer pairs, of which a referent may have several: `questions` has one
+entry for each, `referents` one row for each referent.
 """
 
 import hashlib
@@ -16,10 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from model.data.targets import NOISE_COLUMNS, Noise, Targets, noise_of
 from schemas.parts import check_output_path, is_part
+from schemas.questions import Templates
 
-_CLIP = ("clip_id", "height", "width", "media")
-_REFERENT = ("referent_id", "clip_id", "source", "object_ids", "n_masks")
+_CLIP = ("clip_id", "video_id", "start", "stop", "height", "width", "media")
+_REFERENT = ("referent_id", "clip_id", "source", "object_ids", "n_masks", "n_qa", *NOISE_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,16 @@ class Entry:
     media: str
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A curated question-answer pair: the `ordinal`-th, from 0, of the referent in row `row` of the index."""
+
+    row: int
+    ordinal: int
+
+
 class Index:
-    """Referents in the order of their bytes; rows are numbered from 0."""
+    """Referents in the order of their bytes; rows are numbered from 0, and so are their questions."""
 
     def __init__(
         self,
@@ -62,6 +75,10 @@ class Index:
         self.shards, self.referents = shards, referents
         self._members, self._starts = members, starts
         self.tar_of_row = referents["shard_row"].to_numpy()
+        # A referent that was curated without questions still has its caption and masks: it counts as one.
+        per_row = np.maximum(np.asarray(referents["n_qa"].to_pylist(), np.int64), 1)
+        self._row_of_question = np.repeat(np.arange(len(per_row)), per_row)
+        self._first_question = np.cumsum(per_row) - per_row
 
     @classmethod
     def open(
@@ -85,7 +102,7 @@ class Index:
             raise ValueError(
                 f"{out}: no committed shard (manifests/shards is empty); curate first, or mend the path"
             )
-        shards = _read(fs, parts, ["path", "source", "split", "index", "sha256", "shard"])
+        shards = _read_shards(fs, parts, out)
         chosen = pc.is_in(shards["split"].cast(pa.string()), pa.array(list(splits), pa.string()))
         if sources is not None:
             there = set(shards["source"].to_pylist())
@@ -124,14 +141,16 @@ class Index:
         clips = clips.take(
             pc.index_in(referents["clip_id"], value_set=clips["clip_id"].combine_chunks())
         )
-        for name in ("height", "width", "media"):
+        for name in _CLIP[1:]:
             referents = referents.append_column(name, clips[name])
-        return cls._place(
+        return cls._in_order(
             out, shards, referents, table("members", ["key", "name", "offset", "size", "sha256"])
         )
 
     @classmethod
-    def _place(cls, out: str, shards: pa.Table, referents: pa.Table, members: pa.Table) -> "Index":
+    def _in_order(
+        cls, out: str, shards: pa.Table, referents: pa.Table, members: pa.Table
+    ) -> "Index":
         """Members in the order of their bytes, referents in the order of their members."""
         number = {name: i for i, name in enumerate(shards["shard"].to_pylist())}
         row_of = {key: i for i, key in enumerate(referents["referent_id"].to_pylist())}
@@ -160,7 +179,31 @@ class Index:
         return cls(out, shards, referents.combine_chunks(), members.combine_chunks(), starts)
 
     def __len__(self) -> int:
+        """Referents."""
         return len(self.referents)
+
+    @property
+    def n_questions(self) -> int:
+        """Question-answer pairs of all referents: the samples of an epoch."""
+        return len(self._row_of_question)
+
+    def question(self, number: int) -> Question:
+        """The pair of a number below `n_questions`."""
+        row = int(self._row_of_question[number])
+        return Question(row, number - int(self._first_question[row]))
+
+    def templates(self, row: int) -> Templates:
+        """The pool of question templates that the shard of a row was curated with."""
+        return self._templates[self.shards["templates"][int(self.tar_of_row[row])].as_py()]
+
+    @cached_property
+    def _templates(self) -> dict[str, Templates]:
+        """By their text."""
+        texts = set(self.shards["templates"].to_pylist())
+        try:
+            return {text: Templates.from_json(text) for text in texts}
+        except ValueError as error:
+            raise ValueError(f"{self.out}: manifests/shards: {error}") from error
 
     def entry(self, row: int) -> Entry:
         """Where the bytes of a row are."""
@@ -184,16 +227,30 @@ class Index:
 
     @cached_property
     def sources(self) -> dict[str, NDArray[np.int64]]:
-        """Rows of each source, ascending."""
-        names = np.asarray(self.referents["source"].to_pylist())
+        """Numbers of the questions of each source, ascending."""
+        names = np.asarray(self.referents["source"].to_pylist())[self._row_of_question]
         return {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
 
+    @cached_property
+    def tar_of_question(self) -> NDArray[np.int64]:
+        """The row of `shards` that each question is in."""
+        return self.tar_of_row[self._row_of_question]
+
     def others(self, row: int) -> list[int]:
-        """Rows of other targets of the same clip: those that share no object with this one."""
-        clip = self.referents["clip_id"][row].as_py()
-        objects = self.referents["object_ids"]
-        mine = set(objects[row].as_py())
-        return [i for i in self.clips[clip] if i != row and not mine & set(objects[i].as_py())]
+        """Rows of other targets of the same video (`model.data.targets.Targets.others`)."""
+        return self._targets.others(row)
+
+    @cached_property
+    def _targets(self) -> Targets:
+        return Targets(self.referents)
+
+    @cached_property
+    def noise(self) -> Noise:
+        """What curation did to trajectories on purpose. ValueError for referents that differ in it."""
+        try:
+            return noise_of(self.referents)
+        except ValueError as error:
+            raise ValueError(f"{self.out}: {error}") from error
 
     @cached_property
     def clips(self) -> dict[str, list[int]]:
@@ -220,6 +277,18 @@ def _parts(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
         return []
     names = sorted(path.rsplit("/", 1)[-1] for path in found)
     return [f"{folder}/{name}" for name in names if is_part(name)]
+
+
+def _read_shards(fs: fsspec.AbstractFileSystem, parts: list[str], out: str) -> pa.Table:
+    """The rows of `manifests/shards`. ValueError for those of a version before questions were trained on."""
+    columns = ["path", "source", "split", "index", "sha256", "templates", "shard"]
+    try:
+        return _read(fs, parts, columns)
+    except KeyError as error:
+        raise ValueError(
+            f"{out}: manifests/shards has no column {error}: an earlier version wrote it, without the "
+            "question templates that training draws from; run the same `sparrow curate` again"
+        ) from error
 
 
 def _read(

@@ -14,36 +14,40 @@ import torch
 from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from model.corruption import Corruption
 from model.data.index import Index
 from model.data.order import Rows, epoch_order, shares
+from model.data.questions import Drawn, QuestionMix, ask, draw_families
 from model.data.read import Corrupt, Reader
 from model.data.record import Record, make_record
 from model.tsf import TSFConfig
+from pipeline.corrupt import Corruption
 from schemas.config import Config
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _SPARES = 3
 """How many samples after a corrupt one are tried in its place."""
 
 
 class LoaderOptions(Config):
-    """What a step sees. batch: samples of a step, of all ranks together. frames: mask frames of a sample.
+    """What a step sees. batch: samples of a pass, of all ranks together. frames: mask frames of a sample.
 
-    weights: of sources (None: their sizes). samples: of an epoch (None: as many as there are). What does not fill a
-    step at the end of an epoch, fewer than `batch`, is dropped. block, window: of the shuffle, in samples and blocks.
-    tsf: its dropout is met exactly, up to one sample of an epoch. max_corrupt: the share of an epoch's samples of a
+    accumulation: passes of a step. weights: of sources (None: their sizes). samples: of an epoch (None: as many as
+    there are curated question-answer pairs). What does not fill a pass at the end of an epoch, fewer than `batch`, is
+    dropped. block, window: of the shuffle, in samples and blocks. tsf: its dropout is met exactly, up to one sample of
+    an epoch. questions: the families that samples are asked; every step has one with a mask. max_corrupt: the share of an epoch's samples of a
     rank that may be corrupt before the run fails. verify: compare sha256 of every member that is read.
     """
 
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     frames: int = Field(default=8, ge=1)
     samples: int | None = Field(default=None, ge=1)
     weights: dict[str, float] | None = None
     block: int = Field(default=32, ge=1)
     window: int = Field(default=64, ge=1)
     tsf: TSFConfig = TSFConfig()
+    questions: QuestionMix = QuestionMix()
     corruption: Corruption = Corruption()
     max_corrupt: float = Field(default=0.01, ge=0, le=1)
     verify: bool = False
@@ -51,22 +55,29 @@ class LoaderOptions(Config):
 
     @model_validator(mode="after")
     def _noise_is_seen(self) -> "LoaderOptions":
-        if self.corruption.kind != "none" and not self.tsf.wanted(training=True):
+        kind = self.corruption.kind
+        if kind != "none" and not self.tsf.wanted(training=True):
             raise ValueError(
-                f"corruption.kind {self.corruption.kind} changes nothing without TSF in training: set tsf.train and "
+                f"corruption.kind {kind} changes nothing without TSF in training: set tsf.train and "
                 'tsf.path, or corruption.kind "none"'
+            )
+        if kind != "none" and self.tsf.selection != "online":
+            raise ValueError(
+                f"corruption.kind {kind} needs tsf.selection=online here: stored crops get their noise when they are "
+                f"made, `sparrow curate … --set corrupt.kind={kind} --set corrupt.level={self.corruption.level:g}`"
             )
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A position of an epoch, and the row that belongs there; the others stand in if it is corrupt."""
+    """A position of an epoch, and the question that belongs there; the others stand in if it is corrupt."""
 
     epoch: int
     position: int
-    rows: tuple[int, ...]
+    questions: tuple[int, ...]
     tsf: bool
+    drawn: Drawn
 
 
 @dataclass
@@ -101,7 +112,7 @@ class Loader:
         self.skipped: list[str] = []
         """What was corrupt in this epoch, on this rank: one text each."""
         self.uncorrupted = 0
-        """Samples with TSF of this epoch, on this rank, that "id_switch" left as they are: alone in their clip."""
+        """Samples with TSF of this epoch, on this rank, that the loader's own noise left as they are."""
         batch = self.options.batch
         if not 0 <= rank < world or batch % world:
             raise ValueError(
@@ -121,11 +132,11 @@ class Loader:
         return self._steps
 
     def order(self, epoch: int) -> Rows:
-        """Rows of an epoch in order, of all ranks; whole steps only."""
+        """Numbers of the questions of an epoch in order, of all ranks; whole passes only."""
         options = self.options
         return epoch_order(
             self.index.sources,
-            self.index.tar_of_row,
+            self.index.tar_of_question,
             options.seed,
             epoch,
             counts=self.counts,
@@ -171,7 +182,7 @@ class Loader:
                 f"{'; '.join(self.skipped[-5:])}"
             )
         record, noise = loaded.record, self.options.corruption.kind != "none"
-        self.uncorrupted += noise and record.crops is not None and record.trajectory_t4 is None
+        self.uncorrupted += noise and record.crops is not None and record.noise[0] == 0
         return record
 
     # --- where it stands ---
@@ -230,16 +241,17 @@ class _Tasks(Sampler[Task]):
 def _todo(order: Rows, options: LoaderOptions, epoch: int, positions: range) -> Iterator[Task]:
     """The tasks at some positions of an epoch."""
     # The share of TSF-free samples is met by drawing without replacement: (place in a shuffle + 1/2) / length.
-    draws = (np.random.default_rng([options.seed, epoch, 1]).permutation(len(order)) + 0.5) / len(
-        order
-    )
+    shuffled = np.random.default_rng([options.seed, epoch, 1]).permutation(len(order))
+    draws = (shuffled + 0.5) / len(order)
+    has_tsf = [options.tsf.wanted(training=True, draw=float(draw)) for draw in draws]
+    step = options.batch * options.accumulation
+    families = draw_families(options.questions, has_tsf, (options.seed, epoch, 2), step)
+    spares = min(_SPARES + 1, len(order))
     for position in positions:
-        rows = tuple(
-            int(order[(position + i) % len(order)]) for i in range(min(_SPARES + 1, len(order)))
-        )
-        yield Task(
-            epoch, position, rows, options.tsf.wanted(training=True, draw=float(draws[position]))
-        )
+        questions = tuple(int(order[(position + i) % len(order)]) for i in range(spares))
+        family, otherwise = families[position]
+        drawn = Drawn(family, otherwise, f"{options.seed}/{epoch}")
+        yield Task(epoch, position, questions, has_tsf[position], drawn)
 
 
 class _Reads(Dataset[Loaded]):
@@ -250,15 +262,17 @@ class _Reads(Dataset[Loaded]):
     def __getitem__(self, task: Task) -> Loaded:
         self.reader = self.reader or Reader(self.index.out, verify=self.options.verify)
         skipped: list[str] = []
-        for row in task.rows:
+        for number in task.questions:
             try:
-                return Loaded(self._record(self.reader, row, task), skipped)
+                return Loaded(self._record(self.reader, number, task), skipped)
             except Corrupt as error:
                 skipped.append(str(error))
         return Loaded(None, skipped)
 
-    def _record(self, reader: Reader, row: int, task: Task) -> Record:
-        entry, options = self.index.entry(row), self.options
+    def _record(self, reader: Reader, number: int, task: Task) -> Record:
+        question, options = self.index.question(number), self.options
+        row = question.row
+        entry = self.index.entry(row)
 
         def others() -> list[bytes]:
             return [
@@ -266,7 +280,7 @@ class _Reads(Dataset[Loaded]):
                 for i in self.index.others(row)
             ]
 
-        return make_record(
+        record = make_record(
             entry,
             reader.members(entry),
             np.random.default_rng([options.seed, task.epoch, task.position]),
@@ -275,6 +289,15 @@ class _Reads(Dataset[Loaded]):
             corruption=options.corruption,
             others=others,
         )
+        record.asked = ask(
+            task.drawn,
+            self.index.templates(row),
+            entry.key,
+            question.ordinal,
+            record.answer(question.ordinal),
+            has_tsf=record.crops is not None,
+        )
+        return record
 
 
 def _send(loaded: Any) -> Any:

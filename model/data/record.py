@@ -6,9 +6,8 @@ frame: so frames, masks, boxes and crops agree whatever the shape of the video.
 
 import json
 import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import av
@@ -16,13 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.corruption import Corruption, corrupt
 from model.data.index import Entry
+from model.data.online import Others, boxes_of, online_frames, online_trajectory, read_track
+from model.data.questions import Asked
 from model.data.read import Corrupt
 from model.tsf import TSFConfig
-from pipeline.sample import TRACK_DTYPE
-from pipeline.select import candidates, crop, evenly_spaced
-from schemas.contents import files_in, load_array
+from pipeline.corrupt import Corruption
+from pipeline.select import crop, evenly_spaced
+from schemas.contents import files_in
 from schemas.geometry import rle_check, rle_decode
 from schemas.records import ORIGINS
 from schemas.video.pictures import decode_picture
@@ -31,8 +31,8 @@ from schemas.video.stored import stored_pictures
 UNKNOWN = -1
 """In masks: nobody said whether the target is here."""
 _GIVEN = [ORIGINS.index(name) for name in ("annotation", "mask", "none")]
-_ONLINE = 16
-"""Crops from which "online" selection chooses (the release)."""
+NOISE = ("n_corrupted", "n_corruptible")
+"""Fields of a curated referent: what `Record.noise` holds."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Record:
     source: str
     caption: str
     qa: list[dict[str, str]]
-    """`qa_id`, `family`, `question`, `answer` as curated (`pipeline.questions`)."""
+    """`qa_id`, `family`, `question`, `answer` of the curated pairs (`pipeline.questions`)."""
     times_f: NDArray[np.int64]
     """Which frames of the clip, ascending. The first shows the target."""
     frames_fhw3: NDArray[np.uint8]
@@ -54,8 +54,16 @@ class Record:
     """The curated trajectory over the whole clip, xyxy in [0, 1], NaN without a box. Never corrupted."""
     crops: list[NDArray[np.uint8]] | None = None
     """Representatives [h, w, 3] for TSF, in time order; None: this sample's prompt goes without TSF."""
-    trajectory_t4: NDArray[np.float32] | None = None
-    """The corrupted trajectory that `crops` were cut along; None where they are the curated ones."""
+    noise: tuple[int, int] = (0, 0)
+    """Of the frames that the crops were chosen from: how many noise has changed on purpose, and how many there are."""
+    asked: Asked = field(default_factory=Asked)
+    """What the sample is asked in this epoch."""
+
+    def answer(self, ordinal: int) -> str:
+        """The answer to the `ordinal`-th curated question if that is about a region, else the caption."""
+        if ordinal < len(self.qa) and self.qa[ordinal]["family"] == "region":
+            return self.qa[ordinal]["answer"]
+        return self.caption
 
     @property
     def box_4(self) -> NDArray[np.float32]:
@@ -76,9 +84,6 @@ NONSENSE = (
 )
 """What bytes that are not what they should be can raise. Errors of the machine (OSError) are not among them."""
 
-Others = Callable[[], Sequence[bytes]]
-"""`.track.npy` members of other targets of the clip; asked for only if needed."""
-
 
 def make_record(
     entry: Entry,
@@ -87,38 +92,39 @@ def make_record(
     *,
     frames: int = 8,
     tsf: TSFConfig | None = None,
-    corruption: Corruption | None = None,
+    corruption: Corruption = Corruption(),
     others: Others = tuple,
 ) -> Record:
     """Members -> record.
 
-    rng: draws the frames. tsf: how crops are chosen, None for a sample that goes without. corruption: applied to the
-    trajectory before crops are cut. A trajectory's noise is the same in every epoch, as a tracker's would be.
-    Corrupt if members are missing or make no sense.
+    rng: draws the frames. tsf: how crops are chosen, None for a sample that goes without. corruption, others: of
+    online selection, the noise on the trajectory; stored crops have theirs from curation. Corrupt if members are
+    missing or make no sense.
     """
     try:
         words = json.loads(members["json"])
         track = read_track(members["track.npy"])
-        masks = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
-        boxes_t4 = np.stack([track[c] for c in ("x1", "y1", "x2", "y2")], 1)
+        every_mask = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
+        # A fallback is no segmentation: it teaches only where there is nothing else.
+        masks = {t: rle for t, rle in every_mask.items() if not track["fallback"][t]} or every_mask
+        boxes_t4 = boxes_of(track)
         absent = _known_absent(track)
         times = choose_frames(masks, absent, len(track), frames, rng)
-        trajectory, path, picks = None, boxes_t4, []
-        noisy = corruption is not None and corruption.kind != "none"
-        stored = tsf is not None and tsf.selection == "offline" and not noisy
-        if tsf is not None and not stored:
-            if noisy and corruption:
-                trajectory = _corrupted(boxes_t4, corruption, others, entry.key)
-            path = boxes_t4 if trajectory is None else trajectory
-            picks = _picks(path, track["kept"], words["tsf"], tsf)
+        trajectory, picks = None, []
+        if tsf is not None and tsf.selection == "online":
+            frame_size = entry.height, entry.width
+            trajectory = online_trajectory(track, corruption, others, entry.key, frame_size)
+            picks = online_frames(trajectory)
         needed = np.union1d(times, np.array(picks, np.int64))
         decoded = decode_frames(entry, members, needed, len(track))
-        crops = None
-        if stored and tsf is not None:
-            pictures = [decode_picture(members[f"crop{row['rank']}.jpg"]) for row in words["tsf"]]
-            crops = [pictures[i] for i in _spread(len(pictures), tsf.k)]
-        elif picks:
-            crops = [crop(decoded[t], path[t]) for t in picks]
+        crops: list[NDArray[np.uint8]] = []
+        noise = (0, 0)
+        if trajectory is not None:
+            crops = [crop(decoded[t], trajectory.boxes[t]) for t in picks]
+            noise = trajectory.n_corrupted, trajectory.n_corruptible
+        elif tsf is not None:
+            crops = _stored_crops(members, words["tsf"], tsf.k)
+            noise = tuple(words["referent"].get(name, 0) for name in NOISE)
         size = np.array([entry.width, entry.height] * 2, np.float32)
         return Record(
             entry.key,
@@ -129,8 +135,9 @@ def make_record(
             np.stack([decoded[t] for t in times]),
             _masks(times, masks, absent, entry),
             (boxes_t4 / size).astype(np.float32),
-            crops,
-            None if trajectory is None else (trajectory / size).astype(np.float32),
+            crops
+            or None,  # none where the shard has none, or noise left no box: the sample goes without
+            noise if crops else (0, 0),
         )
     except NONSENSE as error:
         if isinstance(error, Corrupt):
@@ -182,17 +189,10 @@ def _known_absent(track: NDArray) -> NDArray[np.bool_]:
     return meets_none & (has_box | np.isin(track["origin"], _GIVEN).all())
 
 
-def _picks(
-    trajectory: NDArray, kept: NDArray[np.bool_], stored: list[dict], tsf: TSFConfig
-) -> list[int]:
-    """Frames to cut crops from: the curated representatives that still have a box, else others that do."""
-    there = ~np.isnan(trajectory).any(1)
-    if tsf.selection == "online":
-        return candidates(kept & there, _ONLINE).tolist()
-    chosen = sorted({row["frame"] for row in stored if there[row["frame"]]})
-    if not chosen:
-        chosen = candidates(kept & there, tsf.k).tolist()
-    return [chosen[i] for i in _spread(len(chosen), tsf.k)]
+def _stored_crops(members: dict[str, bytes], rows: list[dict], k: int) -> list[NDArray[np.uint8]]:
+    """k of the curated crops, in time order; none where the shard has none."""
+    pictures = [decode_picture(members[f"crop{row['rank']}.jpg"]) for row in rows]
+    return [pictures[i] for i in _spread(len(pictures), k)]
 
 
 def _spread(have: int, want: int) -> list[int]:
@@ -201,30 +201,7 @@ def _spread(have: int, want: int) -> list[int]:
     return picks + picks[-1:] * (want - len(picks)) if picks else []
 
 
-def _corrupted(boxes_t4: NDArray, options: Corruption, others: Others, key: str) -> NDArray | None:
-    """The trajectory with noise; None where "id_switch" has nobody to switch to."""
-    tracks: tuple[NDArray, ...] = ()
-    if options.kind == "id_switch":
-        tracks = tuple(
-            np.stack([read_track(data)[c] for c in ("x1", "y1", "x2", "y2")], 1)
-            for data in others()
-        )
-        if not tracks:
-            return None
-    return corrupt(boxes_t4, options, tracks, zlib.crc32(key.encode()))
-
-
 # --- bytes ----------------------------------------------------------------------------------------------------------
-
-
-def read_track(data: bytes) -> NDArray:
-    """`.track.npy` -> a row of TRACK_DTYPE per frame. ValueError if it is none."""
-    track = load_array(data)
-    if track.dtype != TRACK_DTYPE or not len(track):
-        raise ValueError(
-            f"track.npy has {len(track)} rows of {track.dtype}, expected rows of {TRACK_DTYPE}"
-        )
-    return track
 
 
 def _masks(

@@ -45,6 +45,8 @@ class Settings(Config):
     """Of the preset, as they were asked for."""
     model: dict[str, Any]
     """`SparrowConfig`, settled."""
+    trained: dict[str, Any] | None = None
+    """The one that the weights were trained with, where a checkpoint of this project states it."""
     weights: tuple[tuple[str, str], ...]
     """Name and sha256 of each checkpoint, in order; none: made-up weights."""
     asking: dict[str, Any]

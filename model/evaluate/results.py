@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.evaluate.folder import Folder, parquet
-from model.evaluate.paper import beside
 from model.evaluate.task import Benchmark, Video
+from model.tables.definitions import Reported
+from model.tables.registry import beside
 from schemas.files import write_whole
 
 
@@ -41,6 +42,7 @@ def conclude(
         "size": settings.size,
         "preset": settings.preset,
         "model": settings.model,
+        "trained": settings.trained,
         "protocol": settings.asking["name"],
         "answer": settings.asking["answer"],
         "seed": settings.seed,
@@ -54,23 +56,32 @@ def conclude(
         "failed": len(failures),
         "unscored": len(unscored),
         "without_mask": sum(
-            not row["error"] and not row["unscored"] and not row["tracks"] for row in rows
+            not row["error"]
+            and not row["unscored"]
+            and not row["tracks"]
+            and row["kind"] != "region"  # is answered in words
+            for row in rows
         ),
         "headline": list(benchmark.headline),
         "summary": summary,
         "intervals": {key: [bound.low, bound.high] for key, bound in bounds.items()},
-        "paper": {
-            key: {"host": host, "sparrow": sparrow, "scale": column.scale}
-            for key, (column, host, sparrow) in beside(
-                settings.benchmark, settings.split, settings.host
-            ).items()
-        },
+        "paper": _paper(settings.benchmark, settings.split, settings.host),
         "failures": failures,
         "annotation_faults": unscored,
     }
     write_whole(folder.out / "per_query.parquet", parquet(rows))
     write_whole(folder.out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _paper(benchmark: str, split: str, host: str) -> dict[str, dict[str, Any]]:
+    """The paper's numbers by key of the summary; "reported" marks one that was not read in the paper."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, (column, alone, sparrow) in beside(benchmark, split, host).items():
+        found[key] = {"host": alone, "sparrow": sparrow, "scale": column.scale}
+        if isinstance(sparrow, Reported):
+            found[key]["reported"] = True
+    return found
 
 
 def caveats(results: dict[str, Any]) -> list[str]:

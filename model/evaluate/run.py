@@ -39,10 +39,17 @@ def predict(
     """
     import torch
 
+    from model.regions import answer_about_region
+
     torch.manual_seed(seed)
     tracks: dict[int, NDArray[np.bool_]] = {}
     texts: list[str] = []
     try:
+        if query.kind == "region":
+            text = answer_about_region(
+                sparrow, frames, query.text, query.crops, asking.max_new_tokens
+            )
+            return Prediction(np.zeros((0, *frames.shape[:3]), bool), text)
         question = asking.question(query) or sparrow.host.question(query.text)
         for start, prompted in prompted_frames(len(frames), asking):
             part = frames[start : start + (asking.chunk or len(frames))]

@@ -1,52 +1,49 @@
-"""The paper's tables beside what runs have found: Tables 1-5 and 15, Figure 5. Blank where nothing was run."""
+"""The paper's tables beside what runs have found. Blank where nothing was run.
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+Rows, their numbers and how a run is recognised are in `model.tables`. A run stands in every row whose config it has,
+and in `runs_in_no_row` if there is none.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from model.evaluate.paper import (
-    ABLATED,
-    FPS,
-    HOSTS,
-    MAIN,
-    TABLE_4,
-    TABLE_5,
-    TABLE_15,
-    Column,
-    PaperTable,
-)
-from model.evaluate.results import caveats
+from model.evaluate.finished import FinishedRun
+from model.tables.definitions import Column, PaperRow, PaperTable, Reported, Value
+from model.tables.recognise import nearest, rows_of_run
+from model.tables.registry import TABLES
 
 PAPER = "paper"
+MOST_FIELDS = 5
+"""Fields that are listed of a run which is in no row."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as printed, and the bounds of its 95 % interval."""
+    """A number as printed, and the bounds of its 95 % interval. reported: of the paper, second-hand.
+
+    text: stands where there is no number."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
     digits: int = 1
+    reported: bool = False
+    text: str = ""
 
     def __str__(self) -> str:
         if self.value is None:
-            return ""
-        bounds = (
-            ""
-            if self.low is None
-            else f" [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
-        )
-        return f"{self.value:.{self.digits}f}{bounds}"
+            return self.text
+        number = f"{self.value:.{self.digits}f}"
+        if self.reported:
+            return f"~{number}"
+        if self.low is None:
+            return number
+        return f"{number} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
 
 
 @dataclass
-class Row:
-    """method: a host, or a line of an ablation. source: "paper", or runs (see `legend`) and their protocol."""
+class TableLine:
+    """method: a host, or a row of an ablation. source: "paper", or runs (see `legend`) and their protocol."""
 
     method: str
     source: str
@@ -54,323 +51,125 @@ class Row:
 
 
 @dataclass
-class Table:
+class PrintedTable:
     name: str
     title: str
     columns: list[str]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableLine] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished run: its name in the tables, results.json, and what timings.csv says of its cost."""
-
-    name: str
-    results: dict[str, Any]
-    cost: "Cost"
-
-    def of(self, column: Column) -> bool:
-        return (self.results["benchmark"], self.results["split"]) == (
-            column.benchmark,
-            column.split,
-        )
-
-    def cell(self, column: Column) -> Cell:
-        if not self.of(column) or column.key not in self.results["summary"]:
-            return Cell(digits=column.digits)
-        numbers = (
-            self.results["summary"][column.key],
-            *self.results["intervals"].get(column.key, (None, None)),
-        )
-        value, low, high = (None if x is None else x * column.scale for x in numbers)
-        return Cell(value, low, high, column.digits)
-
-    @property
-    def sparrow(self) -> bool:
-        """Whether it is SPARROW, not the host alone."""
-        return bool(
-            self.results["model"]["box"]["enabled"]
-            or self.results["model"]["tsf"]["path"] != "none"
-        )
-
-    @property
-    def kind(self) -> str:
-        """What runs that belong into one row have in common: model, weights, and how it was asked."""
-        fields = ("host", "size", "preset", "model", "weights", "seed", "protocol")
-        return json.dumps([self.results[name] for name in fields], sort_keys=True)
-
-    @property
-    def asked(self) -> str:
-        words = [
-            f"protocol {self.results['protocol']}",
-            *(f"{k}={v}" for k, v in self.results["changes"].items()),
-        ]
-        return ", ".join(words + (["tiny"] if self.results["size"] == "tiny" else []))
-
-    @property
-    def words(self) -> str:
-        """What was run, and what must be known beside its numbers."""
-        results = self.results
-        said = [
-            f"{results['benchmark']} {results['split']}",
-            f"{results['host']}, preset {results['preset']}",
-            self.asked,
-        ]
-        said += [f"{key} {value}" for key, value in results["scoring"].items()]
-        return "; ".join([*said, *caveats(results)])
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of the model in a run; None where nothing was timed."""
-
-    parameters: int | None = None
-    fps: float | None = None
-    """Frames asked about (once per query) over the seconds of reading and asking."""
-
-    @classmethod
-    def read(cls, timings: Path) -> "Cost":
-        """Each video counts once, as last timed."""
-        if not timings.is_file():
-            return cls()
-        with timings.open(newline="") as file:
-            rows = [
-                row for row in csv.DictReader(file) if row.get("peak_mib")
-            ]  # a row that was cut off has not all
-        last = {row["video"]: row for row in rows}
-        seconds = sum(float(row["seconds"]) for row in last.values())
-        frames = sum(int(row["frames_asked"]) for row in last.values())
-        return cls(int(rows[-1]["parameters"]), frames / seconds) if seconds else cls()
-
-
-def read_runs(places: Sequence[Path]) -> list[Done]:
-    """Runs of `sparrow eval`: each place is one, or a folder with some in it. ValueError where there are none."""
-    found: list[Done] = []
-    for place in places:
-        alone = (place / "results.json").is_file()
-        below = sorted(
-            file for depth in ("*", "*/*", "*/*/*") for file in place.glob(f"{depth}/results.json")
-        )
-        files = [place / "results.json"] if alone else below
-        runs = [
-            one
-            for one in (_read(file, place.parent if alone else place) for file in files)
-            if one is not None
-        ]
-        if not runs:
-            raise ValueError(
-                f"{place}: no finished run of `sparrow eval` is there (a folder with results.json)"
-            )
-        found += runs
-    return found
-
-
-def _read(file: Path, base: Path) -> Done | None:
-    try:
-        results = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{file}: not JSON ({error}); run the same `sparrow eval` again"
-        ) from error
-    if not isinstance(results, dict) or "benchmark" not in results or "summary" not in results:
-        return None  # somebody else's results.json
-    return Done(str(file.parent.relative_to(base)), results, Cost.read(file.parent / "timings.csv"))
-
-
-def tables(runs: Sequence[Done]) -> list[Table]:
+def tables(runs: Sequence[FinishedRun]) -> list[PrintedTable]:
     """All of them, in the paper's order."""
-    return [
-        *(_main(table, runs) for table in MAIN),
-        _table_4(runs),
-        _table_5(runs),
-        _table_15(runs),
-    ]
-
-
-def _ours(method: str, runs: Sequence[Done], cells: Callable[[Done], list[Cell]]) -> list[Row]:
-    """A row per run; runs of one kind that fill different columns share one."""
-    rows: list[tuple[Done, list[str], list[Cell]]] = []
+    of_row: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
-        new = cells(run)
-        for first, names, old in rows:
-            if first.kind == run.kind and not any(
-                None not in (a.value, b.value) for a, b in zip(old, new, strict=True)
-            ):
+        for table, row in rows_of_run(run.results):
+            of_row.setdefault((table.key(row), row.name), []).append(run)
+    return [_printed(table, of_row) for table in TABLES]
+
+
+def _printed(paper: PaperTable, of_row: dict[tuple[str, str], list[FinishedRun]]) -> PrintedTable:
+    table = PrintedTable(paper.name, paper.title, [column.title for column in paper.columns])
+    for method, rows in _methods(paper):
+        table.rows.append(TableLine(method, PAPER, _paper_cells(paper, rows)))
+        for row in rows:
+            table.rows += _run_lines(paper, row, of_row.get((paper.key(row), row.name), []))
+    return table
+
+
+def _methods(paper: PaperTable) -> Iterator[tuple[str, list[PaperRow]]]:
+    """The rows of each printed line."""
+    lines: dict[str, list[PaperRow]] = {}
+    for row in paper.rows:
+        lines.setdefault(row.line, []).append(row)
+    yield from lines.items()
+
+
+def _paper_cells(paper: PaperTable, rows: Sequence[PaperRow]) -> list[Cell]:
+    cells = [Cell(digits=column.digits) for column in paper.columns]
+    for row in rows:
+        for place, value in enumerate(row.paper, row.column):
+            cells[place] = paper_cell(value, paper.columns[place].digits)
+    return cells
+
+
+def paper_cell(value: Value, digits: int) -> Cell:
+    """A number of the paper."""
+    return Cell(value, digits=digits, reported=isinstance(value, Reported))
+
+
+def _run_lines(paper: PaperTable, row: PaperRow, runs: Sequence[FinishedRun]) -> list[TableLine]:
+    """A line per run; runs of one kind that fill different columns share one."""
+    lines: list[tuple[FinishedRun, list[str], list[Cell]]] = []
+    for run in runs:
+        new = _run_cells(paper, row, run)
+        for first, names, old in lines:
+            if first.kind == run.kind and not _overlap(old, new):
                 names.append(run.name)
                 old[:] = [b if a.value is None else a for a, b in zip(old, new, strict=True)]
                 break
         else:
-            rows.append((run, [run.name], new))
-    return [Row(method, f"{', '.join(names)}: {first.asked}", old) for first, names, old in rows]
-
-
-def _methods() -> Iterator[tuple[str, bool, str]]:
-    for host, shown in HOSTS.items():
-        yield host, False, shown
-        yield host, True, f"{shown} + SPARROW"
-
-
-def _main(paper: PaperTable, runs: Sequence[Done]) -> Table:
-    table = Table(paper.name, paper.title, [column.title for column in paper.columns])
-    for host, sparrow, method in _methods():
-        cells = [
-            Cell(v, digits=c.digits)
-            for c, v in zip(paper.columns, paper.values[host, sparrow], strict=True)
-        ]
-        table.rows.append(Row(method, PAPER, cells))
-        mine = [
-            r
-            for r in runs
-            if (r.results["host"], r.sparrow) == (host, sparrow) and any(map(r.of, paper.columns))
-        ]
-        table.rows += _ours(
-            method, mine, lambda run: [run.cell(column) for column in paper.columns]
-        )
-    return table
-
-
-def _ablations(runs: Sequence[Done]) -> list[Done]:
-    return [run for run in runs if run.of(ABLATED) and run.results["host"] == "videoglamm"]
-
-
-def tsf_usage(model: Mapping[str, Any]) -> str:
-    """Table 4's row of a model: none, train, or train+infer."""
-    tsf = model["tsf"]
-    if tsf["path"] == "none":
-        return "none"
-    return "train+infer" if tsf["infer"] else "train"
-
-
-def _table_4(runs: Sequence[Done]) -> Table:
-    table = Table(
-        "Table 4", "TSF usage and [BOX]: J&F on Ref-DAVIS17, VideoGLaMM", ["[BOX] off", "[BOX] on"]
-    )
-    names = {
-        "none": "No TSF",
-        "train": "TSF in training (default)",
-        "train+infer": "TSF in training and inference",
-    }
-
-    def cells(run: Done) -> list[Cell]:
-        on = run.results["model"]["box"]["enabled"]
-        return [Cell(), run.cell(ABLATED)] if on else [run.cell(ABLATED), Cell()]
-
-    for usage, method in names.items():
-        table.rows.append(Row(method, PAPER, [Cell(TABLE_4[usage, on]) for on in (False, True)]))
-        mine = [run for run in _ablations(runs) if tsf_usage(run.results["model"]) == usage]
-        table.rows += _ours(method, mine, cells)
-    return table
-
-
-def _table_5(runs: Sequence[Done]) -> Table:
-    """A run has its place if, like the paper's, it has [BOX] and no TSF and changes nothing but its part's field; the
-    default is in all three parts."""
-    table = Table(
-        "Table 5", "Prompts and selection, without TSF: J&F on Ref-DAVIS17, VideoGLaMM", ["J&F"]
-    )
-    default = {"A": "box", "B": "head", "C": "box+seg"}
-    here = [
-        r
-        for r in _ablations(runs)
-        if r.results["model"]["box"]["enabled"] and tsf_usage(r.results["model"]) == "none"
+            lines.append((run, [run.name], new))
+    return [
+        TableLine(row.line, f"{', '.join(names)}: {first.asked}{_achieved(paper, first)}", cells)
+        for first, names, cells in lines
     ]
-    for part, (name, values) in TABLE_5.items():
-        for value, score in values.items():
-            method = f"({part}) {name} = {value}"
-            table.rows.append(Row(method, PAPER, [Cell(score)]))
-            mine = [
-                run
-                for run in here
-                if {p: _field(run.results["model"], n) for p, (n, _) in TABLE_5.items()}
-                == default | {part: value}
-            ]
-            table.rows += _ours(method, mine, lambda run: [run.cell(ABLATED)])
-    return table
 
 
-def _field(model: Mapping[str, Any], name: str) -> Any:
-    section, _, last = name.partition(".")
-    return model[section].get(last)
+def _run_cells(paper: PaperTable, row: PaperRow, run: FinishedRun) -> list[Cell]:
+    cells = [Cell(digits=column.digits) for column in paper.columns]
+    for place, column in enumerate(paper.columns_of(row), row.column):
+        cells[place] = _run_cell(run, column)
+    return cells
 
 
-def _table_15(runs: Sequence[Done]) -> Table:
-    """GFLOPs are counted by `sparrow model describe`, not by a run."""
-    columns = ["parameters (B)", "frames/s", "GFLOPs/frame"]
-    table = Table(
-        "Table 15",
-        "Cost: paper on an A100 over Ref-DAVIS17; ours on the machine of the run",
-        columns,
-    )
-
-    def cells(run: Done) -> list[Cell]:
-        parameters = None if run.cost.parameters is None else run.cost.parameters / 1e9
-        return [Cell(parameters, digits=3), Cell(run.cost.fps, digits=2), Cell()]
-
-    for host, sparrow, method in _methods():
-        parameters, gflops = TABLE_15[host][2 * sparrow : 2 * sparrow + 2]
-        paper = [
-            Cell(parameters, digits=3),
-            Cell(FPS[host][sparrow], digits=2),
-            Cell(gflops, digits=0),
-        ]
-        table.rows.append(Row(method, PAPER, paper))
-        mine = [
-            run
-            for run in runs
-            if run.of(ABLATED) and (run.results["host"], run.sparrow) == (host, sparrow)
-        ]
-        table.rows += _ours(method, mine, cells)
-    return table
+def _run_cell(run: FinishedRun, column: Column) -> Cell:
+    """A number of a run, with its bounds if it has any."""
+    return Cell(*run.number(column), column.digits)
 
 
-def legend(runs: Sequence[Done]) -> list[str]:
+def _overlap(old: Sequence[Cell], new: Sequence[Cell]) -> bool:
+    return any(None not in (a.value, b.value) for a, b in zip(old, new, strict=True))
+
+
+def _achieved(paper: PaperTable, run: FinishedRun) -> str:
+    """The share of frames that the training's noise changed, where it is known (Table 10)."""
+    config = run.results.get("trained") or run.results["model"]
+    share = config.get("corruption_achieved")
+    return f", achieved {100 * share:.1f} %" if paper.name == "Table 10" and share else ""
+
+
+def legend(runs: Sequence[FinishedRun]) -> list[str]:
     """What each run's name stands for."""
     return [f"{run.name}: {run.words}" for run in runs]
 
 
-# --- in print --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Stray:
+    """A run that is in no row, and in which fields it differs from the nearest one."""
+
+    run: str
+    nearest: str
+    fields: list[str]
+
+    def __str__(self) -> str:
+        if not self.nearest:
+            return f"{self.run}: in no row, {'; '.join(self.fields)}"
+        shown = self.fields[:MOST_FIELDS]
+        if len(self.fields) > len(shown):
+            shown.append(f"and {len(self.fields) - len(shown)} more")
+        return f"{self.run}: in no row; the nearest is {self.nearest}, but for {', '.join(shown)}"
 
 
-def markdown(found: Sequence[Table], notes: Sequence[str] = ()) -> str:
-    lines: list[str] = []
-    for table in found:
-        lines += [
-            f"### {table.name}: {table.title}",
-            "",
-            f"| method | source | {' | '.join(table.columns)} |",
-            f"|---|---|{'---:|' * len(table.columns)}",
-        ]
-        for row in table.rows:
-            cells = [row.method, row.source.replace("|", "/"), *map(str, row.cells)]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in notes)])
+def runs_in_no_row(runs: Sequence[FinishedRun]) -> list[Stray]:
+    """The runs that are in no row of any table."""
+    return [_stray(run) for run in runs if not rows_of_run(run.results)]
 
 
-def records(found: Sequence[Table]) -> list[dict[str, Any]]:
-    """One per number that is there: table, method, source, column, value, low, high."""
-    return [
-        {
-            "table": table.name,
-            "method": row.method,
-            "source": row.source,
-            "column": column,
-            "value": cell.value,
-            "low": cell.low,
-            "high": cell.high,
-        }
-        for table in found
-        for row in table.rows
-        for column, cell in zip(table.columns, row.cells, strict=True)
-        if cell.value is not None
-    ]
-
-
-def as_csv(found: Sequence[Table]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["table", "method", "source", "column", "value", "low", "high"], lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(records(found))
-    return text.getvalue()
+def _stray(run: FinishedRun) -> Stray:
+    results = run.results
+    found = nearest(results)
+    if found is None:
+        place = f"{results['benchmark']} {results['split']} with {results['host']}"
+        return Stray(run.name, "", [f"no table has {place}"])
+    table, row, lines = found
+    return Stray(run.name, f"{table.key(row)}, {row.name}", [str(line) for line in lines])

@@ -121,7 +121,8 @@ class Query:
     """One question about a video.
 
     id: unique within the video, [A-Za-z0-9_-]+; the name of its results' folder. text: as in the annotation.
-    kind: "expression" (a phrase), "declarative" or "interrogative" (VidSTG), "gcg" (describe, and segment all of it).
+    kind: "expression" (a phrase), "declarative" or "interrogative" (VidSTG), "gcg" (describe, and segment all of it),
+    "region" (a question about the target that `crops` show; the answer is text).
     group: the annotator (Ref-DAVIS17) or the source (VideoGCG, VidSTG). fault: why it cannot be asked, for what is
     wrong with the annotation; such a query is not scored.
     """
@@ -132,6 +133,8 @@ class Query:
     kind: str = "expression"
     group: str = ""
     fault: str = ""
+    crops: tuple[Frames, ...] = field(default=(), repr=False, compare=False)
+    """Pictures [h, w, 3] of the target, for its TSF tokens."""
 
     def __post_init__(self) -> None:
         checked_name(self.id, f"video {self.video}: query")

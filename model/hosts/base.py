@@ -154,11 +154,12 @@ class Host(nn.Module, ABC):
 
     @abstractmethod
     def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0
+        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], int]:
         """Ids of a whole dialogue, IMAGE and `tsf` TSF sentinels in place, and where the answer begins.
 
-        TSF slots follow the question on a line of their own. Without an answer the ids end where it would begin.
+        at: where in the question the TSF slots stand, in characters; None: after it, on a line of their own. Without
+        an answer the ids end where it would begin.
         """
 
     # --- what a host may have of its own ---
@@ -168,10 +169,21 @@ class Host(nn.Module, ABC):
         return self.template.format(phrase=phrase)
 
     def lesson(
-        self, frames: Frames, question: str, answer: str, tsf: int = 0
+        self,
+        frames: Frames,
+        question: str,
+        answer: str,
+        tsf: int = 0,
+        *,
+        at: int | None = None,
+        later: tuple[str, str] | None = None,
     ) -> tuple[dict[str, Tensor], list[int], int]:
-        """What the host is trained on: inputs, ids, and where the answers begin. frames: those that have masks."""
-        return self.everything(frames), *self.conversation(question, answer, tsf)
+        """What the host is trained on: inputs, ids, and where the answers begin. frames: those that have masks.
+
+        at: as in `conversation`. later: question and answer about each frame after the first, for a host that is
+        asked about every frame; None: the same as about the first.
+        """
+        return self.everything(frames), *self.conversation(question, answer, tsf, at=at)
 
     def everything(self, frames: Frames) -> dict[str, Tensor]:
         """Inputs with all that the towers see of a video in the course of grounding, each picture once."""

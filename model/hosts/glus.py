@@ -223,20 +223,20 @@ class GLUS(Host):
         return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
 
     def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0
+        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], int]:
         """A dialogue of one turn: see `dialogue`."""
-        ids, begins = self.dialogue([(question, answer)], tsf)
+        ids, begins = self.dialogue([(question, answer)], tsf, at=at)
         return ids, begins[0]
 
     def dialogue(
-        self, turns: Sequence[tuple[str, str | None]], tsf: int = 0
+        self, turns: Sequence[tuple[str, str | None]], tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], list[int]]:
         """Questions and answers about successive frames -> ids, and where each answer begins (Vicuna's format).
 
         Every question follows its frame's picture. The first one also has the context pictures before it, and the TSF
-        slots after it: so both are there wherever the window of turns stands. Without a last answer the ids end where
-        it would begin. ValueError if there is no tokenizer.
+        slots after it, or in it (`at`, as in `conversation`): so both are there wherever the window of turns stands.
+        Without a last answer the ids end where it would begin. ValueError if there is no tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -247,19 +247,36 @@ class GLUS(Host):
         begins = []
         for i, (question, answer) in enumerate(turns):
             pieces += ["USER: "] if i else ["USER: ", *picture * self.config.context, CONTEXT]
-            pieces += [*picture, f"\n{question}"]
-            pieces += ["\n", *[TSF] * tsf] if tsf and not i else []
+            slots = [TSF] * tsf if i == 0 else []
+            if slots and at is not None:
+                pieces += [*picture, f"\n{question[:at]}", *slots, question[at:]]
+            else:
+                pieces += [*picture, f"\n{question}"]
+                pieces += ["\n", *slots] if slots else []
             pieces += [" ASSISTANT:"]
             begins.append(len(self._encode(pieces)))
             pieces += [] if answer is None else [f" {answer}{self.tokenizer.eos_token}"]
         return self._encode(pieces), begins
 
     def lesson(
-        self, frames: Frames, question: str, answer: str, tsf: int = 0
+        self,
+        frames: Frames,
+        question: str,
+        answer: str,
+        tsf: int = 0,
+        *,
+        at: int | None = None,
+        later: tuple[str, str] | None = None,
     ) -> tuple[dict[str, Tensor], list[int], int]:
-        """A turn per frame with masks, [BOX] in the first one only."""
-        turns = [(question, answer if t == 0 else without_box(answer)) for t in range(len(frames))]
-        ids, begins = self.dialogue(turns, tsf)
+        """A turn per frame with masks, [BOX] in the first one only. An answer without [SEG] is about the whole video:
+        one turn, at the first frame."""
+        if SEG not in answer:
+            ids, begins = self.dialogue([(question, answer)], tsf, at=at)
+            return self.prepare(frames, range(1)), ids, begins[0]
+        next_question, next_answer = later or (question, answer)
+        follow_up = (next_question, without_box(next_answer))
+        turns = [(question, answer), *[follow_up] * (len(frames) - 1)]
+        ids, begins = self.dialogue(turns, tsf, at=at)
         return self.everything(frames), ids, begins[0]
 
     def everything(self, frames: Frames) -> dict[str, Tensor]:

@@ -270,7 +270,7 @@ class UniPixel(Host):
         return self.template.format(phrase=phrase)
 
     def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0
+        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], int]:
         """ChatML with Qwen's system line; the video (between its start and end tokens) right before the question.
 
@@ -280,13 +280,14 @@ class UniPixel(Host):
             raise ValueError(
                 "unipixel has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
             )
-        slots = "\n" if tsf else ""
+        before, after = (question, "") if at is None or not tsf else (question[:at], question[at:])
+        own_line = "\n" if tsf and at is None else ""
         ids = [
             *self._ids(f"{START}system\nYou are a helpful assistant.{END}\n{START}user\n{VISION}"),
             IMAGE,
-            *self._ids(f"{VISION_END}{question}{slots}"),
+            *self._ids(f"{VISION_END}{before}{own_line}"),
             *[TSF] * tsf,
-            *self._ids(f"{END}\n{START}assistant\n"),
+            *self._ids(f"{after}{END}\n{START}assistant\n"),
         ]
         return (ids, len(ids)) if answer is None else (ids + self._ids(answer + END), len(ids))
 

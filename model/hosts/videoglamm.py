@@ -256,7 +256,7 @@ class VideoGLaMM(Host):
         return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
 
     def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0
+        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], int]:
         """Phi-3's turns: system, user (visual block, question, TSF slots: a line each), assistant.
 
@@ -269,7 +269,10 @@ class VideoGLaMM(Host):
                 "videoglamm has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
             )
         ids = [*self._ids(SYSTEM, first=True), IMAGE]
-        if tsf:
+        if tsf and at is not None:
+            ids += self._ids(f"\n{question[:at]}") + [TSF] * tsf
+            ids += self._ids(f"{question[at:]}{ASSISTANT}")
+        elif tsf:
             ids += self._ids(f"\n{question}\n") + [TSF] * tsf + self._ids(ASSISTANT)
         else:
             ids += self._ids(f"\n{question}{ASSISTANT}")

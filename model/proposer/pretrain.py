@@ -98,6 +98,10 @@ class ProposerTask:
         boxes = float(max(1, sum(map(len, batch.targets))))
         return dict.fromkeys(self.weights, boxes)
 
+    def tallies(self, batch: Batch) -> dict[str, float]:
+        """None."""
+        return {}
+
     def size(self, batch: Batch) -> tuple[int, int]:
         """Images; no language tokens."""
         return len(batch), 0
@@ -125,18 +129,24 @@ class ProposerTask:
         suppression. Empty without a validation set."""
         if self.validation is None:
             return {}
+        proposals, targets = self.proposed(self.validation())
+        recall = oracle_recall(proposals, targets, self.top)
+        named = {f"recall@{threshold}": value for threshold, value in recall.items()}
+        return named | {"images": float(len(targets)), "boxes": float(sum(map(len, targets)))}
+
+    @torch.no_grad()
+    def proposed(self, batches: Iterable[Batch]) -> tuple[list[Tensor], list[Tensor]]:
+        """The `top` best proposals of each image, best first, and its targets: [P, 4] and [n, 4], xyxy in [0, 1]."""
         training = self.module.training
         self.module.eval()
         proposals: list[Tensor] = []
         targets: list[Tensor] = []
-        for batch in self.validation():
+        for batch in batches:
             found = propose(self.module(self.features(batch)), keep=self.top)
             proposals += [one.boxes_xyxy.cpu() for one in found]
             targets += batch.targets
         self.module.train(training)
-        recall = oracle_recall(proposals, targets, self.top)
-        named = {f"recall@{threshold}": value for threshold, value in recall.items()}
-        return named | {"images": float(len(targets)), "boxes": float(sum(map(len, targets)))}
+        return proposals, targets
 
     @torch.no_grad()
     def features(self, batch: Batch) -> list[Tensor]:

@@ -1,10 +1,13 @@
 """How large a study is."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from schemas.config import Config
+
+Table = Literal["Table 4", "Table 5C", "Table 9", "Table 10", "Questions"]
+"""The paper's, and one of ours: shares of region questions in stage 1."""
 
 
 class StudyConfig(Config):
@@ -16,12 +19,7 @@ class StudyConfig(Config):
     steps of the six lessons of a base (`model.study.base`) and of the two stages, and the clips that the stages see.
     """
 
-    tables: tuple[Literal["Table 4", "Table 5C", "Table 9", "Table 10"], ...] = (
-        "Table 4",
-        "Table 5C",
-        "Table 9",
-        "Table 10",
-    )
+    tables: tuple[Table, ...] = get_args(Table)
     noise: Literal["all", "highest"] = "highest"
     host: Literal["videoglamm", "unipixel", "glus"] = "videoglamm"
     side: int = Field(default=64, ge=64, multiple_of=32)

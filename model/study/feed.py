@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from model.corruption import Corruption, corrupt
 from model.data.collate import to_sample
+from model.data.questions import Drawn, ask, draw_families
 from model.data.record import Record, choose_frames
 from model.sparrow import Sparrow
 from model.study.world import StudyClip
 from model.train.task import Batch
 from model.tsf import TSFConfig
+from pipeline.corrupt import Corruption, corrupt
 from pipeline.encode.handcrafted import HandcraftedEncoder
 from pipeline.select import crop, evenly_spaced, select_representatives
+from schemas.questions import TEMPLATES
 
 
 class InMemory:
@@ -93,17 +95,45 @@ def representatives(clip: StudyClip, trajectory_t4: np.ndarray, k: int) -> list[
     return [crops[i] for i in picks + picks[-1:] * (k - len(picks))]
 
 
+class Asking(InMemory):
+    """Records, asked anew in each epoch, as samples for `StageTask`. A `model.train.task.Loader`.
+
+    The families are drawn as the loader of curated shards draws them, from the mix of the model's config.
+    """
+
+    def __init__(self, records: Sequence[Record], sparrow: Sparrow, batch: int, seed: int):
+        super().__init__(records, batch, seed, self._samples)
+        self.sparrow = sparrow
+
+    def _samples(self, records: Sequence[Record]) -> Batch:
+        has_tsf = [record.crops is not None for record in records]
+        mix = self.sparrow.config.questions
+        # `done` counts from 1 here: each batch of an epoch has a draw of its own
+        seed = (self.seed, self.epoch, self.done)
+        families = draw_families(mix, has_tsf, seed, len(records))
+        for record, (family, otherwise) in zip(records, families, strict=True):
+            drawn = Drawn(family, otherwise, f"{self.seed}/{self.epoch}")
+            has_crops = record.crops is not None
+            record.asked = ask(drawn, TEMPLATES, record.key, 0, record.caption, has_tsf=has_crops)
+        samples = [to_sample(record, self.sparrow) for record in records]
+        return Batch(samples, [record.key for record in records])
+
+
 def training_batches(
     sparrow: Sparrow, clips: Sequence[StudyClip], frames: int, batch: int, seed: int, *, tsf: bool
 ) -> InMemory:
-    """Batches for `StageTask`. tsf: whether the stage trains with TSF, in the share that `tsf.dropout` leaves."""
+    """Batches for `StageTask`. tsf: whether the stage trains with TSF, in the share that `tsf.dropout` leaves, and with
+    questions of the configured mix; else every clip is asked the host's own question."""
     config = sparrow.config
     draws = np.random.default_rng([seed, 2]).random(len(clips))
-    samples = []
+    records = []
     for index, (clip, draw) in enumerate(zip(clips, draws, strict=True)):
         wanted = tsf and config.tsf.wanted(training=True, draw=float(draw))
-        record = to_record(clip, index, frames, config.tsf if wanted else None, config.corruption)
-        samples.append((clip.key, to_sample(record, sparrow)))
+        noise = config.corruption
+        records.append(to_record(clip, index, frames, config.tsf if wanted else None, noise))
+    if tsf:
+        return Asking(records, sparrow, batch, seed)
+    samples = [(record.key, to_sample(record, sparrow)) for record in records]
     return InMemory(
         samples, batch, seed, lambda pairs: Batch([s for _, s in pairs], [key for key, _ in pairs])
     )

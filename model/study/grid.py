@@ -1,79 +1,98 @@
-"""Which models the study trains, and which rows of which table each of them fills."""
+"""Which models the study trains, and which rows of which table each of them fills.
 
+Rows come from `model.tables`. A row that is not the paper's is one more `Row` in `OWN`: its changes of the training go
+into the row itself, and it has no number of the paper.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.config import ABLATIONS
+from model.data.questions import QuestionMix
 from model.study.config import StudyConfig
-
-TRAININGS: dict[str, dict[str, Any]] = {
-    "none": {"tsf.path": "none"},
-    **{path: {"tsf.path": path} for path in ("spatial", "temporal", "concat", "sum")},
-    **{f"spatial, {name}": changes for name, changes in ABLATIONS["Table 10"].items()},
-}
-"""What differs in stage 1 and 2, as changes of preset `paper`."""
+from model.tables.ablations import TABLE_4, TABLE_5, TABLE_9, TABLE_10
+from model.tables.definitions import PaperRow
 
 SEG, BOX, BOTH = ({"decode.prompts": prompts} for prompts in ("seg", "box", "box+seg"))
 INFER = {"tsf.infer": True}
+ASKED = ("decode.prompts", "tsf.infer")
+"""Fields that decide how a model is asked. [BOX] off is a way of asking too: [SEG] alone."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a training, and how it is asked. paper: J&F on Ref-DAVIS17 with VideoGLaMM."""
+    """A row of a table: a training, and how its model is asked.
+
+    training: its name. changes: what differs in stages 1 and 2, of preset `paper`; rows of one training have the same.
+    paper: J&F on Ref-DAVIS17 with VideoGLaMM; None for a row of our own.
+    """
 
     table: str
     name: str
     training: str
-    paper: float
+    paper: float | None
     asked: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
+
+def _row(table: str, row: PaperRow) -> Row:
+    asked = {"decode.prompts": row.changes.get("decode.prompts", "box+seg")}
+    if row.changes.get("tsf.infer"):
+        asked |= INFER
+    changes = {
+        name: value
+        for name, value in row.changes.items()
+        if name not in (*ASKED, "box.enabled") and (name, value) != ("tsf.path", "spatial")
+    }
+    return Row(table, row.name, _training(changes), row.paper[-1], asked, changes)
+
+
+def _training(changes: Mapping[str, Any]) -> str:
+    """The name of a training: the projector of TSF, and the noise."""
+    path = changes.get("tsf.path", "spatial")
+    if "corruption.kind" not in changes:
+        return path
+    return f"{path}, {changes['corruption.kind']} {changes['corruption.level']}"
+
+
+QUESTIONS = "Questions"
+
+
+def _share(share: float) -> Row:
+    """A row of our own: which share of the samples with TSF is asked about the region. 1 is the default."""
+    name, mix = f"share {share:g}", QuestionMix.about_regions(share).model_dump()
+    if share == 1:
+        return Row(QUESTIONS, name, "spatial", None, BOTH)
+    return Row(QUESTIONS, name, f"spatial, {name}", None, BOTH, {"questions": mix})
+
+
+OWN = tuple(_share(share) for share in (0.0, 0.5, 1.0))
+"""Rows that are not the paper's."""
 
 ROWS = (
-    Row("Table 4", "neither", "none", 69.5, SEG),
-    Row("Table 4", "BOX only", "none", 72.5, BOTH),
-    Row("Table 4", "TSF in training", "spatial", 72.4, SEG),
-    Row("Table 4", "TSF in training + BOX", "spatial", 76.8, BOTH),
-    Row("Table 4", "TSF in both", "spatial", 75.3, SEG | INFER),
-    Row("Table 4", "TSF in both + BOX", "spatial", 77.7, BOTH | INFER),
-    Row("Table 5C", "[SEG]", "none", 69.5, SEG),
-    Row("Table 5C", "[BOX]", "none", 68.2, BOX),
-    Row("Table 5C", "[BOX] + [SEG]", "none", 72.5, BOTH),
-    Row("Table 9", "none", "none", 72.5, BOTH),
-    Row("Table 9", "temporal", "temporal", 72.5, BOTH),
-    Row("Table 9", "concat", "concat", 74.9, BOTH),
-    Row("Table 9", "sum", "sum", 74.7, BOTH),
-    Row("Table 9", "spatial", "spatial", 76.8, BOTH),
-    Row("Table 10", "no TSF", "none", 72.5, BOTH),
-    Row("Table 10", "clean", "spatial", 76.8, BOTH),
-    *(
-        Row("Table 10", name, f"spatial, {name}", paper, BOTH)
-        for name, paper in {
-            "jitter 0.05": 76.5,
-            "jitter 0.1": 76.0,
-            "jitter 0.2": 75.2,
-            "id_switch 0.05": 76.1,
-            "id_switch 0.1": 75.4,
-            "id_switch 0.2": 74.3,
-            "dropout 0.1": 76.6,
-            "dropout 0.3": 76.0,
-            "dropout 0.5": 75.0,
-        }.items()
-    ),
+    *(_row("Table 4", row) for row in TABLE_4.rows),
+    *(_row("Table 5C", row) for row in TABLE_5.rows if row.part == "C"),
+    *(_row("Table 9", row) for row in TABLE_9.rows),
+    *(_row("Table 10", row) for row in TABLE_10.rows),
+    *OWN,
 )
 
+TRAININGS = {row.training: row.changes for row in ROWS}
+"""Training -> its changes of preset `paper`."""
 
 TEMPORAL = ("temporal", "concat", "sum")
 """Trainings that need a host with a temporal projector."""
 
-
 HIGHEST = ("jitter 0.2", "id_switch 0.2", "dropout 0.5")
+"""The rows of Table 10 with the highest level of each noise."""
 
 
 def rows_of(config: StudyConfig) -> list[Row]:
     """Rows of the tables that are asked for, which this host can fill."""
     left_out = set() if config.host == "videoglamm" else set(TEMPORAL)
     if config.noise == "highest":
-        left_out |= {f"spatial, {name}" for name in ABLATIONS["Table 10"] if name not in HIGHEST}
+        noisy = [row for row in ROWS if "corruption.kind" in row.changes]
+        left_out |= {row.training for row in noisy if row.name not in HIGHEST}
     return [row for row in ROWS if row.table in config.tables and row.training not in left_out]
 
 
@@ -89,3 +108,8 @@ def asked_of(config: StudyConfig, training: str) -> list[dict[str, Any]]:
         if row.training == training and row.asked not in found:
             found.append(row.asked)
     return found
+
+
+def asks_questions(config: StudyConfig, training: str) -> bool:
+    """Whether it is measured what a training says of regions."""
+    return any(row.table == QUESTIONS and row.training == training for row in rows_of(config))

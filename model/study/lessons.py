@@ -61,6 +61,9 @@ class Lesson:
     def counts(self, batch: list[Any]) -> dict[str, float]:
         return dict.fromkeys(self.weights, float(len(batch)))
 
+    def tallies(self, batch: list[Any]) -> dict[str, float]:
+        return {}
+
     def size(self, batch: list[Any]) -> tuple[int, int]:
         return len(batch), 0
 
@@ -239,6 +242,7 @@ class ListenTask(StageTask):
         sparrow.lora_names = {"llm": []}  # nothing is wrapped: this is the model below the adapters
         super().__init__(sparrow, "stage1")
         self.name, self.pointers = "listening", pointers
+        self.by_family = {}
         self.weights = {"ce": 0.5, "bce": 2.0, "dice": 1.0, "align": 1.0}
         sparrow.lora_names = {}
         sparrow.host.requires_grad_(True)

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from model.config import StageConfig
+from model.data.collate import to_sample
+from model.data.questions import Asked
 from model.metrics import boundary_accuracy, region_similarity
+from model.regions import answer_about_region
 from model.sparrow import Sparrow
-from model.study.feed import representatives
+from model.study.feed import representatives, to_record
 from model.study.world import StudyClip
+from pipeline.corrupt import Corruption
+from schemas.questions import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,33 @@ def ask(sparrow: Sparrow, clip: StudyClip) -> NDArray[np.bool_]:
         clip.phrase
     )
     return np.zeros_like(clip.masks_nthw[0]) if found is None else found
+
+
+@torch.no_grad()
+def region_answers(sparrow: Sparrow, clips: Sequence[StudyClip], shown: int) -> dict[str, float]:
+    """Answers to region questions: mean loss of a word of the phrase, and the share of answers that are the phrase.
+
+    Each clip's target is shown by its crops, and asked about with the first template. shown: frames of a clip for the
+    loss, as in training. Nothing for a model without TSF.
+    """
+    if sparrow.config.tsf.path == "none":
+        return {}
+    was = sparrow.training
+    sparrow.eval()
+    question, words = TEMPLATES.region[0], StageConfig(losses=("language",))
+    losses, right = [], []
+    for index, clip in enumerate(clips):
+        record = to_record(clip, index, shown, sparrow.config.tsf, Corruption())
+        record.asked = Asked("region", question, clip.phrase)
+        sample = to_sample(record, sparrow)
+        losses.append(float(sparrow([sample], words)["ce"]))
+        length = len(sample.ids) - sample.answer_begins
+        answer = answer_about_region(
+            sparrow, clip.frames_thw3, question, record.crops or (), length
+        )
+        right.append(answer.strip() == clip.phrase)
+    sparrow.train(was)
+    return {"loss": float(np.mean(losses)), "exact": float(np.mean(right))}
 
 
 def picture(sparrow: Sparrow, clips: Sequence[StudyClip], zoom: int = 2) -> NDArray[np.uint8]:

@@ -3,14 +3,14 @@
 import csv
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.study.config import StudyConfig
-from model.study.grid import Row, rows_of
+from model.study.grid import QUESTIONS, Row, rows_of
 from model.study.world import KINDS
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -19,7 +19,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Claim:
-    """A difference that the paper reports between two rows, in points of J&F."""
+    """A difference between two rows that the paper reports, in points of J&F; or one of ours, if a row has no number."""
 
     table: str
     better: str
@@ -41,8 +41,8 @@ CLAIMS = (
     Claim("Table 4", "TSF in training + BOX", "TSF in training", "[BOX] helps on top of TSF"),
     Claim("Table 4", "TSF in both", "TSF in training", "TSF at inference helps more"),
     Claim("Table 4", "TSF in both + BOX", "TSF in training + BOX", "and with [BOX] too"),
-    Claim("Table 5C", "[BOX] + [SEG]", "[SEG]", "both prompts beat [SEG] alone"),
-    Claim("Table 5C", "[SEG]", "[BOX]", "[SEG] alone beats [BOX] alone"),
+    Claim("Table 5C", "box+seg", "seg", "both prompts beat [SEG] alone"),
+    Claim("Table 5C", "seg", "box", "[SEG] alone beats [BOX] alone"),
     Claim("Table 9", "spatial", "none", "the spatial projector's tokens help"),
     Claim("Table 9", "spatial", "temporal", "more than the temporal projector's"),
     Claim("Table 9", "spatial", "concat", "and more than both kinds beside each other"),
@@ -51,6 +51,13 @@ CLAIMS = (
     Claim("Table 10", "clean", "id_switch 0.2", "identity switches cost something"),
     Claim("Table 10", "clean", "dropout 0.5", "missing boxes cost something"),
     Claim("Table 10", "id_switch 0.2", "no TSF", "even a bad trajectory is better than none"),
+    Claim(
+        "Questions",
+        "share 1",
+        "share 0",
+        "all samples with TSF are asked about the region, or none",
+    ),
+    Claim("Questions", "share 0.5", "share 0", "half of them, or none"),
 )
 
 
@@ -62,6 +69,8 @@ class Line:
     values: list[float]
     right: list[float]
     by_kind: dict[str, float]
+    answers: list[dict[str, float]] = field(default_factory=list)
+    """Of each run: `model.study.measure.region_answers`."""
 
 
 def lines(config: StudyConfig, runs: Runs) -> list[Line]:
@@ -87,6 +96,7 @@ def lines(config: StudyConfig, runs: Runs) -> list[Line]:
                     [_jf(clips) for clips in scores],
                     [_right(clips) for clips in scores],
                     means,
+                    [run["answers"] for run in runs[row.training] if run.get("answers")],
                 )
             )
     return found
@@ -130,7 +140,7 @@ def write_report(
                 [
                     line.row.table,
                     line.row.name,
-                    line.row.paper,
+                    _paper(line.row),
                     *_numbers(line.values),
                     len(line.values),
                     *_numbers(line.right)[:1],
@@ -149,6 +159,7 @@ def write_report(
             _markdown(line for line in table if line.row.table == name),
             f"![{name}]({picture.name})\n",
         ]
+    text.append(_answers(line for line in table if line.answers))
     (out / "report.md").write_text("\n".join(text))
     return [out / "report.md", out / "rows.csv", *pictures]
 
@@ -195,10 +206,13 @@ def _reading(by_name: dict[tuple[str, str], Line]) -> str:
         if one is None or other is None:
             continue
         word, mean, error = verdict(one.values, other.values)
-        tally[word] += 1
-        paper = one.row.paper - other.row.paper
+        paper = _difference(one.row.paper, other.row.paper)
+        if paper:
+            tally[word] += 1
+        else:  # ours: there is nothing to reproduce
+            word = {"reproduced": "better", "the opposite": "worse"}.get(word, word)
         rows.append(
-            f"| {claim.table}: {claim.text} | {paper:+.1f} | {mean:+.1f} +- {error:.1f} | {word} |"
+            f"| {claim.table}: {claim.text} | {paper} | {mean:+.1f} +- {error:.1f} | {word} |"
         )
     counted = ", ".join(f"{word} {count}" for word, count in tally.items())
     about = (
@@ -206,6 +220,11 @@ def _reading(by_name: dict[tuple[str, str], Line]) -> str:
         'standard error; a reading other than "no difference seen" needs two of them.\n'
     )
     return "\n".join([*rows, "", about])
+
+
+def _difference(better: float | None, than: float | None) -> str:
+    """Of the paper's numbers; empty if a row is not the paper's."""
+    return "" if better is None or than is None else f"{better - than:+.1f}"
 
 
 def _markdown(table: Iterable[Line]) -> str:
@@ -216,9 +235,32 @@ def _markdown(table: Iterable[Line]) -> str:
     for line in table:
         kinds = " | ".join(f"{line.by_kind[k]:.1f}" for k in KINDS)
         rows.append(
-            f"| {line.row.name} | {line.row.paper} | {_plain(line.values)} | {kinds} | {_plain(line.right)} % |"
+            f"| {line.row.name} | {_paper(line.row)} | {_plain(line.values)} | {kinds} | {_plain(line.right)} % |"
         )
     return "\n".join([*rows, ""])
+
+
+def _answers(table: Iterable[Line]) -> str:
+    """How trainings with different shares of region questions answer them."""
+    rows = [
+        f"| {line.row.name} | {_plain([one['loss'] for one in line.answers])} "
+        f"| {_plain([100 * one['exact'] for one in line.answers])} % |"
+        for line in table
+        if line.row.table == QUESTIONS
+    ]
+    if not rows:
+        return ""
+    head = [
+        "Answers to region questions, on clips not seen in training: the loss of a word of the phrase, and the share of "
+        "answers that are the phrase.\n",
+        "| share of region questions | loss of a word | exact |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def _paper(row: Row) -> str:
+    return "" if row.paper is None else f"{row.paper}"
 
 
 def _numbers(values: list[float]) -> tuple[str, str]:

@@ -19,12 +19,14 @@ from model.hosts.base import PromptState
 from model.losses import oracle_recall, proposal_labels
 from model.proposer import Proposals
 from model.sam import Features
-from model.sparrow import Sample, Sparrow
+from model.sample import Sample
+from model.sparrow import Sparrow
+from model.stage_losses import proposal_losses, states_of
 from model.study.base import load_base, train
 from model.study.config import StudyConfig
 from model.study.feed import training_batches
-from model.study.grid import SEG, TRAININGS, asked_of
-from model.study.measure import evaluate, picture
+from model.study.grid import SEG, TRAININGS, asked_of, asks_questions
+from model.study.measure import evaluate, picture, region_answers
 from model.study.world import make_clip
 from model.train.config import TrainConfig
 from model.train.log import read
@@ -57,7 +59,7 @@ class FilterTask(StageTask):
     def read(self, sample: Sample) -> Seen:
         self.sparrow.eval()
         state, features = (
-            self.sparrow.states([sample])[0],
+            states_of(self.sparrow, [sample])[0],
             self.sparrow.host.sam.features(sample.sam_frames_f3ss[:1]),
         )
         return Seen(
@@ -67,7 +69,7 @@ class FilterTask(StageTask):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         self._boxes.clear()
         found = [
-            self.sparrow.proposal_losses(s.sample, s.state, s.features, s.proposals)
+            proposal_losses(self.sparrow, s.sample, s.state, s.features, s.proposals)
             for s in batch.samples
         ]
         labels = [
@@ -147,7 +149,13 @@ def run_cell(
         sparrow.config = trained.with_(**asked)
         sparrow.tsf.config = sparrow.config.tsf
         scores.append(_row(asked, evaluate(sparrow, tested)))
-    _write(out, {"scores": scores, "losses": losses, "cpu_seconds": time.process_time() - start})
+    sparrow.config = trained
+    sparrow.tsf.config = trained.tsf
+    answers = {}
+    if asks_questions(config, training):
+        answers = region_answers(sparrow, tested, config.shown)
+    seconds = time.process_time() - start
+    _write(out, {"scores": scores, "losses": losses, "answers": answers, "cpu_seconds": seconds})
 
 
 def _clips(config: StudyConfig, world: int, count: int) -> list[Any]:

@@ -34,6 +34,8 @@ ABOUT = "stage.json"
 FREE = (
     "sparrow.preset",
     "sparrow.corruption",
+    "sparrow.corruption_achieved",
+    "sparrow.questions",
     "sparrow.tsf",
     "sparrow.proposals",
     "sparrow.decode",

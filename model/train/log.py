@@ -9,6 +9,8 @@ from schemas.files import replacing, sync
 
 FIGURES = ("seconds", "samples_per_s", "tokens_per_s", "memory_gb", "mfu")
 """Columns that are about speed, not learning."""
+TALLY = "n_"
+"""What columns begin with that count things: samples of a family of questions."""
 TABLES = ("steps.csv", "validation.csv")
 
 
@@ -78,31 +80,44 @@ def read(path: Path) -> list[dict[str, float]]:
         ]
 
 
+def losses_of(rows: list[dict[str, float]]) -> dict[str, list[str]]:
+    """The losses that rows of `steps.csv` hold, each with its parts: "ce" -> ["ce_region", "ce_host"]."""
+    apart = ("step", "lr", "grad_norm", "skipped", *FIGURES)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in columns if name not in apart and not name.startswith(TALLY)]
+    parts = {name: [one for one in names if one.startswith(f"{name}_")] for name in names}
+    inner = {one for found in parts.values() for one in found}
+    return {name: found for name, found in parts.items() if name not in inner}
+
+
 def plot(table: Path, picture: Path) -> None:
-    """Every loss over the steps, raw and smoothed."""
+    """Every loss over the steps, raw and smoothed; beside it, dashed, the loss of each family of questions."""
     rows = read(table)
-    names = [
-        n
-        for n in (rows[0] if rows else {})
-        if n not in ("step", "lr", "grad_norm", "skipped", *FIGURES)
-    ]
-    if not names:
+    losses = losses_of(rows)
+    if not losses:
         return
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    figure = Figure(figsize=(4 * len(losses), 3), layout="constrained")
     FigureCanvasAgg(figure)
-    steps = np.array([row["step"] for row in rows])
     window = max(1, len(rows) // 20)
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        values = np.array([row.get(name, np.nan) for row in rows])
-        axes.plot(steps, values, linewidth=0.6, alpha=0.4)
-        if window > 1:
-            smooth = np.convolve(values, np.full(window, 1 / window), "valid")
-            axes.plot(steps[window - 1 :], smooth, linewidth=1.5)
+    panels = np.atleast_1d(figure.subplots(1, len(losses)))
+    for axes, (name, parts) in zip(panels, losses.items(), strict=True):
+        for line in (name, *parts):
+            there = [row for row in rows if line in row]
+            steps = np.array([row["step"] for row in there])
+            values = np.array([row[line] for row in there])
+            style = "-" if line == name else "--"
+            if line == name:
+                axes.plot(steps, values, linewidth=0.6, alpha=0.4)
+            if 1 < window <= len(there):
+                smooth = np.convolve(values, np.full(window, 1 / window), "valid")
+                axes.plot(steps[window - 1 :], smooth, style, linewidth=1.5, label=line)
         axes.set(title=name, xlabel="step")
+        if parts and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="x-small")
     with replacing(picture) as fresh:
         figure.savefig(fresh, dpi=110, format="png")
 

@@ -1,5 +1,6 @@
 """What the trainer trains, and what it is fed with: two small protocols, and the two stages of SPARROW."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from model.data.collate import collate
-from model.hosts.base import BOX_TOKEN
+from model.data.questions import FAMILIES, MASKED, Family
+from model.data.record import NOISE
 from model.losses import proposal_labels
-from model.sparrow import Sample, Sparrow
+from model.sample import Sample
+from model.sparrow import Sparrow
+from model.stage_losses import counted_words
 
 Stage = Literal["stage1", "stage2"]
 
@@ -32,6 +36,9 @@ class Task(Protocol):
 
     def counts(self, batch: Any) -> dict[str, float]:
         """Of how many things each term is the mean. From these, parts of a batch add up to exactly the whole."""
+
+    def tallies(self, batch: Any) -> dict[str, float]:
+        """Further columns of `steps.csv`, summed over a step: always the same names. May be none."""
 
     def size(self, batch: Any) -> tuple[int, int]:
         """Samples and language tokens of a batch, for throughput."""
@@ -102,17 +109,20 @@ class StageTask:
         self.weights = {
             name: weight for part in self.stage.losses for name, weight in terms[part].items()
         }
+        # Not losses but shown beside them: what each family of questions contributes.
+        self.by_family: dict[str, tuple[str, Family]] = {}
+        if stage == "stage1":
+            for term in (term for term in ("ce", "bce", "dice") if term in self.weights):
+                for family in FAMILIES:
+                    if term == "ce" or family in MASKED:
+                        self.by_family[f"{term}_{family}"] = term, family
+        self.weights |= dict.fromkeys(self.by_family, 0.0)
         self._boxes: list[Tensor] = []
         if "proposals" in self.weights and sparrow.filter is not None:
             self.weights["reachable"] = 0.0  # not a loss: whether there is anything to learn from
             sparrow.filter.register_forward_pre_hook(
                 lambda _, args: self._boxes.append(args[2].detach())
             )
-        host = sparrow.host
-        tokens = [host.spec.seg_token, *([BOX_TOKEN] if sparrow.config.box.enabled else [])]
-        self._said = (
-            {host.token_id(token) for token in tokens} if host.spec.loss_on_tokens_only else None
-        )
 
     def parameters(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.sparrow.parameters() if p.requires_grad], "scale": 1.0}]
@@ -122,7 +132,10 @@ class StageTask:
         be a positive. Where it is 0 the filter learns to say no, and nothing else."""
         device = next(self.sparrow.parameters()).device
         self._boxes.clear()
-        losses = self.module([_on(sample, device) for sample in batch.samples], self.stage)
+        samples = [_on(sample, device) for sample in batch.samples]
+        losses = self.module(samples, self.stage, by_family=bool(self.by_family))
+        zero = losses["loss"].new_zeros(())
+        losses = dict.fromkeys(self.by_family, zero) | losses
         if "reachable" in self.weights:
             config = self.sparrow.config.loss.filter
             hits = [
@@ -133,14 +146,34 @@ class StageTask:
         return losses
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Language: over labelled tokens of the batch; reachable: over targets; the others: over samples."""
-        words = [i for s in batch.samples for i in s.ids[s.answer_begins :] if i >= 0]
-        said = len(words) if self._said is None else sum(i in self._said for i in words)
-        special = {
-            "ce": float(said),
-            "reachable": float(sum(len(s.boxes_n4) for s in batch.samples)),
-        }
-        return {name: special.get(name, float(len(batch.samples))) for name in self.weights}
+        """Language: over counted words; reachable: over targets; the others: over samples with grounding tokens."""
+        masked = [sample for sample in batch.samples if sample.masked]
+        found = dict.fromkeys(self.weights, float(len(masked)))
+        found["ce"] = float(sum(map(self._counted, batch.samples)))
+        found["reachable"] = float(sum(len(sample.boxes_n4) for sample in masked))
+        for name, (term, family) in self.by_family.items():
+            mine = [sample for sample in batch.samples if sample.family == family]
+            found[name] = float(sum(map(self._counted, mine)) if term == "ce" else len(mine))
+        return {name: found[name] for name in self.weights}
+
+    def _counted(self, sample: Sample) -> int:
+        """Words of the answer that the language loss counts."""
+        words = [i for i in sample.ids[sample.answer_begins :] if i >= 0]
+        counted = counted_words(self.sparrow, sample.family)
+        return len(words) if counted is None else sum(i in counted for i in words)
+
+    def tallies(self, batch: Batch) -> dict[str, float]:
+        """Samples of each family, and those with TSF in their prompt; with noise on trajectories, the frames that it
+        changed and could have changed."""
+        if self.name != "stage1":
+            return {}
+        families = Counter(sample.family for sample in batch.samples)
+        found = {f"n_{family}": float(families[family]) for family in FAMILIES}
+        found["n_tsf"] = float(sum(sample.crops is not None for sample in batch.samples))
+        if self.sparrow.config.corruption.kind != "none":
+            for place, name in enumerate(NOISE):
+                found[name] = float(sum(sample.noise[place] for sample in batch.samples))
+        return found
 
     def size(self, batch: Batch) -> tuple[int, int]:
         """Tokens are those of the text: what a picture becomes is the host's business."""
@@ -165,7 +198,8 @@ class StageTask:
         if not any(totals.values()):
             return {}
         found = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
-        return {"loss": sum(self.weights[name] * value for name, value in found.items())} | found
+        loss = sum(self.weights[name] * value for name, value in found.items())
+        return {"loss": loss} | {name: found[name] for name in found if totals[name]}
 
     def gradient_checkpointing(self) -> None:
         self.sparrow.host.llm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -166,6 +166,7 @@ class Trainer:
             {name: float(value) for name, value in sums.items()} | {"": float(self._stop)}
         )
         stop = found.pop("") > 0
+        tallies = self._tallies(batches)
         total = sum(task.weights[name] * value for name, value in found.items())
         fine = math.isfinite(norm) and math.isfinite(total)
         if fine:
@@ -176,12 +177,22 @@ class Trainer:
         row = {
             "step": self.step,
             "loss": total,
-            **found,
+            # Empty: a figure of nothing.
+            **{name: value if totals[name] else "" for name, value in found.items()},
+            **tallies,
             "lr": lr,
             "grad_norm": norm,
             "skipped": self.skipped,
         }
         return row, stop
+
+    def _tallies(self, batches: list[Any]) -> dict[str, float]:
+        """The task's further columns, of all batches of all processes."""
+        sums: dict[str, float] = {}
+        for batch in batches:
+            for name, value in self.task.tallies(batch).items():
+                sums[name] = sums.get(name, 0.0) + value
+        return self.world.sum(sums) if sums else {}
 
     def _skip(self, bad: list[str], every: list[str]) -> None:
         """No update from numbers that are none; who is to blame is said, and too often is an error."""

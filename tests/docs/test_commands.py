@@ -181,8 +181,15 @@ def known_field(pair: str) -> bool:
         return True
     if section == "benchmark":
         return True  # a keyword of one benchmark's class
-    ways = [lambda: model("paper", **{name: value}), lambda: study("cpu", "glus", [pair])]
-    ways += [lambda preset=preset: configure(preset, [pair]) for preset in PRESETS]
+    given, pairs = {name: value}, [pair]
+    if section in (
+        "corruption",
+        "corrupt",
+    ):  # a kind without a level is refused, and so is the other
+        given = {f"{section}.kind": "jitter", f"{section}.level": 0.1} | given
+        pairs = [f"{field}={value}" for field, value in given.items()]
+    ways = [lambda: model("paper", **given), lambda: study("cpu", "glus", [pair])]
+    ways += [lambda preset=preset: configure(preset, pairs) for preset in PRESETS]
     for source in SOURCES:
         config = configured_source(source, Take()).config
         ways.append(

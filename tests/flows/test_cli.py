@@ -287,7 +287,7 @@ def test_bash_gets_completions_from_the_program():
         (("demo", "--executor", ""), ["ray", "inline"]),
         (("ground", "a.mp4", "--host", "g"), ["glus"]),
         (("train", ""), ["proposer", "stage1", "stage2"]),
-        (("train", "stage1", "--preset", ""), ["paper", "release", "host"]),
+        (("train", "stage1", "--preset", "re"), ["release", "reconstructed"]),
         (("eval", "ref"), ["ref-ytvos", "ref-davis17"]),
         (("export", "o", "--format", ""), ["sparrow", "artemis", "coco", "ytvis", "fiftyone"]),
         (("export", "o", "--source", "a"), ["a2d"]),

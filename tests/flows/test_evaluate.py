@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 from flows import evaluate, evaluation
 from flows.cli import app
 from flows.evaluation import Request, fingerprint
+from model.config import ABLATIONS
 from model.evaluate.benchmarks import BENCHMARKS
+from tests.model.data.made import make_output
 from tests.model.evaluate.made import MAKERS
+from tests.model.tables.made import run_of
 
 TINY = ["--host", "glus", "--size", "tiny", "--answer", "force"]
 FILES = (
@@ -158,8 +161,55 @@ def test_vidstg_and_the_tables(davis, whole, tmp_path):
     assert "| GLUS + SPARROW | whole: protocol host+answer=force, tiny |" in tables
     assert "- vidstg: vidstg test; glus, preset paper; protocol host+answer=force, tiny; " in tables
     assert "GLUS + SPARROW" in sparrow("table", whole[0]).output
-    numbers = json.loads(sparrow("table", whole[0], "--format", "json").output)["numbers"]
-    assert {one["table"] for one in numbers if one["source"] != "paper"} == {"Table 2", "Table 15"}
+    found = json.loads(sparrow("table", whole[0], "--format", "json").output)
+    assert {one["table"] for one in found["numbers"] if one["source"] != "paper"} == {
+        "Table 2",
+        "Table 15",
+    }
+    assert found["in_no_row"] == []
+
+
+def test_runs_of_ablations_stand_in_their_own_tables(tmp_path):
+    """All of `ABLATIONS`, a run each: Tables 5, 9, 10 and 11 used to fill Table 4 as the default row."""
+    for table, rows in ABLATIONS.items():
+        for name, changes in rows.items():
+            folder = tmp_path / f"{table} {name}"
+            folder.mkdir()
+            (folder / "results.json").write_text(json.dumps(run_of(changes=changes)))
+    found = json.loads(sparrow("table", tmp_path, "--format", "json").output)
+    assert found["in_no_row"] == []
+    lines = {(one["table"], one["source"]) for one in found["numbers"] if one["source"] != "paper"}
+    for table, rows in ABLATIONS.items():
+        for name in rows:
+            printed = table.rstrip("ABC")
+            mine = [other for other, source in lines if f"{table} {name}" in source]
+            assert printed in mine
+    default = [one for one in found["numbers"] if one["method"] == "TSF in training (default)"]
+    runs = {one["source"].split(": protocol")[0] for one in default if one["source"] != "paper"}
+    assert runs == {
+        "Table 4 TSF in training",
+        *("Table 4 TSF in training + BOX", "Table 9 spatial", "Table 10 clean"),  # one config
+    }
+
+
+def test_an_ablation_that_is_run_is_in_its_table_and_a_deviating_one_in_none(davis, tmp_path):
+    words = ["ref-davis17", "--data-root", davis, "--size", "tiny", "--answer", "force"]
+    words += ["--limit", 1, "--set", "tsf.path=none"]
+    sparrow(*words, "--out", tmp_path / "mllm", "--set", "filter.where=mllm")
+    sparrow(*words, "--out", tmp_path / "loose", "--set", "filter.nms=0.7")
+    text = sparrow("table", tmp_path, "--format", "markdown").output
+    lines = [line for line in text.splitlines() if "| mllm: " in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| (B) filter.where = mllm"]
+    assert "| loose: " not in text
+    nearest = "loose: in no row; the nearest is Table 4, BOX only, but for filter.nms=0.7"
+    assert f"- {nearest} (the row has 0.8)" in text
+
+
+def test_every_row_can_be_listed():
+    text = sparrow("rows", "--format", "markdown").output
+    assert "| BOX only | videoglamm | paper | `tsf.path=none` | [BOX] on 72.5 |" in text
+    assert "`box.enabled=false` `decode.prompts=seg`" in text
+    assert "Table 12" in sparrow("rows").output
 
 
 @pytest.mark.parametrize(
@@ -212,6 +262,7 @@ def test_what_a_training_leaves_is_a_checkpoint(davis, tmp_path):
         scores.append(json.loads((out / "results.json").read_text()))
         assert scores[-1]["weights"] == [list(fingerprint(tmp_path / name))]
         assert scores[-1]["note"] == "tiny glus, tiny weights: the numbers mean nothing"
+        assert scores[-1]["trained"] == model.config.model_dump(mode="json")
     assert scores[0]["summary"] == pytest.approx(scores[1]["summary"], abs=1e-3)
     out = tmp_path / "seg"  # a field of the decoder may differ from what was trained
     words = ["--checkpoint", tmp_path / "export-full", "--set", "decode.prompts=seg", "--limit", 1]
@@ -264,3 +315,22 @@ def test_every_benchmark_is_a_command():
         "asking": {"merge": "union"},
         "options": {"fps": 2},
     }
+
+
+def test_region_questions_are_asked_on_curated_shards(tmp_path):
+    shards = make_output(tmp_path / "shards", {"a": (1, 1)})
+    place = ["regions", "--data-root", shards, "--split", "train", "--size", "tiny"]
+    short = ["--set", "asking.max_new_tokens=3", "--set", "benchmark.captions=false"]
+    text = sparrow(*place, "--out", tmp_path / "run", *short).output
+    assert "What is the <region> doing during this video?" in text
+    assert "answers name no object" not in text
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["queries"], results["failed"], results["unscored"]) == (2, 0, 0)
+    assert results["summary"].keys() == {"exact", "word_F1"}
+    for words, message in (
+        (["--answer", "force"], "what the model says"),
+        (["--tsf", "full-tiny"], "crops that the shards hold"),
+        (["--set", "benchmark.template=99"], "the pool has 0 to 11"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparrow(*place, "--out", tmp_path / "other", *words)

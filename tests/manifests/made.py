@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from pipeline.agree import Agreement, TrackQuality
+from pipeline.corrupt import Trajectory
 from pipeline.curate import ClipResult
 from pipeline.plan import Job, ShardPlan
 from pipeline.presets import configure
@@ -173,6 +174,7 @@ def curated(source: str, target: int, size: tuple[int, int]) -> Curated:
         TrackQuality(0.9, int(there.sum()), 1.0 if tracked else None),
         segments,
         0,
+        Trajectory(np.where(kept[:, None], box, np.nan), int(kept.sum())),
         TSF(
             [0, 1, 2, 3],
             [False] * 4,

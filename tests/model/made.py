@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from model.config import SparrowConfig, configure
-from model.corruption import corrupt
 from model.hosts import build
 from model.hosts.base import Host
 from model.sam import prepare
-from model.sparrow import Sample, Sparrow
+from model.sample import Sample
+from model.sparrow import Sparrow
+from pipeline.corrupt import corrupt
 from pipeline.select import crop
 from tests.made import moving_square
 
@@ -59,7 +60,8 @@ def sample(
     for t, (x1, y1, x2, y2) in enumerate(pixels.round().astype(int)):
         masks[:, t, y1:y2, x1:x2] = 1
     wanted = config.tsf.wanted(training=True)
-    spelled = " [0.10,0.20,0.60,0.70]" if config.proposer.kind == "coords" else ""
+    corners = ",".join(f"{share:.2f}" for share in boxes[0])
+    spelled = f" [{corners}]" if config.proposer.kind == "coords" else ""
     answer = host.answer.format(seg=" and ".join([sparrow.grounding_tokens()] * objects)) + spelled
     inputs, ids, begins = host.lesson(
         pictures, host.question("square"), answer, config.tsf.tokens if wanted else 0

@@ -28,6 +28,8 @@ from model.config import configure
 from model.hosts import build
 from model.hosts.tokenizer import byte_tokenizer
 from model.sparrow import Sparrow
+from model.train.export import FREE
+from schemas.json_checksum import FILES, dumps_checked, load_checked
 
 HOSTS = ("videoglamm", "glus", "unipixel")
 
@@ -528,3 +530,24 @@ def test_a_save_of_another_model_is_refused_with_a_table(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match="not a finished checkpoint"):
         load(other, tmp_path)
+
+
+def test_a_save_from_before_the_reported_head_says_which_field_builds_it(tmp_path):
+    """Its config names no `filter.descriptor`; its head is the fused one."""
+    source = sparrow(tiny("glus", 1), "reconstructed")
+    save(source, tmp_path, "all")
+    path = tmp_path / "config.json"
+    about = load_checked(path)
+    del about["sparrow"]["filter"]["descriptor"]
+    path.write_text(dumps_checked(about, about[FILES]))
+    other = sparrow(tiny("glus", 2), "paper")
+    with pytest.raises(CheckpointError) as error:
+        load(other, tmp_path, differing=FREE)
+    first = str(error.value).splitlines()[0]
+    assert first == (
+        "saved with filter.descriptor=fused, and the model has concatenated: "
+        "--set filter.descriptor=fused builds the one that was saved"
+    )
+    same = sparrow(tiny("glus", 2), "paper", **{"filter.descriptor": "fused"})
+    load(same, tmp_path, differing=FREE)
+    assert equal(values(source), values(same))

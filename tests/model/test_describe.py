@@ -12,7 +12,11 @@ from typer.testing import CliRunner
 from flows.cli import app
 from model.config import configure
 from model.describe import TABLE_11, TABLE_15, describe, proposers
+from model.tables.headline import TABLE_1
+from tests.docs.pages import REPO
 from tests.model.made import HOSTS, tiny_host
+
+SHOWN = {row.host: row.name for row in TABLE_1.rows[::2]}
 
 
 @pytest.fixture(scope="module", params=HOSTS)
@@ -28,7 +32,9 @@ def test_baselines_are_the_papers_within_two_in_ten_thousand(found):
 def test_sparrow_adds_what_its_modules_have(found):
     added = {part.name: part.parameters for part in found.sparrow}
     assert added["proposer"] == 11_181_225 - 6 * 257  # one objectness head in place of two
-    assert added["filter"] == 921_861
+    assert added["filter"] == 987_141
+    page = (REPO / "docs" / "paper_vs_release.md").read_text()
+    assert f"{sum(added.values()) / 1e6:.1f} M ({SHOWN[found.host]})" in page
     width = {"videoglamm": 3072, "unipixel": 2048, "glus": 4096}[found.host]
     assert added["box_adapter"] == (width + 1) * width + (width + 1) * 256 + width
     assert added["[BOX] rows"] == width * (1 if found.host == "unipixel" else 2)

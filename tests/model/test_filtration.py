@@ -43,6 +43,10 @@ def head(**options) -> FiltrationHead:
     return FiltrationConfig(**options).build(CHANNELS, DIM).eval()
 
 
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def trained(module: FiltrationHead) -> FiltrationHead:
     nn.init.normal_(module.refine[2].weight, std=0.5)
     return module
@@ -52,13 +56,21 @@ def trained(module: FiltrationHead) -> FiltrationHead:
 
 
 def test_parameters_of_the_real_head():
-    with torch.device("meta"):
-        parts = {where: FiltrationHead(FiltrationConfig(where=where)) for where in ("head", "mllm")}
-    assert {w: sum(p.numel() for p in m.parameters()) for w, m in parts.items()} == {
-        "head": 921_861,
-        "mllm": 396_805,
+    wanted = {
+        ("head", "concatenated"): 987_141,
+        ("mllm", "concatenated"): 462_085,
+        ("head", "fused"): 921_861,
+        ("mllm", "fused"): 396_805,
     }
-    assert sum(p.numel() for p in parts["head"].context.parameters()) == 592_128
+    for (where, descriptor), count in wanted.items():
+        with torch.device("meta"):
+            module = FiltrationHead(FiltrationConfig(where=where, descriptor=descriptor))
+        assert parameters(module) == count
+    with torch.device("meta"):
+        module = FiltrationHead()
+    assert parameters(module.context) == 592_128
+    assert parameters(module.score) == 768 * 256 + 256 + 256 + 1  # two layers: Eq. 8
+    assert parameters(module.refine) == 768 * 256 + 256 + 256 * 4 + 4
 
 
 def test_runs_on_shapes_alone():
@@ -75,8 +87,9 @@ def test_runs_on_shapes_alone():
 # --- Eq. 6-8 ---
 
 
-def test_scores_are_the_equations_written_out(inputs):
-    module = head()
+@pytest.mark.parametrize("descriptor", ["concatenated", "fused"])
+def test_scores_and_boxes_are_the_equations_written_out(inputs, descriptor):
+    module = trained(head(descriptor=descriptor, top_k=30))
     h, maps, boxes, objectness, _ = inputs
     out = module(h, maps, boxes, objectness)
     regions = module.context
@@ -100,8 +113,16 @@ def test_scores_are_the_equations_written_out(inputs):
             )
             weights = (regions.key(r) @ regions.query(h[n]) / math.sqrt(DIM)).softmax(0)
             z = (weights[:, None] * regions.value(r)).sum(0)
-            s = module.score(module.fuse(torch.cat([z, p, h[n]])))[0]
+            c = torch.cat([z, p, h[n]])
+            if descriptor == "fused":
+                c = module.fuse(c)
+                s = module.score(c)[0]
+            else:  # Eq. 8: W_2 ReLU(W_1 [Z; G; e_BOX])
+                first, _, second = module.score
+                s = second((first.weight @ c + first.bias).relu())[0]
             torch.testing.assert_close(out.logits[n, i], s, rtol=1e-4, atol=1e-5)
+            delta = out.deltas[n][out.index[n] == i][0]  # Eq. 9: f_ref reads the same vector
+            torch.testing.assert_close(delta, module.refine(c), rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_and_proposals_do_not_disturb_each_other(inputs):
@@ -271,10 +292,11 @@ def test_without_proposals_or_tokens_nothing_is_selected(inputs):
 
 @pytest.mark.parametrize("fusion", ["product", "logit_sum"])
 @pytest.mark.parametrize("where", ["head", "mllm"])
-def test_gradients_reach_every_weight_and_the_adapter(inputs, fusion, where):
+@pytest.mark.parametrize("descriptor", ["concatenated", "fused"])
+def test_gradients_reach_every_weight_and_the_adapter(inputs, fusion, where, descriptor):
     h, *rest = inputs
     h = h.clone().requires_grad_()
-    module = trained(head(fusion=fusion, where=where)).train()
+    module = trained(head(fusion=fusion, where=where, descriptor=descriptor)).train()
     out = module(h, *rest)
     (out.logits.square().mean() + out.boxes.square().mean() + out.confidence.mean()).backward()
     exempt = {"context.key.bias"}  # moves all logits of a softmax alike
@@ -288,7 +310,7 @@ def test_gradients_reach_every_weight_and_the_adapter(inputs, fusion, where):
 def test_hopeless_proposals_do_not_poison_training(inputs):
     h, maps, boxes, _, _ = inputs
     module = head().train()
-    nn.init.constant_(module.score.bias, -200.0)
+    nn.init.constant_(module.score[-1].bias, -200.0)
     out = module(h, maps, boxes, torch.zeros(30))
     (out.confidence.mean() + out.logits.mean()).backward()
     assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)

@@ -254,7 +254,7 @@ def test_golden_filter_losses(selection):
 
 
 def test_proposals_between_the_thresholds_and_masked_ones_do_not_count():
-    boxes = torch.tensor([[0.0, 0, 1, 0.6], [0.0, 0, 1, 0.4], [0.0, 0, 1, 0.2], [0.0, 0, 1, 1]])
+    boxes = torch.tensor([[0.0, 0, 1, 0.6], [0.0, 0, 1, 0.4], [0.0, 0, 1, 0.1], [0.0, 0, 1, 1]])
     targets = torch.tensor([[0.0, 0, 1, 1], [math.nan] * 4])
     assert proposal_labels(boxes, targets).tolist() == [[1, -1, 0, 1], [0, 0, 0, 0]]
     logits = torch.tensor(
@@ -269,6 +269,25 @@ def test_proposals_between_the_thresholds_and_masked_ones_do_not_count():
     assert (logits.grad != 0).tolist() == [[True, False, True, False], [True, True, True, False]]
 
 
+def test_a_proposal_at_a_bound_does_not_count_but_in_the_release_it_is_a_positive():
+    """Heights of 1/2, 1/4 and 3/4 are exact: the IoU is the bound itself."""
+    targets = torch.tensor([[0.0, 0, 1, 1]])
+    boxes = torch.tensor([[0.0, 0, 1, 0.75], [0.0, 0, 1, 0.5], [0.0, 0, 1, 0.25], [0.0, 0, 1, 0.1]])
+    two = FilterLossConfig(positive=0.5, negative=0.25)
+    assert proposal_labels(boxes, targets, two).tolist() == [[1, -1, -1, 0]]
+    one = FilterLossConfig(positive=0.5, negative=0.5)
+    assert proposal_labels(boxes, targets, one).tolist() == [[1, 1, 0, 0]]
+
+
+def test_bounds_and_weights_of_eq_13_have_names():
+    def numbers(config: FilterLossConfig) -> tuple[float, ...]:
+        return tuple(config.model_dump().values())
+
+    assert numbers(FilterLossConfig()) == (0.5, 0.2, 1, 2, 2)  # reported
+    assert numbers(FilterLossConfig.detector()) == (0.5, 0.3, 1, 5, 2)
+    assert numbers(FilterLossConfig.release()) == (0.3, 0.3, 1, 0, 0)
+
+
 def test_box_terms_weigh_tokens_not_proposals():
     boxes = torch.tensor([[0.0, 0, 0.5, 1], [0.0, 0, 0.5, 0.9], [0.5, 0, 1, 1]])
     targets = torch.tensor([[0.0, 0, 0.5, 1], [0.5, 0, 1, 1]])
@@ -280,7 +299,7 @@ def test_box_terms_weigh_tokens_not_proposals():
     refined[1, 0] = math.nan  # not a positive of this token
     found = filter_loss(torch.zeros(2, 3), boxes, targets, refined)
     assert found["loss_bbox"].item() == pytest.approx((0.1 / 2 + 0.1) / 2, rel=1e-5)
-    wanted = found["loss_ce"] + 5 * found["loss_bbox"] + 2 * found["loss_giou"]
+    wanted = found["loss_ce"] + 2 * (found["loss_bbox"] + found["loss_giou"])
     torch.testing.assert_close(found["total"], wanted)
 
 

@@ -189,7 +189,7 @@ def test_what_is_frozen_adds_no_noise(name):
         assert (len(set(losses)) == 1) is same
 
 
-LOOSE = {"loss.filter": {"positive": 1e-3, "negative": 0.0, "l1_weight": 1.0, "giou_weight": 1.0}}
+LOOSE = {"loss.filter": {"positive": 1e-3, "negative": 1e-3, "l1_weight": 1.0, "giou_weight": 1.0}}
 """Untrained proposals hardly overlap a target: any overlap makes one positive."""
 
 

@@ -1,7 +1,8 @@
 """Rows of a plan file: the bytes that hashes count, only what is wanted is read, and ids are seen in little memory."""
 
+import json
 import tracemalloc
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,10 +32,22 @@ ITEMS = [
 def test_a_record_is_the_whole_item_and_comes_back(item):
     kind, record = to_record(item)
     fields = asdict(item)
-    if isinstance(item, Rejected):
+    if isinstance(item, Planned):
+        assert fields.pop("others") == ()
+    else:
         fields = {name: value for name, value in fields.items() if value is not None}
     assert record == canonical_json(fields)
     assert from_record(kind, record) == item
+
+
+def test_other_targets_come_back_and_the_same_clip_is_not_repeated():
+    far = replace(CLIP, clip_id="mevis-d", start=1)
+    blank = replace(REFERENT, referent_id="mevis-d-0", caption="")
+    item = replace(ITEMS[0], others=((CLIP, blank), (far, blank)))
+    kind, record = to_record(item)
+    assert from_record(kind, record) == item
+    assert [other["clip"] is None for other in json.loads(record)["others"]] == [True, False]
+    assert "others" not in json.loads(to_record(ITEMS[0])[1])
 
 
 def test_a_shard_s_hash_is_of_its_rows_and_the_configs(tiny_job):

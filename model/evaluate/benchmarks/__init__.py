@@ -6,13 +6,14 @@ from typing import Any
 from model.evaluate.benchmarks.mevis import MeViS
 from model.evaluate.benchmarks.ref_davis import RefDAVIS17
 from model.evaluate.benchmarks.ref_ytvos import RefYTVOS
+from model.evaluate.benchmarks.regions import Regions
 from model.evaluate.benchmarks.videogcg import VideoGCG
 from model.evaluate.benchmarks.vidstg import VidSTG
 from model.evaluate.task import Benchmark
 from pipeline.sources.base import DataRoot
 
 BENCHMARKS: dict[str, Any] = {
-    cls.name: cls for cls in (MeViS, RefYTVOS, RefDAVIS17, VidSTG, VideoGCG)
+    cls.name: cls for cls in (MeViS, RefYTVOS, RefDAVIS17, VidSTG, VideoGCG, Regions)
 }
 """name -> class; `splits` of a class are its splits, the first is the default."""
 

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from model.data.index import Index
+from model.data.online import read_track
 from model.data.read import Reader
-from model.data.record import NONSENSE, decode_frames, read_track
+from model.data.record import NONSENSE, decode_frames
 from model.proposer.config import Head
 from pipeline.select import evenly_spaced
 from schemas.geometry import Boxes, clip_boxes, is_box

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from benchmarks.loader import Clip, write_shard
 from pipeline.sample import TRACK_DTYPE, npy
 from pipeline.select import crop
 from schemas.geometry import rle_encode
+from schemas.questions import TEMPLATES
 from schemas.records import ORIGINS
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4
@@ -42,7 +44,14 @@ def frames_of(clip: int) -> np.ndarray:
     return frames
 
 
-def members(clip: int, target: int, frames: np.ndarray, media: bytes) -> dict[str, bytes]:
+def members(
+    clip: int,
+    target: int,
+    frames: np.ndarray,
+    media: bytes,
+    questions: int = 1,
+    noise: dict[str, Any] | None = None,
+) -> dict[str, bytes]:
     track = np.zeros(FRAMES, TRACK_DTYPE)
     xyxy = boxes(clip)[target]
     there = ~np.isnan(xyxy[:, 0])
@@ -60,14 +69,15 @@ def members(clip: int, target: int, frames: np.ndarray, media: bytes) -> dict[st
         masks[str(t)] = rle_encode(mask)
     tsf = [{"rank": i, "frame": t, "repeated": False} for i, t in enumerate((0, 5, 13, 18))]
     words = {
-        "referent": {"caption": f"the {('red', 'blue')[target]} square"},
+        "referent": {"caption": f"the {('red', 'blue')[target]} square", **(noise or {})},
         "qa": [
             {
-                "qa_id": "q0",
-                "family": "segment",
-                "question": "Mark it.",
-                "answer": "Here it is: [SEG].",
+                "qa_id": f"q{n}",
+                "family": "region",
+                "question": "What is the <region> doing?",
+                "answer": f"{('red', 'blue')[target]} square number {n}",
             }
+            for n in range(questions)
         ],
         "tsf": tsf,
     }
@@ -83,8 +93,18 @@ def members(clip: int, target: int, frames: np.ndarray, media: bytes) -> dict[st
     }
 
 
-def make_output(out: Path, sources: dict[str, tuple[int, int]], media: str = "mp4") -> Path:
-    """sources: name -> (tars, clips per tar); two referents per clip."""
+def make_output(
+    out: Path,
+    sources: dict[str, tuple[int, int]],
+    media: str = "mp4",
+    questions: int = 1,
+    templates: str = TEMPLATES.to_json(),
+    noise: dict[str, Any] | None = None,
+) -> Path:
+    """sources: name -> (tars, clips per tar); two referents per clip, so many questions per referent.
+
+    noise: columns of `referents` about the noise that every trajectory was curated with.
+    """
     number = 0
     for source, (tars, clips) in sources.items():
         for index in range(tars):
@@ -96,7 +116,7 @@ def make_output(out: Path, sources: dict[str, tuple[int, int]], media: str = "mp
                     (
                         f"{source}-c{number}-{target}",
                         [str(target)],
-                        members(number, target, frames, video),
+                        members(number, target, frames, video, questions, noise),
                     )
                     for target in (0, 1)
                 ]
@@ -106,9 +126,14 @@ def make_output(out: Path, sources: dict[str, tuple[int, int]], media: str = "mp
                         HEIGHT,
                         WIDTH,
                         referents,
-                        {"n_masks": 16, "mean_iou": number / 10},
+                        {
+                            "n_masks": 16,
+                            "mean_iou": number / 10,
+                            "n_qa": questions,
+                            **(noise or {}),
+                        },
                     )
                 )
                 number += 1
-            write_shard(out, source, index, made, media)
+            write_shard(out, source, index, made, media, templates)
     return out

@@ -8,11 +8,10 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from benchmarks.loader import Clip, write_shard
-from model.corruption import Corruption
 from model.data.collate import collate
 from model.data.index import Index
 from model.data.loader import Loader, LoaderOptions
+from model.data.questions import QuestionMix
 from model.data.read import Corrupt, Reader, plain_webdataset
 from model.data.record import choose_frames, make_record
 from model.tsf import TSFConfig
@@ -20,7 +19,6 @@ from pipeline.sample import add_member
 from schemas.video.pictures import encode_jpeg
 from schemas.video.stored import encode_mp4, stored_pictures
 from tests.model.data.made import AWAY, COLOURS, FRAMES, HEIGHT, THINNED, WIDTH, boxes, frames_of
-from tests.model.data.made import members as members_of
 from tests.model.made import tiny
 
 ALWAYS = TSFConfig(dropout=0.0)
@@ -133,74 +131,6 @@ def test_frames_are_drawn_anew_in_each_epoch(index):
     assert sum(times[0][key] != times[1][key] for key in times[0]) > 15
 
 
-def switched(record):
-    clip, target = target_of(record)
-    other = boxes(clip)[1 - target] / np.float32([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    there = ~np.isnan(record.boxes_t4[:, 0])
-    return (
-        there,
-        (record.trajectory_t4 == record.boxes_t4).all(1),
-        np.isclose(record.trajectory_t4, other, equal_nan=True).all(1),
-    )
-
-
-@pytest.mark.parametrize("level", [0.1, 0.3, 0.5])
-def test_dropout_and_switches_have_exactly_their_rate_through_the_loader(index, level):
-    for record in records(index, frames=2, corruption=Corruption(kind="dropout", level=level)):
-        there = ~np.isnan(record.boxes_t4[:, 0])
-        gone = there & np.isnan(record.trajectory_t4[:, 0])
-        assert gone.sum() == round(level * there.sum())
-        assert all(near(crop, target_of(record)[1]).mean() > 0.5 for crop in record.crops)
-    wrong = 0
-    for record in records(
-        index, frames=2, corruption=Corruption(kind="id_switch", level=level, segments=2)
-    ):
-        there, same, other = switched(record)
-        assert (there & ~same).sum() == (there & other).sum() == round(level * there.sum())
-        wrong += sum(near(crop, 1 - target_of(record)[1]).mean() > 0.5 for crop in record.crops)
-    assert wrong > 0  # TSF shows the other target there
-
-
-def test_alone_in_its_clip_nothing_is_switched_and_it_is_counted(tmp_path):
-    frames = frames_of(0)
-    only = ("a-c0-1", ["1"], members_of(0, 1, frames, encode_mp4(frames, 10.0)))
-    write_shard(tmp_path, "a", 0, [Clip("a-c0", HEIGHT, WIDTH, [only], {"n_masks": 16})])
-    loader = Loader(
-        Index.open(str(tmp_path)),
-        LoaderOptions(batch=1, tsf=ALWAYS, corruption={"kind": "id_switch", "level": 0.5}),
-    )
-    for n, (record,) in enumerate(loader, 1):
-        assert record.trajectory_t4 is None
-        assert loader.state_dict()["uncorrupted"] == n
-
-
-def test_jitter_moves_crops_and_never_the_targets_of_the_losses(index):
-    for record in records(index, frames=2, corruption=Corruption(kind="jitter", level=0.2)):
-        clip, target = target_of(record)
-        there = ~np.isnan(record.boxes_t4[:, 0])
-        size = 33 / np.float32([WIDTH, HEIGHT])
-        moved = (record.trajectory_t4 - record.boxes_t4)[there].reshape(-1, 2, 2).mean(1) / size
-        assert 0.1 < np.abs(moved).max() <= 0.2 + 1e-4
-        np.testing.assert_allclose(
-            record.boxes_t4 * np.float32([WIDTH, HEIGHT] * 2), boxes(clip)[target], atol=1e-3
-        )
-
-
-def test_noise_is_the_trajectorys_own_in_every_epoch(index):
-    options = LoaderOptions(
-        batch=20, frames=2, tsf=ALWAYS, corruption=Corruption(kind="dropout", level=0.5)
-    )
-    loader = Loader(index, options)
-    first, second = ({r.key: r.trajectory_t4 for batch in loader for r in batch} for _ in range(2))
-    for key, trajectory in first.items():
-        np.testing.assert_array_equal(trajectory, second[key])
-
-
-def test_everything_dropped_leaves_a_prompt_without_tsf(index):
-    for record in records(index, frames=2, corruption=Corruption(kind="dropout", level=1.0)):
-        assert record.crops is None
-
-
 def test_online_selection_is_offered_up_to_16_crops(index):
     assert {
         len(r.crops)
@@ -262,7 +192,10 @@ def test_where_selects_by_any_column_of_the_manifests(out):
 @pytest.mark.parametrize("host", ["videoglamm", "unipixel", "glus"])
 def test_a_batch_of_records_trains_a_host(index, host):
     sparrow = tiny(host)
-    batch = next(iter(Loader(index, LoaderOptions(batch=2, frames=4, tsf={"dropout": 0.5}))))
+    options = LoaderOptions(
+        batch=2, frames=4, tsf={"dropout": 0.5}, questions=QuestionMix.host_only()
+    )
+    batch = next(iter(Loader(index, options)))
     samples = collate(batch, sparrow)
     assert [sample.crops is None for sample in samples].count(True) <= 2
     for record, sample in zip(batch, samples, strict=True):
@@ -272,11 +205,6 @@ def test_a_batch_of_records_trains_a_host(index, host):
     with torch.no_grad():
         for stage in (sparrow.config.stage1, sparrow.config.stage2):
             assert all(value.isfinite() for value in sparrow(samples, stage).values())
-    curated = collate(batch[:1], sparrow, "curated")[0]
-    assert curated.text == f"Here it is: {sparrow.grounding_tokens()}."
-    batch[0].qa.clear()
-    with pytest.raises(ValueError, match='no curated question of family "segment"'):
-        collate(batch[:1], sparrow, "curated")
 
 
 def test_boxes_are_spelled_out_where_words_are_the_proposer(index):

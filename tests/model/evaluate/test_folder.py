@@ -110,7 +110,7 @@ def test_another_run_is_refused_with_the_fields_that_differ(tmp_path):
 
 
 def test_timings_survive_a_cut_line(tmp_path):
-    from model.evaluate.table import Cost
+    from model.evaluate.finished import RunCost
 
     folder = Folder(tmp_path, SETTINGS)
     line = {
@@ -127,5 +127,5 @@ def test_timings_survive_a_cut_line(tmp_path):
         file.write("b,2,2")
     folder.add_timing(line | {"video": "c", "seconds": 3.0})
     folder.add_timing(line | {"video": "a", "seconds": 1.0})
-    assert Cost.read(tmp_path / "timings.csv") == Cost(7, 10.0)
-    assert Cost.read(tmp_path / "none.csv") == Cost()
+    assert RunCost.read(tmp_path / "timings.csv") == RunCost(7, 10.0)
+    assert RunCost.read(tmp_path / "none.csv") == RunCost()

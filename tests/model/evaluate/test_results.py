@@ -74,3 +74,16 @@ def test_without_public_truth_there_is_no_score(tmp_path, mevis):
     assert results["summary"] == {}
     assert results["failed"] == 0
     assert "make an archive" in caveats(results)[-1]
+
+
+def test_a_number_of_the_paper_that_others_report_is_marked(tmp_path):
+    root = MAKERS["videogcg"](tmp_path / "data")
+    gcg = open_benchmark("videogcg", root)
+    asked = {"asking": ASKED, "benchmark": "videogcg", "split": "test", "host": "videoglamm"}
+    folder = Folder(tmp_path / "run", SETTINGS.model_copy(update=asked))
+    videos = gcg.videos()
+    for video in videos:
+        write_part(folder.out, video, failed_video(gcg, video, "not run"), folder.mark)
+    paper = conclude(folder, gcg, videos, len(videos))["paper"]
+    assert paper["Recall"] == {"host": 0.375, "sparrow": 0.383, "scale": 1.0, "reported": True}
+    assert paper["CLAIR"] == {"host": 28.2, "sparrow": 33.6, "scale": 100.0}

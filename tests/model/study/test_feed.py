@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
-from model.corruption import Corruption
-from model.study.feed import InMemory, representatives, to_record
+from model.config import configure
+from model.sparrow import Sparrow
+from model.study.base import PROPOSER, make_host
+from model.study.config import StudyConfig
+from model.study.feed import InMemory, representatives, to_record, training_batches
 from model.study.world import make_clip
 from model.tsf import TSFConfig
+from pipeline.corrupt import Corruption
 
 
 def test_an_epoch_has_every_item_once_and_a_resumed_one_goes_on():
@@ -51,3 +56,30 @@ def test_crops_follow_the_trajectory_they_are_given():
     only = representatives(clip, dropped, 4)
     assert len(only) == 4
     assert all((picture == only[0]).all() for picture in only)
+
+
+def test_questions_are_asked_anew_in_each_epoch_and_after_a_stop():
+    config = StudyConfig(frames=4, shown=2)
+    host = make_host(config, 0, torch.device("cpu"))
+    sparrow = Sparrow(host, configure("paper", **PROPOSER, **{"tsf.dropout": 0.25}))
+    clips = [make_clip(0, i, config.frames) for i in range(8)]
+
+    def feed():
+        return training_batches(sparrow, clips, config.shown, 4, 0, tsf=True)
+
+    whole = feed()
+    first, second = ([[s.text for s in batch.samples] for batch in whole] for _ in range(2))
+    assert {text for batch in first for text in batch} != {
+        text for batch in second for text in batch
+    }
+    stopped = feed()
+    next(iter(stopped))
+    other = feed()
+    other.load_state_dict(stopped.state_dict())
+    assert [[s.text for s in batch.samples] for batch in other] == first[1:]
+    for batch in feed():
+        assert any(sample.masked for sample in batch.samples)
+        for sample in batch.samples:
+            assert (sample.crops is None) == (sample.family == "host")
+    plain = training_batches(sparrow, clips, config.shown, 4, 0, tsf=False)
+    assert {s.family for batch in plain for s in batch.samples} == {"host"}

@@ -4,9 +4,10 @@ import csv
 
 import pytest
 
+from model.config import ABLATIONS, configure
 from model.study.config import StudyConfig
-from model.study.grid import ROWS, asked_of, rows_of, trainings_of
-from model.study.report import CLAIMS, lines, verdict, write_report
+from model.study.grid import ROWS, TRAININGS, Row, asked_of, rows_of, trainings_of
+from model.study.report import CLAIMS, Claim, lines, verdict, write_report
 
 
 def cell(config: StudyConfig, training: str, level: float) -> dict:
@@ -56,6 +57,7 @@ def test_the_report_has_every_row_and_reads_every_claim(tmp_path):
         "table_5c.png",
         "table_9.png",
         "table_10.png",
+        "questions.png",
     }
     with (tmp_path / "rows.csv").open() as file:
         rows = {(r["table"], r["row"]): r for r in csv.DictReader(file)}
@@ -66,6 +68,47 @@ def test_the_report_has_every_row_and_reads_every_claim(tmp_path):
     assert all(claim.text in text for claim in CLAIMS)
     assert "| Table 4: [BOX] helps without TSF | +3.0 | +10.0 +- 0.0 | reproduced |" in text
     assert "12 minutes" in text
+    assert "| Questions: half of them, or none |  | +0.0 +- 0.0 | no difference seen |" in text
+
+
+def test_answers_about_regions_stand_beside_the_scores(tmp_path):
+    config = StudyConfig(tables=("Questions",), bases=1, seeds=2)
+    trainings = trainings_of(config)
+    assert trainings == ["spatial, share 0", "spatial, share 0.5", "spatial"]
+    runs = {t: [cell(config, t, 0.4), cell(config, t, 0.4)] for t in trainings}
+    for place, training in enumerate(trainings):
+        for run in runs[training]:
+            run["answers"] = {"loss": 2.0 - place, "exact": place / 2}
+    write_report(tmp_path, config, runs, [base(0.3)], 1.0)
+    text = (tmp_path / "report.md").read_text()
+    assert "| share 0.5 | 1.00 +- 0.00 | 50.00 +- 0.00 % |" in text
+    assert "| share 1 | 0.00 +- 0.00 | 100.00 +- 0.00 % |" in text
+
+
+def test_a_row_of_our_own_has_no_number_of_the_paper(tmp_path, monkeypatch):
+    """It changes the training, and the paper's column is empty."""
+    both = {"decode.prompts": "box+seg"}
+    own = Row("Table 9", "k = 8", "spatial, 8 tokens", None, both, {"tsf.k": 8})
+    claim = Claim("Table 9", "k = 8", "spatial", "more tokens help")
+    monkeypatch.setattr("model.study.grid.ROWS", (*ROWS, own))
+    monkeypatch.setattr("model.study.report.CLAIMS", (claim,))
+    config = StudyConfig(tables=("Table 9",), bases=1, seeds=2)
+    assert own.training in trainings_of(config)
+    runs = {t: [cell(config, t, 0.4 + n) for n in (0, 0.01)] for t in trainings_of(config)}
+    write_report(tmp_path, config, runs, [base(0.3)], 1.0)
+    text = (tmp_path / "report.md").read_text()
+    assert "| k = 8 |  | 50.50 +- 0.71 |" in text
+    assert "| Table 9: more tokens help |  | +0.0 +- 0.0 |" in text
+
+
+def test_rows_of_the_study_are_the_registry_s():
+    """The same names, the same numbers, and the same models as `ABLATIONS`, asked as they are."""
+    for row in (row for row in ROWS if row.table in ABLATIONS):
+        config = configure(**row.changes, **row.asked)
+        wanted = configure(**ABLATIONS[row.table][row.name])
+        assert (config.tsf, config.corruption) == (wanted.tsf, wanted.corruption)
+        assert config.decode == wanted.decode
+    assert {row.training: row.changes for row in ROWS} == TRAININGS
 
 
 def test_rows_that_were_not_run_are_left_out():

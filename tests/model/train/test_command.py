@@ -7,6 +7,8 @@ import torch
 
 from flows import train as training
 from model.checkpoints import CheckpointError, load, require_filled
+from model.checkpoints import describe as checkpoint
+from model.data.questions import FAMILIES, MASKED
 from model.train.export import describe
 from model.train.log import read
 from model.train.parallel import World
@@ -79,6 +81,83 @@ def test_the_whole_chain(tmp_path):
         run("stage1", data, tmp_path / "other", validate_every=1)
     with pytest.raises(ValueError, match="is no curated output either"):
         run("proposer", tmp_path / "stage1", tmp_path / "other")
+
+
+NOISE = {
+    "corruption": "id_switch",
+    "corruption_level": 0.25,
+    "n_corrupted": 4,
+    "n_corruptible": 20,
+    "n_switchable": 18,
+}
+
+
+def test_stage_1_asks_curated_questions_and_counts_them(tmp_path):
+    data = make_output(tmp_path / "data", {"a": (1, 2)}, questions=2)
+    text = run("stage1", data, tmp_path / "run", steps=4)
+    assert "an epoch: 8 question-answer pairs about 4 referents" in text
+    rows = read(tmp_path / "run" / "steps.csv")
+    counts = [sum(row[f"n_{name}"] for name in FAMILIES) for row in rows]
+    assert counts == [2] * 4
+    assert sum(row["n_tsf"] for row in rows) == 4
+    for row in rows:
+        for name in FAMILIES:
+            assert (f"ce_{name}" in row) == (row[f"n_{name}"] > 0)
+            if name in MASKED:
+                assert (f"dice_{name}" in row) == (row[f"n_{name}"] > 0)
+        assert row["n_region"] < 2  # every step has a mask
+    asked = {name: int(sum(row[f"n_{name}"] for row in rows)) for name in FAMILIES}
+    assert f"region {asked['region']}, region_mask {asked['region_mask']}" in text
+    assert "4 of 8 samples with TSF" in text
+    assert (tmp_path / "run" / "losses.png").stat().st_size > 10_000
+
+
+def test_a_single_sample_in_a_step_is_asked_for_its_mask_too(tmp_path):
+    data = make_output(tmp_path / "data", {"a": (1, 2)})
+    text = run("stage1", data, tmp_path / "run", steps=4, batch=1)
+    assert "`region` is asked as `region_mask`" in text
+    assert sum(row["n_region"] for row in read(tmp_path / "run" / "steps.csv")) == 0
+
+
+def test_a_run_states_the_noise_that_its_data_was_curated_with(tmp_path):
+    data = make_output(tmp_path / "data", {"a": (1, 2)}, noise=NOISE)
+    text = run("stage1", data, tmp_path / "run", steps=2)
+    assert "id_switch 0.25, 20.0% of 80 frames changed; 0 of 4 referents have no" in text
+    settled = json.loads((tmp_path / "run" / "config.json").read_text())["settled"]["model"]
+    assert (settled["corruption"]["kind"], settled["corruption"]["level"]) == ("id_switch", 0.25)
+    assert settled["corruption_achieved"] == pytest.approx(0.2)
+    for row in read(tmp_path / "run" / "steps.csv"):
+        assert row["n_corrupted"] == 4 * row["n_tsf"]
+        assert row["n_corruptible"] == 20 * row["n_tsf"]
+    exported = checkpoint(tmp_path / "run" / "export")["sparrow"]
+    assert exported["corruption"] == settled["corruption"]
+    assert exported["corruption_achieved"] == settled["corruption_achieved"]
+    for changes, message in (
+        ({"corruption.kind": "jitter", "corruption.level": 0.1}, "is a step of curation"),
+        ({"tsf.selection": "online"}, "does not see"),
+    ):
+        request = training.Request(
+            what="stage1",
+            data=str(data),
+            out=str(tmp_path / "other"),
+            **(COMMON | {"changes": COMMON["changes"] | changes}),
+        )
+        with pytest.raises(ValueError, match=message):
+            training.run(request, print)
+
+
+def test_both_stages_have_the_same_noise(tmp_path):
+    noisy = make_output(tmp_path / "noisy", {"a": (1, 2)}, noise=NOISE)
+    clean = make_output(tmp_path / "clean", {"a": (1, 2)})
+    run("stage1", noisy, tmp_path / "stage1", steps=2)
+    with pytest.raises(
+        ValueError, match=r"noise id_switch 0\.25 .* stage 2 has none 0: train both"
+    ):
+        run("stage2", clean, tmp_path / "stage2", tmp_path / "stage1" / "export", steps=2)
+    run("stage2", noisy, tmp_path / "stage2", tmp_path / "stage1" / "export", steps=2)
+    exported = checkpoint(tmp_path / "stage2" / "export-full")["sparrow"]
+    assert exported["corruption"]["kind"] == "id_switch"
+    assert exported["corruption_achieved"] == pytest.approx(0.2)
 
 
 def test_fields_are_named_and_sizes_need_weights(tmp_path):

@@ -7,7 +7,6 @@ import torch
 from torchvision.ops import box_iou
 
 from model.config import configure
-from model.corruption import Corruption
 from model.data.collate import to_sample
 from model.losses import oracle_recall
 from model.metrics import region_similarity
@@ -21,6 +20,7 @@ from model.study.world import make_clip
 from model.train.config import TrainConfig
 from model.train.task import Batch, StageTask
 from model.train.trainer import Trainer
+from pipeline.corrupt import Corruption
 
 CPU = torch.device("cpu")
 CONFIG = StudyConfig(clips=8, frames=4, batch=4)
