@@ -446,14 +446,19 @@ def ground(
     epilog="Example: sparrow train stage1 --data outputs/demo --out runs/stage1 --size tiny --steps 200"
 )
 def train(
-    what: Annotated[Literal["proposer", "stage1", "stage2"], typer.Argument(help="What to train.")],
+    what: Annotated[
+        Literal["proposer", "stage1", "stage2", "check"],
+        typer.Argument(help="What to train; check: which samples the host cannot take."),
+    ],
     data: Annotated[
         str,
         typer.Option(
             help="Curated output, s3:// too; proposer: or a folder of detection datasets."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same one again goes on.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; the same one again goes on.")
+    ] = None,
     host: Host = "videoglamm",
     size: Annotated[Literal["full", "tiny"], typer.Option(help="tiny: made-up weights.")] = "full",
     checkpoint: Annotated[
@@ -500,10 +505,12 @@ def train(
     is_in_s3 = data.startswith(("s3://", "s3a://"))
     require(*TRAINING, *(["s3fs"] if is_in_s3 else []))
     changes, options = training.parse(sets or [])
+    if out is None and what != "check":
+        raise typer.BadParameter("--out is missing: the folder of the run")
     request = training.Request(
-        what=what,
+        what="stage1" if what == "check" else what,
         data=data,
-        out=str(out),
+        out=str(out or ""),
         host=host,
         size=size,
         checkpoints=tuple(map(str, checkpoint or [])),
@@ -517,7 +524,11 @@ def train(
         max_missing=max_missing,
         official=official,
     )
-    if recall:
+    if what == "check":
+        from flows.train_check import check
+
+        check(request, say)
+    elif recall:
         from flows.recall import measure_recall
 
         if what != "proposer":

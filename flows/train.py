@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from flows.progress import StepBar
+from flows.train_check import report_too_long
 from flows.train_report import report
 from schemas.config import Config, assignment
 from schemas.files import write_whole
@@ -218,6 +219,8 @@ def _stage(
     world: "World",
     tell: Callable[[str], None],
 ) -> "tuple[Task, Loader]":
+    from model.data.collate import Preparation
+    from model.data.fit import too_long
     from model.data.index import Index
     from model.data.loader import Loader as Records
     from model.data.loader import LoaderOptions
@@ -240,8 +243,19 @@ def _stage(
         questions=sparrow.config.questions if stage == "stage1" else QuestionMix.host_only(),
         corruption=sparrow.config.corruption if tsf.selection == "online" else Corruption(),
     )
-    records = Records(index, options, rank=world.rank, world=world.size, workers=request.workers)
+    preparation = Preparation.of(sparrow)
+    records = Records(
+        index,
+        options,
+        rank=world.rank,
+        world=world.size,
+        workers=request.workers,
+        prepare=preparation,
+    )
     tell(f"an epoch: {index.n_questions:,} question-answer pairs about {len(index):,} referents")
+    if world.first:
+        found = list(too_long(index, preparation, options.questions, request.frames))
+        report_too_long(found, index, preparation, tell)
     if stage == "stage1":
         _warn_of_single_samples(options, tell)
     held_out = None
@@ -256,7 +270,8 @@ def _stage(
         )
 
         def held_out() -> "Iterable[Any]":
-            return islice(Collated(Records(others, clean), sparrow), config.validate_batches)
+            records = Records(others, clean, prepare=preparation)
+            return islice(Collated(records, sparrow), config.validate_batches)
 
     return StageTask(sparrow, stage, held_out), Collated(records, sparrow)
 

@@ -336,13 +336,12 @@ def build_sam(architecture: str, *, postprocess: bool, image_size: int | None = 
 
 
 def prepare(
-    frames_thwc: NDArray[np.uint8], side: int, device: torch.device | str = "cpu"
+    frames_thwc: NDArray[np.uint8] | Tensor, side: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """[T, H, W, 3] RGB -> [T, 3, side, side] float32: stretched (aspect ratio given up), ImageNet statistics."""
-    images = (
-        torch.from_numpy(np.ascontiguousarray(frames_thwc)).to(device).permute(0, 3, 1, 2).float()
-        / 255
-    )
+    if isinstance(frames_thwc, np.ndarray):
+        frames_thwc = torch.from_numpy(np.ascontiguousarray(frames_thwc))
+    images = frames_thwc.to(device).permute(0, 3, 1, 2).float() / 255
     images = interpolate(images, (side, side), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std

@@ -111,7 +111,7 @@ def load_official(
         move_tables(model, device)
     notes += plan.compare_twins(tree)
     if any(name.startswith("host.llm.") for name in plan.sources):
-        notes += _take_tokenizer(model, path if path.is_dir() else path.parent)
+        notes += take_tokenizer(model, path if path.is_dir() else path.parent)
     return Report(
         model,
         one.name,
@@ -216,7 +216,7 @@ def _by_part(names: list[str], depth: int = 2) -> str:
     return ", ".join(f"{part} ({count})" for part, count in counts.items())
 
 
-def _take_tokenizer(model: Any, folder: Path) -> list[str]:
+def take_tokenizer(model: Any, folder: Path) -> list[str]:
     """The tokenizer that lies in `folder` becomes the host's. Only data is read. Notes say what came of it."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return []

@@ -24,7 +24,17 @@ from schemas.parts import check_output_path, is_part
 from schemas.questions import Templates
 
 _CLIP = ("clip_id", "video_id", "start", "stop", "height", "width", "media")
-_REFERENT = ("referent_id", "clip_id", "source", "object_ids", "n_masks", "n_qa", *NOISE_COLUMNS)
+_REFERENT = (
+    "referent_id",
+    "clip_id",
+    "source",
+    "caption",
+    "object_ids",
+    "n_frames",
+    "n_masks",
+    "n_qa",
+    *NOISE_COLUMNS,
+)
 
 
 @dataclass(frozen=True, slots=True)

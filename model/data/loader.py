@@ -4,7 +4,7 @@ The order is computed, not replayed, so resuming costs nothing, and neither the 
 what a step sees. Workers read and decode; at most `prefetch` samples each wait ahead.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from model.data.index import Index
 from model.data.order import Rows, epoch_order, shares
 from model.data.questions import Drawn, QuestionMix, ask, draw_families
-from model.data.read import Corrupt, Reader
+from model.data.read import Corrupt, Reader, Unfit
 from model.data.record import Record, make_record
 from model.tsf import TSFConfig
 from pipeline.corrupt import Corruption
@@ -34,8 +34,9 @@ class LoaderOptions(Config):
     accumulation: passes of a step. weights: of sources (None: their sizes). samples: of an epoch (None: as many as
     there are curated question-answer pairs). What does not fill a pass at the end of an epoch, fewer than `batch`, is
     dropped. block, window: of the shuffle, in samples and blocks. tsf: its dropout is met exactly, up to one sample of
-    an epoch. questions: the families that samples are asked; every step has one with a mask. max_corrupt: the share of an epoch's samples of a
-    rank that may be corrupt before the run fails. verify: compare sha256 of every member that is read.
+    an epoch. questions: the families that samples are asked; every step has one with a mask. max_corrupt: the share of
+    an epoch's samples of a rank that may be corrupt before the run fails; max_unfit: the same of those that the host
+    cannot take. verify: compare sha256 of every member that is read.
     """
 
     seed: int = Field(default=0, ge=0)
@@ -50,6 +51,7 @@ class LoaderOptions(Config):
     questions: QuestionMix = QuestionMix()
     corruption: Corruption = Corruption()
     max_corrupt: float = Field(default=0.01, ge=0, le=1)
+    max_unfit: float = Field(default=0.1, ge=0, le=1)
     verify: bool = False
     prefetch: int = Field(default=4, ge=1)
 
@@ -82,19 +84,27 @@ class Task:
 
 @dataclass
 class Loaded:
-    """A record, and what was skipped on the way to it."""
+    """A record, or what was prepared of it, and what was skipped on the way to it."""
 
-    record: Record | None
+    record: Any
     skipped: list[str]
+    unfit: list[str]
     pixels: tuple[torch.Tensor, ...] = ()
-    """Frames and masks of the record, on their way from a worker: `_send`."""
+    """Frames and masks of a record, on their way from a worker: `_send`."""
+
+    def pin_memory(self) -> "Loaded":
+        """What DataLoader calls on each thing that it hands out, where there is a GPU."""
+        if hasattr(self.record, "pin_memory"):
+            self.record = self.record.pin_memory()
+        return self
 
 
 class Loader:
     """`for batch in loader` runs from where the loader stands to the end of the epoch, then stands at the next one.
 
-    Each batch is a list of `options.batch // world` records. ValueError where the batch cannot be shared by the ranks,
-    an epoch has no full step, or (while iterating) more than `max_corrupt` of the samples are corrupt.
+    Each batch is a list of `options.batch // world` records, or of what `prepare` makes of each in the workers.
+    ValueError where the batch cannot be shared by the ranks, an epoch has no full step, or (while iterating) more than
+    `max_corrupt` of the samples are corrupt, or more than `max_unfit` do not fit the host.
     """
 
     def __init__(
@@ -105,12 +115,16 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        prepare: Callable[[Record], Any] | None = None,
     ):
         self.index, self.options = index, options or LoaderOptions()
         self.rank, self.world, self.workers = rank, world, workers
+        self._prepare = prepare
         self.epoch, self.step = 0, 0
         self.skipped: list[str] = []
         """What was corrupt in this epoch, on this rank: one text each."""
+        self.unfit: list[str] = []
+        """The same of samples that the host cannot take (`model.data.read.Unfit`)."""
         self.uncorrupted = 0
         """Samples with TSF of this epoch, on this rank, that the loader's own noise left as they are."""
         batch = self.options.batch
@@ -144,42 +158,53 @@ class Loader:
             window=options.window,
         )[: self._steps * options.batch]
 
-    def __iter__(self) -> Iterator[list[Record]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         if self._reads is None:
             workers: dict[str, Any] = {}
             if self.workers:
                 workers = {"prefetch_factor": self.options.prefetch, "persistent_workers": True}
             self._reads = DataLoader(
-                _Reads(self.index, self.options),
+                _Reads(self.index, self.options, self._prepare),
                 batch_size=None,
                 sampler=self._tasks,
                 num_workers=self.workers,
                 collate_fn=_send,
                 worker_init_fn=_quiet_worker,
                 generator=torch.Generator(),
+                pin_memory=torch.cuda.is_available(),
                 **workers,
             )
         order, options = self.order(self.epoch), self.options
         positions = range(self.step * options.batch + self.rank, len(order), self.world)
         self._tasks.todo = _todo(order, options, self.epoch, positions)
         share = options.batch // self.world
-        batch: list[Record] = []
+        batch: list[Any] = []
         for loaded in map(_receive, self._reads):
             batch.append(self._count(loaded))
             if len(batch) == share:
                 self.step += 1
                 yield batch
                 batch = []
-        self.epoch, self.step, self.skipped, self.uncorrupted = self.epoch + 1, 0, [], 0
+        self.epoch, self.step, self.uncorrupted = self.epoch + 1, 0, 0
+        self.skipped, self.unfit = [], []
 
-    def _count(self, loaded: Loaded) -> Record:
+    def _count(self, loaded: Loaded) -> Any:
         self.skipped += loaded.skipped
-        allowed = int(self.options.max_corrupt * self._steps * self.options.batch / self.world)
+        self.unfit += loaded.unfit
+        options = self.options
+        share = self._steps * options.batch / self.world
+        found = f"in epoch {self.epoch}"
+        allowed = int(options.max_unfit * share)
+        if len(self.unfit) > allowed or (loaded.record is None and loaded.unfit):
+            raise ValueError(
+                f"{len(self.unfit)} samples that the host cannot take {found}, {allowed} are allowed (max_unfit "
+                f"{options.max_unfit}); `sparrow train check` lists them all. The last: {'; '.join(self.unfit[-5:])}"
+            )
+        allowed = int(options.max_corrupt * share)
         if len(self.skipped) > allowed or loaded.record is None:
             raise ValueError(
-                f"{len(self.skipped)} corrupt samples in epoch {self.epoch}, {allowed} are allowed (max_corrupt "
-                f"{self.options.max_corrupt}); `sparrow verify` finds them all. The last: "
-                f"{'; '.join(self.skipped[-5:])}"
+                f"{len(self.skipped)} corrupt samples {found}, {allowed} are allowed (max_corrupt "
+                f"{options.max_corrupt}); `sparrow verify` finds them all. The last: {'; '.join(self.skipped[-5:])}"
             )
         record, noise = loaded.record, self.options.corruption.kind != "none"
         self.uncorrupted += noise and record.crops is not None and record.noise[0] == 0
@@ -195,6 +220,7 @@ class Loader:
             "epoch": self.epoch,
             "step": self.step,
             "skipped": list(self.skipped),
+            "unfit": list(self.unfit),
             "uncorrupted": self.uncorrupted,
         }
 
@@ -211,13 +237,14 @@ class Loader:
                 "and ranks, or start a new run"
             )
         self.epoch, self.step = state["epoch"], state["step"]
-        self.skipped, self.uncorrupted = list(state["skipped"]), state["uncorrupted"]
+        self.skipped, self.unfit = list(state["skipped"]), list(state["unfit"])
+        self.uncorrupted = state["uncorrupted"]
 
     def _identity(self) -> dict[str, Any]:
         """What decides which sample comes when; `rank` is left out, as rank 0 may save for all."""
         options = self.options
         fixed = options.model_dump(
-            mode="json", exclude={"seed", "batch", "max_corrupt", "verify", "prefetch"}
+            mode="json", exclude={"seed", "batch", "max_corrupt", "max_unfit", "verify", "prefetch"}
         )
         return {
             "manifest": self.index.fingerprint,
@@ -255,19 +282,26 @@ def _todo(order: Rows, options: LoaderOptions, epoch: int, positions: range) -> 
 
 
 class _Reads(Dataset[Loaded]):
-    def __init__(self, index: Index, options: LoaderOptions):
-        self.index, self.options = index, options
+    def __init__(
+        self, index: Index, options: LoaderOptions, prepare: Callable[[Record], Any] | None
+    ):
+        self.index, self.options, self.prepare = index, options, prepare
         self.reader: Reader | None = None
 
     def __getitem__(self, task: Task) -> Loaded:
         self.reader = self.reader or Reader(self.index.out, verify=self.options.verify)
         skipped: list[str] = []
+        unfit: list[str] = []
         for number in task.questions:
             try:
-                return Loaded(self._record(self.reader, number, task), skipped)
+                record = self._record(self.reader, number, task)
+                found = record if self.prepare is None else self.prepare(record)
+                return Loaded(found, skipped, unfit)
+            except Unfit as error:
+                unfit.append(str(error))
             except Corrupt as error:
                 skipped.append(str(error))
-        return Loaded(None, skipped)
+        return Loaded(None, skipped, unfit)
 
     def _record(self, reader: Reader, number: int, task: Task) -> Record:
         question, options = self.index.question(number), self.options
@@ -302,14 +336,14 @@ class _Reads(Dataset[Loaded]):
 
 def _send(loaded: Any) -> Any:
     """Tensors go from a worker through shared memory, arrays byte by byte through a pipe: slower than decoding them."""
-    if (record := loaded.record) is not None:
+    if isinstance(record := loaded.record, Record):
         loaded.pixels = torch.from_numpy(record.frames_fhw3), torch.from_numpy(record.masks_fhw)
         record.frames_fhw3, record.masks_fhw = record.frames_fhw3[:0], record.masks_fhw[:0]
     return loaded
 
 
 def _receive(loaded: Loaded) -> Loaded:
-    if (record := loaded.record) is not None:
+    if isinstance(record := loaded.record, Record):
         record.frames_fhw3, record.masks_fhw = (pixels.numpy() for pixels in loaded.pixels)
     return loaded
 

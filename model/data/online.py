@@ -16,6 +16,7 @@ from pipeline.sample import TRACK_DTYPE
 from pipeline.select import candidates
 from schemas.contents import load_array
 from schemas.geometry import Boxes, iou, is_box
+from schemas.records import Quarantined
 
 MOST_CROPS = 16
 """Crops from which the model chooses (the release)."""
@@ -44,7 +45,8 @@ def online_trajectory(
 ) -> Trajectory:
     """What crops are cut along: the boxes of the kept frames, with noise if there is any.
 
-    key: of the sample; its noise is the same in every epoch, as a tracker's would be.
+    key: of the sample; its noise is the same in every epoch, as a tracker's would be. Noise that leaves no box gives a
+    trajectory without any.
     """
     usable = track["kept"][:, None]
     boxes = np.where(usable, boxes_of(track), np.nan).astype(np.float32)
@@ -52,7 +54,11 @@ def online_trajectory(
     if noise.kind == "id_switch":
         placed = [_on_frames_of(track, read_track(data)) for data in others()]
         tracks = tuple(other for other in placed if _is_other(boxes, other))
-    return make_trajectory(boxes, noise, key, frame_size, tracks)
+    try:
+        return make_trajectory(boxes, noise, key, frame_size, tracks)
+    except Quarantined:
+        count = int(is_box(boxes).sum())
+        return Trajectory(np.full_like(boxes, np.nan), count, count)
 
 
 def online_frames(trajectory: Trajectory) -> list[int]:

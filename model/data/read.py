@@ -21,6 +21,10 @@ class Corrupt(ValueError):
     """A sample's bytes are not what the manifests say, or cannot be understood."""
 
 
+class Unfit(Corrupt):
+    """A sample that is whole, but that the host in training cannot take."""
+
+
 class Reader:
     """Reads members of an output; files stay open between reads, at most 64. Each process makes its own."""
 

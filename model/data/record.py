@@ -108,6 +108,7 @@ def make_record(
         # A fallback is no segmentation: it teaches only where there is nothing else.
         masks = {t: rle for t, rle in every_mask.items() if not track["fallback"][t]} or every_mask
         boxes_t4 = boxes_of(track)
+        _check_boxes(boxes_t4, entry)
         absent = _known_absent(track)
         times = choose_frames(masks, absent, len(track), frames, rng)
         trajectory, picks = None, []
@@ -145,6 +146,23 @@ def make_record(
         raise Corrupt(
             f"{entry.tar}: {entry.key}: {type(error).__name__}: {str(error)[:300]}"
         ) from error
+
+
+FARTHEST = 10
+"""So many times the frame's size a box may lie outside of it: trackers draw beyond the border, but not to infinity."""
+
+
+def _check_boxes(boxes_t4: NDArray[np.float32], entry: Entry) -> None:
+    """ValueError for a box that no picture can have: infinite, far outside, or with its corners exchanged."""
+    boxes = boxes_t4[~np.isnan(boxes_t4).all(1)]
+    most = FARTHEST * np.array([entry.width, entry.height] * 2)
+    ordered = (boxes[:, :2] <= boxes[:, 2:]).all(1)
+    good = ordered & (np.abs(boxes) <= most).all(
+        1
+    )  # false for infinities, and for a box that is NaN in part
+    if not good.all():
+        row = boxes[int(np.argmin(good))].tolist()
+        raise ValueError(f"a box of {row} in frames of {entry.width}x{entry.height}")
 
 
 # --- which frames ---------------------------------------------------------------------------------------------------

@@ -12,66 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.hosts.inputs import (  # the constants are the hosts' own words too
+    BOX_TOKEN,
+    IGNORE,
+    IMAGE,
+    TSF,
+    Frames,
+    HostInputs,
+    HostSpec,
+)
 from model.sam import Decoded, Features, Prompt, Sam2, prepare
-
-IMAGE, TSF = -200, -201
-"""Sentinel ids of visual and of TSF positions (the release's numbers)."""
-IGNORE = -100
-"""The label of positions without a language loss."""
-BOX_TOKEN = "[BOX]"
-
-Frames = NDArray[np.uint8]
-"""[T, H, W, 3] RGB."""
-
-
-@dataclass(frozen=True)
-class HostSpec:
-    """Everything in which hosts differ, as numbers and words."""
-
-    name: str
-    llm_dim: int
-    patch_dim: int
-    """Width of the spatial encoder's patch features, from which TSF tokens are made."""
-    seg_token: str
-    seg_vectors: int
-    """Prompt vectors per [SEG]: 1, or UniPixel's 2."""
-    seg_read: Literal["post_norm", "pre_norm"]
-    """Which hidden state [SEG] and [BOX] are read from: after or before the final norm."""
-    seg_granularity: Literal["video", "frame"]
-    """One [SEG] per object and video, or (GLUS) per object and frame."""
-    max_len: int
-    """Positions of the language model, visual ones included."""
-    sam: str
-    """Architecture of the mask model, as `trackers.sam2.build` names it."""
-    sam_size: int
-    sam_postprocess: bool
-    """SAM2's dynamic multimask fallback and binarised memory of prompted frames."""
-    pads: int
-    """"Not a point" tokens before the vectors when there is no box (inference)."""
-    box_pads: int = 1
-    """The same, after the corners of a box."""
-    train_pads: int = 0
-    multimask: bool = True
-    """Best of three masks where there is no box (inference). With a box: always one mask."""
-    temporal_dim: int | None = None
-    """Width of what the temporal projector reads, for hosts that have one."""
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Last names of the language model's decoder layers that LoRA wraps (the host's own training)."""
-    projectors: tuple[str, ...] = ("image_projector",)
-    """Module names of the V->L adapters."""
-    train_memory: bool = False
-    """Training masks come from propagation through memory, not frame by frame."""
-    loss_on_tokens_only: bool = False
-    """Language loss on grounding tokens only (GLUS)."""
-    visual_token: str = ""
-    """What stands in the host's own ids where we have IMAGE; empty if it uses IMAGE too."""
 
 
 @dataclass(frozen=True)
@@ -126,68 +83,68 @@ class Host(nn.Module, ABC):
     seg_head: nn.Module
     """[N, D] -> [N, seg_vectors * 256]: the host's own W_LV."""
     tokenizer: Any
-    template: str
-    """The host's own request for a mask of {phrase}."""
-    answer: str
-    """What it would answer; {seg} stands for the grounding tokens."""
     float32: tuple[str, ...] = ("sam",)
     """Modules that stay in float32 whatever the language model is in: SAM2's position codes are. Autocast does the
     rest (`model.grounding`)."""
 
     # --- what a host writes ---
 
+    @property
     @abstractmethod
-    def prepare(self, frames: Frames) -> dict[str, Tensor]:
-        """Pixels for the language model's eyes, sampled and sized as the host wants them. No batch axis."""
+    def inputs(self) -> HostInputs:
+        """The part of the host that has no weights, as it is now."""
 
     @abstractmethod
     def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """[n_i, D] for every IMAGE sentinel of a prompt about `inputs`, in order."""
 
     @abstractmethod
-    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """n pictures [h, w, 3] -> [n, patches, patch_dim] of the frozen spatial encoder (Eq. 4)."""
+    def crop_patches(self, pixels: Tensor) -> Tensor:
+        """`HostInputs.crop_pixels` -> [n, patches, patch_dim] of the frozen spatial encoder (Eq. 4)."""
 
     @abstractmethod
     def project_spatial(self, patches: Tensor) -> Tensor:
         """[..., patches, patch_dim] -> [..., patches', D]: the host's spatial projector, not pooled further."""
 
-    @abstractmethod
+    # --- what its inputs do ---
+
+    @property
+    def template(self) -> str:
+        """`HostInputs.template`."""
+        return self.inputs.template
+
+    @property
+    def answer(self) -> str:
+        """`HostInputs.answer`."""
+        return self.inputs.answer
+
+    def prepare(self, frames: Frames) -> dict[str, Tensor]:
+        """`HostInputs.prepare`."""
+        return self.inputs.prepare(frames)
+
+    def everything(self, frames: Frames) -> dict[str, Tensor]:
+        """`HostInputs.everything`."""
+        return self.inputs.everything(frames)
+
+    def question(self, phrase: str) -> str:
+        """`HostInputs.question`."""
+        return self.inputs.question(phrase)
+
     def conversation(
         self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
     ) -> tuple[list[int], int]:
-        """Ids of a whole dialogue, IMAGE and `tsf` TSF sentinels in place, and where the answer begins.
+        """`HostInputs.conversation`."""
+        return self.inputs.conversation(question, answer, tsf, at=at)
 
-        at: where in the question the TSF slots stand, in characters; None: after it, on a line of their own. Without
-        an answer the ids end where it would begin.
-        """
+    def lesson(self, *args: Any, **options: Any) -> tuple[dict[str, Tensor], list[int], int]:
+        """`HostInputs.lesson`."""
+        return self.inputs.lesson(*args, **options)
+
+    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """n pictures [h, w, 3] -> [n, patches, patch_dim] of the frozen spatial encoder (Eq. 4)."""
+        return self.crop_patches(self.inputs.crop_pixels(crops))
 
     # --- what a host may have of its own ---
-
-    def question(self, phrase: str) -> str:
-        """The host's own request for a mask of `phrase`, which is put the way its evaluation puts it."""
-        return self.template.format(phrase=phrase)
-
-    def lesson(
-        self,
-        frames: Frames,
-        question: str,
-        answer: str,
-        tsf: int = 0,
-        *,
-        at: int | None = None,
-        later: tuple[str, str] | None = None,
-    ) -> tuple[dict[str, Tensor], list[int], int]:
-        """What the host is trained on: inputs, ids, and where the answers begin. frames: those that have masks.
-
-        at: as in `conversation`. later: question and answer about each frame after the first, for a host that is
-        asked about every frame; None: the same as about the first.
-        """
-        return self.everything(frames), *self.conversation(question, answer, tsf, at=at)
-
-    def everything(self, frames: Frames) -> dict[str, Tensor]:
-        """Inputs with all that the towers see of a video in the course of grounding, each picture once."""
-        return self.prepare(frames)
 
     def visual_tokens_each(self, inputs: Sequence[dict[str, Tensor]]) -> list[list[Tensor]]:
         """`visual_tokens` of every sample; a host that can, looks at all of them at once."""

@@ -8,13 +8,8 @@ own, which is simpler than SAM2's.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, pairwise
-from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +17,6 @@ from model.hosts import clip
 from model.hosts.base import (
     BOX_TOKEN,
     IMAGE,
-    TSF,
     Frames,
     Host,
     HostSpec,
@@ -30,47 +24,10 @@ from model.hosts.base import (
     expanded,
     select,
 )
+from model.hosts.glus_inputs import END, SEG, START, GLUSConfig, GLUSInputs, without_box
 from model.hosts.glus_memory import MemoryBank
 from model.hosts.tokenizer import byte_tokenizer
 from model.sam import Decoded, Features, Prompt, build_sam, concatenate
-from schemas.config import Config
-
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-)
-CONTEXT = "\nPlease finished the following tasks on the context frames above.\n"
-"""The release's own words."""
-START, END, SEG = "<im_start>", "<im_end>", "[SEG]"
-
-
-class GLUSConfig(Config):
-    """Sizes; the defaults are the released model's.
-
-    vocab: rows of the embedding table. 32003 gives the paper's count; take the checkpoint's. pool: neighbouring patches
-    of a row that become one token. context: pictures that stand for the whole video. window: frames in the dialogue
-    at a time. memory_stride: of the frames remembered beyond the previous one, at inference; training has 1.
-    tokenizer: comes with a checkpoint, or speaks bytes.
-    """
-
-    vocab: int = 32003
-    llm_dim: int = 4096
-    llm_layers: int = 32
-    llm_heads: int = 32
-    llm_mlp: int = 11008
-    max_len: int = 2048
-    clip_dim: int = 1024
-    clip_layers: int = 24
-    clip_heads: int = 16
-    clip_mlp: int = 4096
-    clip_size: int = 224
-    pool: int = Field(default=4, ge=1)
-    context: int = Field(default=4, ge=1)
-    window: int = Field(default=4, ge=1)
-    memory_stride: int = Field(default=3, ge=1)
-    sam: str = "2.0-l"
-    sam_size: int = 1024
-    tokenizer: Literal["checkpoint", "bytes"] = "checkpoint"
 
 
 class GLUS(Host):
@@ -79,9 +36,6 @@ class GLUS(Host):
     [BOX] is said on prompted frames only, beside the [SEG] that every frame has: SPARROW's addition, for the release
     decodes one token per frame.
     """
-
-    template = "Can you segment the {phrase} in this frame?"
-    answer = "Sure, the segmentation result is {seg}."
 
     @staticmethod
     def configs() -> dict[str, GLUSConfig]:
@@ -155,24 +109,21 @@ class GLUS(Host):
         self.sam = build_sam(config.sam, postprocess=True, image_size=config.sam_size)
         self.tokenizer = byte_tokenizer([START, END, SEG]) if config.tokenizer == "bytes" else None
 
-    # --- eyes ---
+    @property
+    def inputs(self) -> GLUSInputs:
+        return GLUSInputs(self.config, self.spec, self.tokenizer)
 
     def prepare(self, frames: Frames, query: Sequence[int] = (0,)) -> dict[str, Tensor]:
-        """[T, H, W, 3] uint8 RGB -> {"context": [4, 3, 224, 224], "query": [n, 3, 224, 224]}: middle squares, as CLIP's
-        processor cuts them.
+        """`GLUSInputs.prepare`."""
+        return self.inputs.prepare(frames, query)
 
-        Context is the middle frame of each quarter (`context_frames`); query, the frames that are asked about.
-        float32 on the CPU. ValueError for other shapes.
-        """
-        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise ValueError(
-                f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
-            )
-        chosen = {"context": context_frames(len(frames), self.config.context), "query": list(query)}
-        return {
-            name: clip.centre_crops(frames[index], self.config.clip_size)
-            for name, index in chosen.items()
-        }
+    def dialogue(
+        self, turns: Sequence[tuple[str, str | None]], tsf: int = 0, *, at: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """`GLUSInputs.dialogue`."""
+        return self.inputs.dialogue(turns, tsf, at=at)
+
+    # --- eyes ---
 
     def look(self, pixels_n3ss: Tensor) -> Tensor:
         """[n, 3, 224, 224] -> CLIP's patch features [n, 256, 1024].
@@ -200,9 +151,9 @@ class GLUS(Host):
         patches = [x if x.ndim == 3 else self.look(x) for x in (context, query) if x is not None]
         return list(self.project_spatial(torch.cat(patches)))
 
-    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """n pictures [h, w, 3] -> [n, 256, 1024]. Stretched to the square, as in curation (`pipeline.encode.clip`)."""
-        return self.look(clip.whole_crops(crops, self.config.clip_size))
+    def crop_patches(self, pixels: Tensor) -> Tensor:
+        """[n, 3, 224, 224] -> [n, 256, 1024]."""
+        return self.look(pixels)
 
     def project_spatial(self, patches: Tensor) -> Tensor:
         """[..., patches, 1024] -> [..., patches / 4, D]: the mean of four patches in raster order, then projected.
@@ -215,83 +166,6 @@ class GLUS(Host):
                 f"glus pools {pool} patches into a token: {list(patches.shape)} has no such groups"
             )
         return self.image_projector(patches.unflatten(-2, (-1, pool)).mean(-2))
-
-    # --- words ---
-
-    def question(self, phrase: str) -> str:
-        """The evaluation script's request: lower case, without a final period."""
-        return self.template.format(phrase=phrase.strip().removesuffix(".").lower())
-
-    def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
-    ) -> tuple[list[int], int]:
-        """A dialogue of one turn: see `dialogue`."""
-        ids, begins = self.dialogue([(question, answer)], tsf, at=at)
-        return ids, begins[0]
-
-    def dialogue(
-        self, turns: Sequence[tuple[str, str | None]], tsf: int = 0, *, at: int | None = None
-    ) -> tuple[list[int], list[int]]:
-        """Questions and answers about successive frames -> ids, and where each answer begins (Vicuna's format).
-
-        Every question follows its frame's picture. The first one also has the context pictures before it, and the TSF
-        slots after it, or in it (`at`, as in `conversation`): so both are there wherever the window of turns stands.
-        Without a last answer the ids end where it would begin. ValueError if there is no tokenizer.
-        """
-        if self.tokenizer is None:
-            raise ValueError(
-                "glus has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
-            )
-        picture: list[str | int] = [START, IMAGE, END]
-        pieces: list[str | int] = [SYSTEM]
-        begins = []
-        for i, (question, answer) in enumerate(turns):
-            pieces += ["USER: "] if i else ["USER: ", *picture * self.config.context, CONTEXT]
-            slots = [TSF] * tsf if i == 0 else []
-            if slots and at is not None:
-                pieces += [*picture, f"\n{question[:at]}", *slots, question[at:]]
-            else:
-                pieces += [*picture, f"\n{question}"]
-                pieces += ["\n", *slots] if slots else []
-            pieces += [" ASSISTANT:"]
-            begins.append(len(self._encode(pieces)))
-            pieces += [] if answer is None else [f" {answer}{self.tokenizer.eos_token}"]
-        return self._encode(pieces), begins
-
-    def lesson(
-        self,
-        frames: Frames,
-        question: str,
-        answer: str,
-        tsf: int = 0,
-        *,
-        at: int | None = None,
-        later: tuple[str, str] | None = None,
-    ) -> tuple[dict[str, Tensor], list[int], int]:
-        """A turn per frame with masks, [BOX] in the first one only. An answer without [SEG] is about the whole video:
-        one turn, at the first frame."""
-        if SEG not in answer:
-            ids, begins = self.dialogue([(question, answer)], tsf, at=at)
-            return self.prepare(frames, range(1)), ids, begins[0]
-        next_question, next_answer = later or (question, answer)
-        follow_up = (next_question, without_box(next_answer))
-        turns = [(question, answer), *[follow_up] * (len(frames) - 1)]
-        ids, begins = self.dialogue(turns, tsf, at=at)
-        return self.everything(frames), ids, begins[0]
-
-    def everything(self, frames: Frames) -> dict[str, Tensor]:
-        return self.prepare(frames, range(len(frames)))
-
-    def _encode(self, pieces: Sequence[str | int]) -> list[int]:
-        """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here."""
-        ids: list[int] = []
-        for is_text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
-            if not is_text:
-                ids += [int(sentinel) for sentinel in group]
-                continue
-            found = self.tokenizer("".join(map(str, group)))["input_ids"]
-            ids += found[1:] if ids and found[0] == self.tokenizer.bos_token_id else found
-        return ids
 
     # --- frame by frame ---
 
@@ -448,15 +322,3 @@ class GLUS(Host):
             )
             bank.add(position, known, embedding, decoded.logits_n1hw)
             yield t, known, decoded
-
-
-def context_frames(total: int, wanted: int) -> list[int]:
-    """The middle frame of each of `wanted` equal parts of a video, as the evaluation script picks them."""
-    bounds = np.linspace(0, total, wanted + 1, dtype=int).tolist()
-    half = -(-total // wanted) // 2
-    return [max(0, min(start + half, stop - 1)) for start, stop in pairwise(bounds)]
-
-
-def without_box(answer: str) -> str:
-    """An answer as it is on a frame without [BOX]."""
-    return answer.replace(f" {BOX_TOKEN}", "").replace(f"{BOX_TOKEN} ", "")

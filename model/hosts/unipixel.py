@@ -5,22 +5,28 @@ of 2 x 2 patches. A [SEG] gives two prompt vectors, read before the language mod
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from pydantic import Field
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from model import sam
-from model.hosts.base import IMAGE, TSF, Frames, Generated, Host, HostSpec, Packed
+from model.hosts.base import IMAGE, Generated, Host, HostSpec, Packed
 from model.hosts.tokenizer import byte_tokenizer
+from model.hosts.unipixel_inputs import (
+    END,
+    PAIR,
+    PATCH,
+    SEG,
+    START,
+    VIDEO,
+    VISION,
+    VISION_END,
+    UniPixelConfig,
+    UniPixelInputs,
+)
 from model.hosts.unipixel_reference import (
     MEM,
     REF,
@@ -30,48 +36,6 @@ from model.hosts.unipixel_reference import (
     pointed_tokens,
     region_tokens,
 )
-from schemas.config import Config
-
-START, END, VISION, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
-SEG, VIDEO = "<|seg|>", "<|video_pad|>"
-PATCH, CELL, PAIR = 14, 28, 2
-"""Pixels of a patch and of a token's cell (2 x 2 patches) on a side; frames of a token."""
-
-
-class UniPixelConfig(Config):
-    """Sizes; the defaults are UniPixel-3B's.
-
-    vit_full: blocks of the vision transformer that see a whole frame pair; the others see windows of `vit_window`
-    pixels. frames: sampled from a video. min_tokens, max_tokens: of a frame pair; fewer frames may have more each.
-    crop_size: side in pixels of a TSF crop; ours, 576 patches as the paper's CLIP has.
-    region_order: which rows of the vision transformer a region mask picks. It gives rows window by window.
-    "window" takes them for raster order, as the reference does and the released weights have learned; "raster" picks
-    what lies under the mask. tokenizer: comes with a checkpoint, or speaks bytes.
-    """
-
-    vocab: int = 151936
-    llm_dim: int = 2048
-    llm_layers: int = 36
-    llm_heads: int = 16
-    llm_kv_heads: int = 2
-    llm_mlp: int = 11008
-    rope_section: tuple[int, int, int] = (16, 24, 24)
-    """Frequencies of a head that turn with time, height and width."""
-    max_len: int = 128000
-    vit_dim: int = 1280
-    vit_layers: int = 32
-    vit_heads: int = 16
-    vit_mlp: int = 3420
-    vit_window: int = 112
-    vit_full: tuple[int, ...] = (7, 15, 23, 31)
-    frames: int = 16
-    min_tokens: int = 128
-    max_tokens: int = 256
-    crop_size: int = Field(default=336, multiple_of=CELL)
-    region_order: Literal["window", "raster"] = "window"
-    sam: str = "2.1-b+"
-    sam_size: int = 768
-    tokenizer: Literal["checkpoint", "bytes"] = "checkpoint"
 
 
 class UniPixel(Host):
@@ -80,8 +44,6 @@ class UniPixel(Host):
     what of it is trained is a matter of `requires_grad`, and its merger is the projector."""
 
     float32 = ("sam", "ref_encoder", "tem_pe")
-    template = "Please segment the {phrase} in this video."
-    answer = "The segmentation result is {seg}."
 
     @staticmethod
     def configs() -> dict[str, UniPixelConfig]:
@@ -159,27 +121,11 @@ class UniPixel(Host):
     def final_norm(self) -> nn.Module:
         return self.llm.model.language_model.norm
 
+    @property
+    def inputs(self) -> UniPixelInputs:
+        return UniPixelInputs(self.config, self.spec, self.tokenizer)
+
     # --- eyes ---
-
-    def prepare(self, frames: Frames) -> dict[str, Tensor]:
-        """[T, H, W, 3] uint8 RGB -> {"patches": [t * h * w, 1176], "grid": [1, 3]}, float32 and int64 on the CPU.
-
-        16 frames evenly from the first to the last; a shorter video as it is, the last frame again if their number is
-        odd. Resized (bicubic) to multiples of 28 px with 128 to 256 cells of 28 x 28 per frame, aspect ratio kept as
-        well as that goes: 480 x 854 -> 308 x 588. n < 16 frames may have int(16 / n) times as many cells. OpenAI CLIP
-        statistics. ValueError for other shapes.
-        """
-        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise ValueError(
-                f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
-            )
-        config = self.config
-        chosen = frames[sample_frames(len(frames), config.frames)]
-        most = config.max_tokens * (config.frames // len(chosen))
-        height, width = smart_resize(
-            frames.shape[1], frames.shape[2], CELL, config.min_tokens * CELL**2, most * CELL**2
-        )
-        return patchify(np.stack([_resized(frame, height, width) for frame in chosen]))
 
     def visual_tokens(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """One block, frame pair by frame pair in raster order: [t * h * w / 4, D]. ValueError for other shapes."""
@@ -226,24 +172,22 @@ class UniPixel(Host):
         )
 
     @torch.no_grad()
-    def crop_features(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """n pictures [h, w, 3] -> [n, 576, 1280] before the merger; four patches in a row become one token.
+    def crop_patches(self, pixels: Tensor) -> Tensor:
+        """[n, 576, 1176] -> [n, 576, 1280] before the merger; four patches in a row become one token.
 
-        Ours, the reference has no crops: stretched to 336 x 336, shown as a frame pair of its own.
+        Ours, the reference has no crops: each is shown as a frame pair of its own.
         """
-        side = self.config.crop_size
-        shape = (len(crops), (side // PATCH) ** 2, self.spec.patch_dim)
-        if not crops:
+        count, patches, _ = pixels.shape
+        if not count:
+            shape = (0, patches, self.spec.patch_dim)
             return torch.empty(shape, device=self.llm.device, dtype=self.llm.dtype)
-        seen = [patchify(_resized(crop, side, side)[None]) for crop in crops]
-        patches, grids = (
-            torch.cat([one["patches"] for one in seen]),
-            torch.cat([one["grid"] for one in seen]),
-        )
+        side = self.config.crop_size // PATCH
+        grids = torch.tensor([[1, side, side]]).repeat(count, 1)
         out = self.visual(
-            patches.to(self.llm.device, self.llm.dtype), grid_thw=grids.to(self.llm.device)
+            pixels.flatten(0, 1).to(self.llm.device, self.llm.dtype),
+            grid_thw=grids.to(self.llm.device),
         )
-        return out.last_hidden_state.reshape(shape)
+        return out.last_hidden_state.reshape(count, patches, self.spec.patch_dim)
 
     def project_spatial(self, patches: Tensor) -> Tensor:
         """The merger: [..., patches, 1280] -> [..., patches / 4, D]. ValueError if patches are not in fours.
@@ -258,41 +202,6 @@ class UniPixel(Host):
             )
         lead = (*patches.shape[:-2], patches.shape[-2] // 4)
         return self.visual.merger(patches.flatten(0, -2)).unflatten(0, lead)
-
-    # --- words ---
-
-    def question(self, phrase: str) -> str:
-        """The evaluation script's request: final periods, a capital and a leading article are dropped."""
-        phrase = phrase.strip().strip(".")
-        phrase = phrase[:1].lower() + phrase[1:]
-        for article in ("the ", "an ", "a "):
-            phrase = phrase.removeprefix(article)
-        return self.template.format(phrase=phrase)
-
-    def conversation(
-        self, question: str, answer: str | None = None, tsf: int = 0, *, at: int | None = None
-    ) -> tuple[list[int], int]:
-        """ChatML with Qwen's system line; the video (between its start and end tokens) right before the question.
-
-        ValueError if there is no tokenizer.
-        """
-        if self.tokenizer is None:
-            raise ValueError(
-                "unipixel has no tokenizer: load a checkpoint folder with one, or set host.tokenizer"
-            )
-        before, after = (question, "") if at is None or not tsf else (question[:at], question[at:])
-        own_line = "\n" if tsf and at is None else ""
-        ids = [
-            *self._ids(f"{START}system\nYou are a helpful assistant.{END}\n{START}user\n{VISION}"),
-            IMAGE,
-            *self._ids(f"{VISION_END}{before}{own_line}"),
-            *[TSF] * tsf,
-            *self._ids(f"{after}{END}\n{START}assistant\n"),
-        ]
-        return (ids, len(ids)) if answer is None else (ids + self._ids(answer + END), len(ids))
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def positions(
         self, ids_bl: Tensor, attention_bl: Tensor, inputs: list[dict[str, Tensor]]
@@ -368,33 +277,6 @@ def _qwen(config: UniPixelConfig) -> Qwen2_5_VLConfig:
         "tokens_per_second": 2,
     }
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
-
-
-def sample_frames(total: int, wanted: int) -> NDArray[np.int64]:
-    """Indices of `wanted` frames, evenly and with both ends; of all frames if there are no more."""
-    if total <= wanted:
-        return np.arange(total)
-    return np.linspace(0, total - 1, wanted).round().astype(np.int64)
-
-
-def _resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def patchify(frames_thwc: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """[T, H, W, 3] RGB, multiples of 28 px -> {"patches": [t * h * w, 1176], "grid": [1, 3]}: Qwen2-VL's layout.
-
-    A row is (channel, frame of the pair, y, x) of a patch; the four patches of a cell follow each other. An odd number
-    of frames repeats the last one.
-    """
-    if len(frames_thwc) % PAIR:
-        frames_thwc = np.concatenate([frames_thwc, frames_thwc[-1:]])
-    time, height, width, _ = frames_thwc.shape
-    t, h, w = time // PAIR, height // CELL, width // CELL
-    mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
-    pixels = (torch.from_numpy(frames_thwc).float() / 255 - mean) / std
-    cells = pixels.reshape(t, PAIR, h, 2, PATCH, w, 2, PATCH, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return {"patches": cells.reshape(4 * t * h * w, -1), "grid": torch.tensor([[t, 2 * h, 2 * w]])}
 
 
 def mrope(ids_l: Tensor, grid: Tensor) -> Tensor:

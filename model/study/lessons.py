@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from model.config import StageConfig
 from model.hosts.base import Host
-from model.hosts.glus import context_frames
-from model.hosts.videoglamm import sample_frames
+from model.hosts.glus_inputs import context_frames
+from model.hosts.videoglamm_inputs import sample_frames
 from model.losses import mask_losses
 from model.sam import Features, Prompt, Sam2, prepare
 from model.sparrow import Sparrow

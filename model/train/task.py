@@ -8,13 +8,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.data.collate import collate
+from model.data.collate import Prepared, finish
 from model.data.questions import FAMILIES, MASKED, Family
 from model.data.record import NOISE
 from model.losses import proposal_labels
 from model.sample import Sample
 from model.sparrow import Sparrow
 from model.stage_losses import counted_words
+from model.train.ahead import one_ahead
 
 Stage = Literal["stage1", "stage2"]
 
@@ -218,22 +219,32 @@ def _on(sample: Sample, device: torch.device) -> Sample:
 
 
 class Collated:
-    """A loader of curated records (`model.data.loader`) as one of training samples for a host.
+    """A loader of prepared samples (`model.data.collate.Preparation`) as one of training samples for a host.
 
-    Collation is in this process: the host's own towers see the crops.
+    The loader is asked for the next batch while the model works on this one. The rest of the work on a batch is done
+    here, where the model is: the host's own tower sees the crops. Its state is that of the batches handed out.
     """
 
-    def __init__(self, records: Loader, sparrow: Sparrow):
-        self.records, self.sparrow = records, sparrow
+    def __init__(self, prepared: Loader, sparrow: Sparrow):
+        self.prepared, self.sparrow = prepared, sparrow
+        self._state: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.records:
-            with torch.no_grad():
-                samples = collate(batch, self.sparrow)
-            yield Batch(samples, [record.key for record in batch])
+        if self._state is not None:  # an iteration that was left has read one batch too many
+            self.prepared.load_state_dict(self._state)
+        for batch, state in one_ahead(self._with_states()):
+            self._state = state
+            samples = [finish(one, self.sparrow) for one in batch]
+            yield Batch(samples, [one.key for one in batch])
+        self._state = None
+
+    def _with_states(self) -> Iterator[tuple[list[Prepared], dict[str, Any]]]:
+        for batch in self.prepared:
+            yield batch, self.prepared.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.records.state_dict()
+        return self.prepared.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.records.load_state_dict(state)
+        self.prepared.load_state_dict(state)
+        self._state = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.train import state
@@ -135,7 +135,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         sums = {name: torch.zeros((), device=world.device) for name in task.weights}
-        bad: list[str] = []
+        finite: list[Tensor] = []
         measure = (
             FlopCounterMode(display=False)
             if world.device.type == "cuda" and not self._flops
@@ -156,10 +156,12 @@ class Trainer:
                     (loss * world.size).backward()  # DDP and FSDP divide by it
                 for name, share in shares.items():
                     sums[name] += share.detach()
-                if not math.isfinite(float(loss.detach())):
-                    bad += task.keys(batch)
+                finite.append(loss.detach().isfinite())
         if measure is not None:
             self._flops = float(measure.get_total_flops())
+        # Looked at once for all passes: each look waits for the device.
+        passes = zip(batches, torch.stack(finite).tolist(), strict=True)
+        bad = [key for batch, fine in passes if not fine for key in task.keys(batch)]
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
         found = world.sum(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.collate import collate, plain_text, words_of
+from model.data.collate import Preparation, collate, plain_text
 from model.data.index import Index
 from model.data.loader import Loader, LoaderOptions
 from model.data.questions import (
@@ -262,7 +262,7 @@ def test_a_caption_full_of_special_tokens_is_words(index):
 def test_a_region_question_without_crops_is_refused(index):
     record = record_of(index, Asked("region", "Who is the <region>?", "a dog"), crops=None)
     with pytest.raises(ValueError, match="asked about a region, but has no crops"):
-        words_of(record, tiny("videoglamm"))
+        Preparation.of(tiny("videoglamm")).words(record)
 
 
 # --- what is learned ------------------------------------------------------------------------------------------------

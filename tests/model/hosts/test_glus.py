@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from model.hosts import build
 from model.hosts.base import BOX_TOKEN, IGNORE, IMAGE, TSF, select
 from model.hosts.clip import centre_crops
-from model.hosts.glus import context_frames
+from model.hosts.glus_inputs import context_frames
 from model.hosts.glus_memory import MemoryBank
 from model.sam import Prompt, to_frame
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model.hosts.base import IMAGE, select
-from model.hosts.glus import GLUS, GLUSConfig, context_frames
+from model.hosts.glus import GLUS
+from model.hosts.glus_inputs import GLUSConfig, context_frames
 from model.hosts.glus_memory import MemoryBank
 from model.sam import to_frame
 from trackers.seeded import seeded

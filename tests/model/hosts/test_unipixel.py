@@ -8,7 +8,8 @@ import torch
 
 from model.hosts import build
 from model.hosts.base import BOX_TOKEN, IGNORE, IMAGE, TSF, select
-from model.hosts.unipixel import UniPixelConfig, mrope, patchify, sample_frames
+from model.hosts.unipixel import mrope
+from model.hosts.unipixel_inputs import UniPixelConfig, patchify, sample_frames
 from model.hosts.unipixel_reference import Pointed, region_cells
 from model.sam import to_frame
 

@@ -19,7 +19,8 @@ from torch.nn.functional import interpolate
 
 from model.hosts import build
 from model.hosts.base import IMAGE, select
-from model.hosts.unipixel import UniPixel, UniPixelConfig
+from model.hosts.unipixel import UniPixel
+from model.hosts.unipixel_inputs import UniPixelConfig
 from model.hosts.unipixel_reference import Pointed, region_tokens, window_order
 from model.sam import to_frame
 from trackers.seeded import seeded

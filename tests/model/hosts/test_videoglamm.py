@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from model.hosts import build
 from model.hosts.base import BOX_TOKEN, IGNORE, IMAGE, TSF, expanded, select
-from model.hosts.videoglamm import VideoGLaMM, sample_frames
+from model.hosts.videoglamm import VideoGLaMM
+from model.hosts.videoglamm_inputs import sample_frames
 from model.sam import to_frame
 
 

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, interpolate
 from model.hosts.base import IGNORE, IMAGE, select
 from model.hosts.clip import patch_tokens
 from model.hosts.internvideo2 import InternVideo2Config
-from model.hosts.videoglamm import VideoGLaMM, VideoGLaMMConfig
+from model.hosts.videoglamm import VideoGLaMM
+from model.hosts.videoglamm_inputs import VideoGLaMMConfig
 from model.losses import mask_losses
 from model.sam import to_frame
 from trackers.seeded import seeded
