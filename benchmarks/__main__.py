@@ -15,6 +15,7 @@ NAMES = (
     "decode",
     "model",
     "loader",
+    "training",
     "eval",
     "browse",
     "scale",

@@ -272,9 +272,11 @@ def plain(dataset: Any, workers: int) -> DataLoader:
     return DataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=list)
 
 
-def corpus(folder: Path, clips: int, frames: int) -> tuple[Path, Videos]:
+def corpus(
+    folder: Path, clips: int, frames: int, height: int = 360, width: int = 640
+) -> tuple[Path, Videos]:
     """The same clips as shards of eight, and as video files with a key frame every 250, x264's own habit."""
-    pictures, boxes = panned(frames)
+    pictures, boxes = panned(frames, height, width)
     height, width = pictures.shape[1:3]
     masks = {}
     for t, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):

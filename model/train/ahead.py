@@ -1,6 +1,6 @@
 """One item ahead: the next one is made while the caller works on this one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -8,8 +8,11 @@ T = TypeVar("T")
 _END: Any = object()
 
 
-def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items in the same order. An error of theirs is raised where its item would have come."""
+def one_ahead(items: Iterable[T]) -> Generator[T]:
+    """The same items in the same order. An error of theirs is raised where its item would have come.
+
+    Close it when it is left early: it waits for the item that is being made.
+    """
     source = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as thread:
         coming = thread.submit(next, source, _END)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the one that writes an export or hashes weights. A backend's own limit, ten minutes for
+NCCL, is meant for gradients. A process that dies is noticed at once all the same."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    talk: dist.ProcessGroup | None = None
+    """The group in which processes agree on things and wait for the first one, which may write for a long time."""
 
     @classmethod
     def join(cls, device: torch.device) -> "World":
@@ -34,7 +40,8 @@ class World:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             return cls(device=device)
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+        talk = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size(), device, talk)
 
     @property
     def first(self) -> bool:
@@ -53,7 +60,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.talk)
         return found
 
     def agree(self, make: Callable[[], T]) -> list[T]:
@@ -75,7 +82,7 @@ class World:
 
     def wait(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.talk)
 
     def wrap(
         self, module: nn.Module, how: Literal["ddp", "fsdp"], blocks: Sequence[nn.Module]

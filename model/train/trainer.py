@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +121,7 @@ class Trainer:
                     if stop and self.step < config.steps:
                         return Outcome(self.step, True, place)
         finally:
+            feed.close()  # a loader may be reading ahead
             if log is not None:
                 log.close()
         return Outcome(self.step, False, place)
@@ -238,7 +239,7 @@ class Trainer:
             self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
 
-    def _feed(self) -> Iterator[Any]:
+    def _feed(self) -> Generator[Any]:
         """Epoch after epoch. A loader that stopped at the end of one may begin with an empty pass."""
         empty = 0
         while empty < 2:

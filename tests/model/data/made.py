@@ -127,6 +127,7 @@ def make_output(
                         WIDTH,
                         referents,
                         {
+                            "caption": "the blue square",
                             "n_masks": 16,
                             "mean_iou": number / 10,
                             "n_qa": questions,

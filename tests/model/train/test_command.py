@@ -160,6 +160,25 @@ def test_both_stages_have_the_same_noise(tmp_path):
     assert exported["corruption_achieved"] == pytest.approx(0.2)
 
 
+def test_check_names_what_a_host_cannot_take(tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    data = make_output(tmp_path / "data", {"a": (1, 2)})
+    asked = ["train", "check", "--data", str(data), "--size", "tiny", "--host"]
+    assert "all 4 referents fit" in CliRunner().invoke(app, [*asked, "unipixel"]).output
+    text = CliRunner().invoke(app, [*asked, "glus", "--frames", "20"]).output
+    assert "glus takes 2,048 positions: 4 of 4 referents may not fit" in text
+    assert "a-c0-0: " in text
+    missing = CliRunner().invoke(app, ["train", "stage1", "--data", str(data)])
+    assert missing.exit_code == 2
+    assert "--out is missing" in missing.output
+    full = CliRunner().invoke(app, ["train", "check", "--data", str(data), "--host", "glus"])
+    assert isinstance(full.exception, ValueError)
+    assert "needs a tokenizer" in str(full.exception)
+
+
 def test_fields_are_named_and_sizes_need_weights(tmp_path):
     assert training.parse(["tsf.path=none", "train.lr=1e-4", "box.enabled=false"]) == (
         {"tsf.path": "none", "box.enabled": False},
