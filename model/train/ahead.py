@@ -11,11 +11,13 @@ _END: Any = object()
 def one_ahead(items: Iterable[T]) -> Generator[T]:
     """The same items in the same order. An error of theirs is raised where its item would have come.
 
-    Close it when it is left early: it waits for the item that is being made.
+    The first one is made in the caller's thread: a loader starts its processes then, and those that a thread starts do
+    not end well. Close it when it is left early: it waits for the item that is being made.
     """
     source = iter(items)
+    item = next(source, _END)
     with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as thread:
-        coming = thread.submit(next, source, _END)
-        while (item := coming.result()) is not _END:
+        while item is not _END:
             coming = thread.submit(next, source, _END)
             yield item
+            item = coming.result()

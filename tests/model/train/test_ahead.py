@@ -1,5 +1,6 @@
 """Reading ahead changes neither what comes nor where a loader says it stands."""
 
+import gc
 import threading
 
 import pytest
@@ -31,7 +32,7 @@ def test_the_same_items_and_one_of_them_ahead():
     seen = []
     for n in ahead:
         seen.append(n)
-        while len(made) < min(n + 2, 4):  # the next one is made meanwhile
+        while len(made) < min(n + 2, 4):  # the next one is made in the meantime
             threading.Event().wait(0.001)
     assert seen == made == [0, 1, 2, 3]
 
@@ -45,6 +46,22 @@ def test_an_error_comes_where_its_item_would_have_come():
     assert next(ahead) == 1
     with pytest.raises(ValueError, match="no more"):
         next(ahead)
+
+
+def test_workers_end_well(index):
+    """Those that were started by a thread end with 1, and PyTorch complains of it at any later moment."""
+    loader = Loader(index, LoaderOptions(batch=4, frames=2), workers=2)
+    ahead = one_ahead(loader)
+    next(ahead)
+    next(ahead)
+    assert loader._reads is not None
+    workers = loader._reads._iterator._workers  # type: ignore[union-attr]
+    ahead.close()
+    del ahead, loader
+    gc.collect()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
