@@ -69,4 +69,4 @@ SCALES = {
         stage_batch=16,
     ),
 }
-"""cpu: took 28 minutes on two cores. gpu: meant for 20 on an H200; has never run."""
+"""cpu: took 41 minutes on two busy cores. gpu: meant for 20 on an H200; has never run."""
