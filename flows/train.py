@@ -251,6 +251,7 @@ def _stage(
         world=world.size,
         workers=request.workers,
         prepare=preparation,
+        notice=tell,
     )
     tell(f"an epoch: {index.n_questions:,} question-answer pairs about {len(index):,} referents")
     if world.first:

@@ -103,6 +103,7 @@ class Loader:
     """`for batch in loader` runs from where the loader stands to the end of the epoch, then stands at the next one.
 
     Each batch is a list of `options.batch // world` records, or of what `prepare` makes of each in the workers.
+    notice: called with a line for each sample that another one stands in for.
     ValueError where the batch cannot be shared by the ranks, an epoch has no full step, or (while iterating) more than
     `max_corrupt` of the samples are corrupt, or more than `max_unfit` do not fit the host.
     """
@@ -116,10 +117,11 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         prepare: Callable[[Record], Any] | None = None,
+        notice: Callable[[str], None] = lambda text: None,
     ):
         self.index, self.options = index, options or LoaderOptions()
         self.rank, self.world, self.workers = rank, world, workers
-        self._prepare = prepare
+        self._prepare, self._notice = prepare, notice
         self.epoch, self.step = 0, 0
         self.skipped: list[str] = []
         """What was corrupt in this epoch, on this rank: one text each."""
@@ -191,6 +193,8 @@ class Loader:
     def _count(self, loaded: Loaded) -> Any:
         self.skipped += loaded.skipped
         self.unfit += loaded.unfit
+        for text in (*loaded.skipped, *loaded.unfit):
+            self._notice(f"another sample stands in for {text}")
         options = self.options
         share = self._steps * options.batch / self.world
         found = f"in epoch {self.epoch}"

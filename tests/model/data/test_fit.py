@@ -48,7 +48,8 @@ def test_a_sample_that_is_too_long_is_named_and_replaced(tmp_path, host):
     index = output(tmp_path, [SHORT, LONG, SHORT, SHORT])
     preparation = Preparation.of(tiny(host))
     options = LoaderOptions(batch=2, frames=2, tsf=ALWAYS, max_unfit=0.5)
-    loader = Loader(index, options, prepare=preparation)
+    noticed: list[str] = []
+    loader = Loader(index, options, prepare=preparation, notice=noticed.append)
     keys = []
     for batch in loader:
         keys += [prepared.key for prepared in batch]
@@ -59,6 +60,7 @@ def test_a_sample_that_is_too_long_is_named_and_replaced(tmp_path, host):
     assert "a-c1-1: a prompt of" in unfit[0]
     assert f"{host} takes {preparation.host.spec.max_len}" in unfit[0]
     assert skipped == []
+    assert noticed == [f"another sample stands in for {unfit[0]}"]
     found = list(too_long(index, preparation, QuestionMix(), 2))
     assert [one.referent_id for one in found] == ["a-c1-1"]
     assert found[0].positions > preparation.host.spec.max_len
