@@ -339,7 +339,7 @@ def prepare(
     frames_thwc: NDArray[np.uint8] | Tensor, side: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """[T, H, W, 3] RGB -> [T, 3, side, side] float32: stretched (aspect ratio given up), ImageNet statistics."""
-    if isinstance(frames_thwc, np.ndarray):
+    if not isinstance(frames_thwc, Tensor):  # an array, or a part of a `Video`
         frames_thwc = torch.from_numpy(np.ascontiguousarray(frames_thwc))
     images = frames_thwc.to(device).permute(0, 3, 1, 2).float() / 255
     images = interpolate(images, (side, side), mode="bilinear", antialias=True)

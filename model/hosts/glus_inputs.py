@@ -73,8 +73,9 @@ class GLUSInputs(HostInputs):
                 f"frames must be [T, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}"
             )
         context = context_frames(len(frames), self.config.context)
-        wanted = np.array([*context, *query])
-        distinct, places = np.unique(wanted, return_inverse=True)  # each picture is resized once
+        wanted = [*context, *query]
+        distinct = list(dict.fromkeys(wanted))  # each picture is read and resized once
+        places = [distinct.index(frame) for frame in wanted]
         pixels = clip.centre_crops(frames[distinct], self.config.clip_size)[places]
         return {"context": pixels[: len(context)], "query": pixels[len(context) :]}
 

@@ -286,7 +286,7 @@ def test_bash_gets_completions_from_the_program():
         (("curate", "mevis", "--preset", "full"), ["full", "full-tiny"]),
         (("demo", "--executor", ""), ["ray", "inline"]),
         (("ground", "a.mp4", "--host", "g"), ["glus"]),
-        (("train", ""), ["proposer", "stage1", "stage2"]),
+        (("train", ""), ["proposer", "stage1", "stage2", "check"]),
         (("train", "stage1", "--preset", "re"), ["release", "reconstructed"]),
         (("eval", "ref"), ["ref-ytvos", "ref-davis17"]),
         (("export", "o", "--format", ""), ["sparrow", "artemis", "coco", "ytvis", "fiftyone"]),
