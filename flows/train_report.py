@@ -1,5 +1,6 @@
 """What `sparrow train` prints at its end."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def report(out: Path, tell: Callable[[str], None]) -> None:
 
     for name, parts in losses_of(rows).items():
         for line in (name, *parts):
-            change = f"{mean(first, line):.4f} -> {mean(last, line):.4f}"
+            before, after = mean(first, line), mean(last, line)
+            if math.isnan(before) and math.isnan(after):
+                continue  # a family of questions that none of these steps asked
+            change = f"{before:.4f} -> {after:.4f}"
             tell(f"  {line:<16} {change} (means of {part} steps)")
     for name in ("memory_gb", "mfu"):
         if any(name in row for row in last):
