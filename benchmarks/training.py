@@ -37,8 +37,8 @@ def run(setting: Setting) -> Iterator[Row]:
         note = f"{size[1]}x{size[0]}, {WORKERS} workers, steps of {step:.2f} s simulated"
         for host in HOSTS:
             preparation = full_size(host, "tiny" if setting.quick else "full")
-            before = waiting(out, preparation, step, ahead=False)
-            after = waiting(out, preparation, step, ahead=True)
+            before = share_waited(out, preparation, step, ahead=False)
+            after = share_waited(out, preparation, step, ahead=True)
             yield Row(f"{host}: time waited, main process", before * 100, "%", note=note)
             yield Row(
                 f"{host}: time waited, workers and one ahead",
@@ -63,7 +63,7 @@ def full_size(host: str, size: Literal["full", "tiny"]) -> Preparation:
     return Preparation.of(sparrow)
 
 
-def waiting(out: Path, preparation: Preparation, step: float, *, ahead: bool) -> float:
+def share_waited(out: Path, preparation: Preparation, step: float, *, ahead: bool) -> float:
     """Share of the time, after the first step, in which there is nothing to train on."""
     options = LoaderOptions(batch=1, frames=FRAMES, tsf=ALWAYS)
     prepare: Callable[[Any], Any] | None = preparation if ahead else None

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from flows.progress import StepBar
-from flows.train_check import report_too_long
-from flows.train_report import report
+from flows.train_report import report, report_too_long
 from schemas.config import Config, assignment
 from schemas.files import write_whole
 

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.train_report import positions_taken, report_too_long
+
 if TYPE_CHECKING:
     from flows.train import Request
     from model.data.collate import Preparation
-    from model.data.fit import TooLong
-    from model.data.index import Index
-
-SHOWN = 20
 
 
 def check(request: "Request", tell: Callable[[str], None]) -> int:
@@ -26,28 +24,9 @@ def check(request: "Request", tell: Callable[[str], None]) -> int:
     mix = preparation.config.questions
     found = list(too_long(index, preparation, mix, request.frames))
     if not found:
-        tell(f"{_takes(preparation)}: all {len(index):,} referents fit")
+        tell(f"{positions_taken(preparation)}: all {len(index):,} referents fit")
     report_too_long(found, index, preparation, tell)
     return len(found)
-
-
-def report_too_long(
-    found: "list[TooLong]", index: "Index", preparation: "Preparation", tell: Callable[[str], None]
-) -> None:
-    """A line about all of them, and one for each of the first; nothing if there are none."""
-    if not found:
-        return
-    total = f"{len(found):,} of {len(index):,} referents"
-    tell(f"{_takes(preparation)}: {total} may not fit; others stand in for them")
-    for one in found[:SHOWN]:
-        tell(f"  {one}")
-    if len(found) > SHOWN:
-        tell(f"  and {len(found) - SHOWN:,} more")
-
-
-def _takes(preparation: "Preparation") -> str:
-    spec = preparation.host.spec
-    return f"{spec.name} takes {spec.max_len:,} positions"
 
 
 def _preparation(request: "Request") -> "Preparation":

@@ -3,6 +3,15 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.data.collate import Preparation
+    from model.data.fit import TooLong
+    from model.data.index import Index
+
+SHOWN = 20
+"""Samples that do not fit are listed up to this number."""
 
 
 def report(out: Path, tell: Callable[[str], None]) -> None:
@@ -50,3 +59,23 @@ def _report_questions(rows: list[dict[str, float]], tell: Callable[[str], None])
     if total:
         asked = ", ".join(f"{family} {sums[family]:,}" for family in FAMILIES if sums[family])
         tell(f"  questions: {asked}; {sums['tsf']:,} of {total:,} samples with TSF")
+
+
+def report_too_long(
+    found: "list[TooLong]", index: "Index", preparation: "Preparation", tell: Callable[[str], None]
+) -> None:
+    """A line about all of them, and one for each of the first; nothing if there are none."""
+    if not found:
+        return
+    total = f"{len(found):,} of {len(index):,} referents"
+    tell(f"{positions_taken(preparation)}: {total} may not fit; others stand in for them")
+    for one in found[:SHOWN]:
+        tell(f"  {one}")
+    if len(found) > SHOWN:
+        tell(f"  and {len(found) - SHOWN:,} more")
+
+
+def positions_taken(preparation: "Preparation") -> str:
+    """How long a prompt of the host may be, in words."""
+    spec = preparation.host.spec
+    return f"{spec.name} takes {spec.max_len:,} positions"

@@ -160,9 +160,7 @@ class Trainer:
                 finite.append(loss.detach().isfinite())
         if measure is not None:
             self._flops = float(measure.get_total_flops())
-        # Looked at once for all passes: each look waits for the device.
-        passes = zip(batches, torch.stack(finite).tolist(), strict=True)
-        bad = [key for batch, fine in passes if not fine for key in task.keys(batch)]
+        bad = self._not_finite(batches, finite)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
         found = world.sum(
@@ -188,6 +186,11 @@ class Trainer:
             "skipped": self.skipped,
         }
         return row, stop
+
+    def _not_finite(self, batches: list[Any], finite: list[Tensor]) -> list[str]:
+        """Keys of the batches whose loss is not finite. One look for all: each look waits for the device."""
+        passes = zip(batches, torch.stack(finite).tolist(), strict=True)
+        return [key for batch, fine in passes if not fine for key in self.task.keys(batch)]
 
     def _tallies(self, batches: list[Any]) -> dict[str, float]:
         """The task's further columns, of all batches of all processes."""

@@ -157,7 +157,7 @@ class Regions:
         failed = prediction is None or prediction.error
         caption = "" if failed or prediction is None else clean_caption(prediction.text)
         scores = {
-            "exact": float(normalised(caption) == normalised(reference)),
+            "exact": float(plain_words(caption) == plain_words(reference)),
             "word_F1": word_f1(caption, reference),
             "caption": caption,
             "reference": reference,
@@ -178,14 +178,14 @@ class Regions:
         return {key: interval(rows, key) for key in ("exact", "word_F1")}
 
 
-def normalised(text: str) -> str:
+def plain_words(text: str) -> str:
     """In lower case, with single spaces, without final periods."""
     return " ".join(text.lower().split()).rstrip(". ")
 
 
 def word_f1(caption: str, reference: str) -> float:
     """Harmonic mean of precision and recall of the caption's words, each counted as often as it occurs."""
-    given, wanted = (Counter(normalised(text).split()) for text in (caption, reference))
+    given, wanted = (Counter(plain_words(text).split()) for text in (caption, reference))
     common = (given & wanted).total()
     if not common:
         return float(not given and not wanted)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.evaluate.benchmarks import open_benchmark
-from model.evaluate.benchmarks.regions import normalised, word_f1
+from model.evaluate.benchmarks.regions import plain_words, word_f1
 from model.evaluate.protocols import asking
 from model.evaluate.run import evaluate_video, predict
 from model.evaluate.task import Prediction
@@ -65,7 +65,7 @@ def test_answers_score_as_they_read(benchmark):
 def test_words_are_counted_as_often_as_they_occur():
     assert word_f1("a a a", "a b") == pytest.approx(2 / 5)
     assert word_f1("", "") == 1
-    assert normalised(" A  Dog runs. ") == "a dog runs"
+    assert plain_words(" A  Dog runs. ") == "a dog runs"
 
 
 def test_the_summary_is_a_mean_over_referents(benchmark):
