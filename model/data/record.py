@@ -104,9 +104,7 @@ def make_record(
     try:
         words = json.loads(members["json"])
         track = read_track(members["track.npy"])
-        every_mask = {int(t): rle for t, rle in json.loads(members["masks.json"]).items()}
-        # A fallback is no segmentation: it teaches only where there is nothing else.
-        masks = {t: rle for t, rle in every_mask.items() if not track["fallback"][t]} or every_mask
+        masks = _teaching_masks(members["masks.json"], track)
         boxes_t4 = boxes_of(track)
         _check_boxes(boxes_t4, entry)
         absent = _known_absent(track)
@@ -205,6 +203,12 @@ def _known_absent(track: NDArray) -> NDArray[np.bool_]:
     has_box = ~np.isnan(track["x1"])
     meets_none = track["known"] & ~track["kept"] & np.isnan(track["iou"])
     return meets_none & (has_box | np.isin(track["origin"], _GIVEN).all())
+
+
+def _teaching_masks(data: bytes, track: NDArray) -> dict[int, dict]:
+    """Masks by frame. A fallback is no segmentation: it teaches only where there is nothing else."""
+    every = {int(t): rle for t, rle in json.loads(data).items()}
+    return {t: rle for t, rle in every.items() if not track["fallback"][t]} or every
 
 
 def _stored_crops(members: dict[str, bytes], rows: list[dict], k: int) -> list[NDArray[np.uint8]]:
