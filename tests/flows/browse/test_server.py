@@ -228,7 +228,7 @@ def test_a_query_without_end_is_stopped(app, client, monkeypatch):
     child = where_process(app)._child.pid
     start = time.monotonic()
     answer = client.get("/gallery", params={"where": ENDLESS})
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # unstopped, it takes hours
     assert answer.status_code == 400
     assert "stopped after 0.5 seconds" in answer.text
     assert has_ended(child)
