@@ -232,7 +232,7 @@ def test_real_sequences_give_4200_disjoint_segments_in_seconds(real_root: DataRo
             sequences[split][clip.video_id] += 1
     assert {split: len(names) for split, names in sequences.items()} == {"train": 1120, "test": 280}
     assert {count for names in sequences.values() for count in names.values()} == {3}
-    assert time.perf_counter() - start < 120  # reading the annotations once per segment takes longer
+    assert time.perf_counter() - start < 120
 
 
 def test_real_absent_frames_have_no_box_and_the_seven_bad_frames_are_unknown(real_root: DataRoot):
