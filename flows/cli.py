@@ -471,7 +471,7 @@ def train(
     resume: Annotated[
         Literal["newest", "last-good"],
         typer.Option(
-            help="If the newest state is damaged: stop, or resume from the last good one."
+            help="The newest state; last-good: the newest one that is not damaged and did not diverge."
         ),
     ] = "newest",
     steps: Annotated[int | None, typer.Option(help="Default: the release's.", min=1)] = None,
@@ -536,8 +536,8 @@ def train(
         say(f"  {measure_recall(request)}")
     elif ray:
         training.with_ray(request, ray)
-    elif not training.run(request):
-        raise typer.Exit(143)
+    elif code := training.run(request):
+        raise typer.Exit(code)
 
 
 @app.command(epilog="Example: sparrow study --scale cpu --out outputs/study")

@@ -7,13 +7,16 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, cast
 
 from pipeline.plan import Job
 from schemas.files import remove_temporaries
 from schemas.members import MemberError, open_regular, refuse_links
+
+TRAINING = "train"
+"""Name of the lock of a training."""
 
 
 class PlanConflict(ValueError):
@@ -30,20 +33,66 @@ def locked(out: Path, name: str) -> Iterator[str]:
     refuse_links(out)
     sweep_output(out)
     with lock_file(out, name) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise PlanConflict(
-                f"{out}: {name} is being worked on by {file.read() or 'another run'}; wait for it"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        if (holder := _take(file)) is not None:
+            raise PlanConflict(f"{out}: {name} is being worked on by {holder}; wait for it")
         try:
             yield _new_fence(out, name)
         finally:
             file.truncate(0)
+
+
+@contextmanager
+def training_lock(out: Path) -> Iterator[None]:
+    """One training per run folder. Nothing of the lock stays when it is released, and a holder that died has none.
+
+    ValueError names another holder, MemberError a link in its place.
+    """
+    path = out / ".lock" / TRAINING
+    while True:
+        try:
+            file = lock_file(out, TRAINING)
+        except FileNotFoundError:  # the folder was removed between its making and its use
+            continue
+        holder = _take(file)
+        if holder is not None:
+            file.close()
+            raise ValueError(
+                f"{out}: another training is at work in this folder: {holder}. Wait for it, stop it, or use "
+                "another --out"
+            )
+        if _is_still(file, path):
+            break
+        file.close()  # its holder has just removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        with suppress(OSError):  # another lock is in it
+            path.parent.rmdir()
+
+
+def _take(file: TextIO) -> str | None:
+    """Lock a file and write this process's name into it; or, if another process has the lock, that one's name."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read() or "another process"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return None
+
+
+def _is_still(file: TextIO, path: Path) -> bool:
+    """Whether the open file is the one that has this path."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(file.fileno())
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
 
 def sweep_output(out: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.evaluation import fingerprint
-from flows.train import Request, make_model, proposer_data, train_config
+from flows.train import make_model
+from flows.train_data import DetectionData
+from flows.train_request import Request, train_config
 from schemas.files import write_whole
 
 TOP = 300
@@ -30,10 +32,11 @@ def measure_recall(request: Request, tell: Callable[[str], None] = print) -> Pat
     export = Path(request.start or out / "export")
     sparrow = make_model(request, World(device=device()))
     load_export(sparrow, export)
-    corpora, options = proposer_data(request, train_config(request), sparrow)
+    data = DetectionData(request)
+    options = data.options(train_config(request), sparrow)
     assert sparrow.proposer is not None
     task = ProposerTask(sparrow.host.sam, sparrow.proposer.float(), top=TOP)
-    proposals, targets = task.proposed(once(corpora("val"), options))
+    proposals, targets = task.proposed(once(data.corpora("val"), options))
     recall = oracle_recall(proposals, targets, TOP)
     found = {
         "kind": sparrow.config.proposer.kind,

@@ -1,126 +1,112 @@
 """`sparrow train`: the proposer, stage 1 and stage 2, by one process, by torchrun's, or by Ray Train's."""
 
 import json
-from collections.abc import Callable, Iterable
-from itertools import islice
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from flows.locks import training_lock, writing
 from flows.progress import StepBar
-from flows.train_report import report, report_too_long
-from schemas.config import Config, assignment
+from flows.train_report import report
+from flows.train_request import Request as Request
+from flows.train_request import parse as parse
+from flows.train_request import train_config
 from schemas.files import write_whole
 
 if TYPE_CHECKING:
     from model.config import SparrowConfig
-    from model.data.index import Index
-    from model.data.loader import LoaderOptions
-    from model.proposer.data.batches import BatchConfig
-    from model.proposer.data.corpora import BoxSet
     from model.sparrow import Sparrow
     from model.train.config import TrainConfig
     from model.train.parallel import World
-    from model.train.task import Loader, Task
 
-What = Literal["proposer", "stage1", "stage2"]
 MADE_UP = "tiny: made-up weights below; what it learns means nothing, that it learns is shown"
-STEPS = {"stage1": 15_000, "stage2": 4_000, "proposer": 500_000}
-"""Of the released training."""
-HELD_OUT = ("val", "valid_u")
-"""Splits of a curated output that the losses of stages are validated on."""
 
 
-class Request(Config):
-    """Everything that `sparrow train` was asked; plain values, so that it can travel to other machines."""
+def run(request: Request, tell: Callable[[str], None] = print) -> int:
+    """Train in this process, beside others if torchrun or Ray started them. Returns the exit code: 0, or 128 + the
+    signal that ended it early.
 
-    what: What
-    data: str
-    out: str
-    host: str = "videoglamm"
-    size: Literal["full", "tiny"] = "full"
-    checkpoints: tuple[str, ...] = ()
-    preset: str = "paper"
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Of the model's config."""
-    train: dict[str, Any] = Field(default_factory=dict)
-    """Of `model.train.config.TrainConfig`."""
-    start: str = ""
-    """The export that training begins with."""
-    resume: Literal["newest", "last-good"] = "newest"
-    """What to do if the newest state is damaged: stop, or resume from the newest one that is not."""
-    frames: int = Field(default=8, ge=1)
-    workers: int = Field(default=2, ge=0)
-    max_missing: float = Field(default=0.05, ge=0, le=1)
-    """Of the annotated images of a detection dataset, the share that may be missing."""
-    official: bool = False
-
-
-def parse(sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`field=value` pairs -> changes of the model's config, and (train.field) of the training's."""
-    model: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    for pair in sets:
-        name, value = assignment(pair)
-        (train if name.startswith("train.") else model)[name.removeprefix("train.")] = value
-    return model, train
-
-
-def run(request: Request, tell: Callable[[str], None] = print) -> bool:
-    """Train in this process, beside others if torchrun or Ray started them. False if SIGTERM ended it early.
-
-    ValueError (StateError, CheckpointError), before the model is built: a damaged state or export. OSError, in words
-    for a user: the disk is full, or `out` cannot be written.
+    ValueError (StateError, CheckpointError), before the model is built: a damaged state or export, a folder of another
+    training or one in which another process trains. OSError, in words for a user: the disk is full, or `out` cannot be
+    written.
     """
-    from flows.locks import writing
-    from model.train.export import load_export, save_export
     from model.train.parallel import World
-    from model.train.resume import choose
-    from model.train.trainer import Trainer
     from trackers.runtime import device
 
     world = World.join(device())
     if not world.first:
         tell = _nothing
-    after = _stages(request)
-    config = train_config(request)
-    chosen = choose(Path(request.out), request.resume, world)
+    out = Path(request.out)
+    with ExitStack() as stack:
+        world.agree(lambda: _lock(stack, out) if world.first else None)
+        return _run(request, world, tell)
+
+
+def _lock(stack: ExitStack, out: Path) -> None:
+    with writing(out):
+        stack.enter_context(training_lock(out))
+
+
+def _run(request: Request, world: "World", tell: Callable[[str], None]) -> int:
+    from flows.train_data import open_data
+    from flows.train_record import exports_of, record_of, refuse_other_training
+    from model.make import require_weights
+    from model.train.export import load_export, save_export
+    from model.train.record import RECORD
+    from model.train.resume import choose
+    from model.train.trainer import Trainer
+
+    _stages(request)
+    out, config = Path(request.out), train_config(request)
+    chosen = choose(out, request.resume, world)
+    require_weights(request.size, request.checkpoints)
+    data = open_data(request)
+    record = world.agree(lambda: record_of(request, config, data.inputs) if world.first else None)[
+        0
+    ]
+    assert record is not None
+    world.agree(lambda: refuse_other_training(out, chosen, record) if world.first else None)
+    done = world.agree(lambda: exports_of(request, config, record) if world.first else [])[0]
+    if done:
+        tell(f"{out} is finished: {config.steps} steps are trained, and nothing is changed")
+        for place in done:
+            tell(f"  {place}")
+        return 0
     sparrow = make_model(request, world)
     if request.start:
         load_export(sparrow, request.start)
     else:
         sparrow.adapt()
-    task, loader = (
-        _proposer(request, config, sparrow, world, tell)
-        if request.what == "proposer"
-        else _stage(request, config, sparrow, world, tell)
-    )
+    task, loader = data.feed(sparrow, config, world, tell)
     if request.size == "tiny":
         tell(MADE_UP)
-    out = Path(request.out)
+    about = {RECORD: record.model_dump(mode="json")}
     with writing(out):
         with StepBar(request.what, config.steps, world.first) as progress:
-            trainer = Trainer(task, loader, config, out, world, progress.show, tell, chosen)
+            trainer = Trainer(task, loader, config, out, world, progress.show, tell, chosen, about)
             if world.first:
                 _write_request(request, config, sparrow, world)
             progress.begin(trainer.step)
             if trainer.step:
-                tell(f"going on from {trainer.step} steps")
+                tell(f"resumes after {trainer.step} steps")
             outcome = trainer.run()
         report(out, tell)
         if outcome.stopped:
+            name = signal.Signals(outcome.stopped).name
             tell(
-                f"stopped by SIGTERM after {outcome.steps} steps; the same command goes on from {outcome.state}"
+                f"stopped by {name} after {outcome.steps} steps; the same command resumes from there"
             )
-            return False
-        save_export(sparrow, out / "export", request.what, outcome.steps, world, after)
+            tell(f"  {outcome.state}")
+            return outcome.exit_code
+        stages = _stages(request)
+        save_export(sparrow, out / "export", request.what, outcome.steps, world, stages, about)
         tell(f"  {out / 'export'}: what was trained, for the next stage")
-        for place in world.agree(
-            lambda: _whole(request, out, sparrow.config) if world.first else []
-        )[0]:
+        whole = world.agree(lambda: _whole(request, out, sparrow.config) if world.first else [])[0]
+        for place in whole:
             tell(f"  {place}: the whole model, adapters merged")
-    return True
+    return 0
 
 
 def _write_request(
@@ -194,230 +180,6 @@ def _stages(request: Request) -> list[str]:
             f"{what}stage 2 starts from stage 1's export: --from RUN_OF_STAGE_1/export"
         )
     return stages
-
-
-def train_config(request: Request) -> "TrainConfig":
-    """The release's steps and the proposer's recipe, with the request's changes."""
-    from model.proposer.pretrain import RECIPE
-    from model.train.config import TrainConfig
-
-    values = {
-        "steps": STEPS[request.what],
-        **(RECIPE if request.what == "proposer" else {}),
-        **request.train,
-    }
-    if "warmup" not in request.train:
-        values["warmup"] = min(100, int(values["steps"]) // 10)
-    return TrainConfig(**values)
-
-
-def _stage(
-    request: Request,
-    config: "TrainConfig",
-    sparrow: "Sparrow",
-    world: "World",
-    tell: Callable[[str], None],
-) -> "tuple[Task, Loader]":
-    from model.data.collate import Preparation
-    from model.data.fit import too_long
-    from model.data.index import Index
-    from model.data.loader import Loader as Records
-    from model.data.loader import LoaderOptions
-    from model.data.questions import QuestionMix
-    from model.train.task import Collated, Stage, StageTask
-    from pipeline.corrupt import Corruption
-
-    index = Index.open(request.data)
-    _take_noise(sparrow, index, tell)
-    if request.what == "stage2":
-        _compare_noise(sparrow, request.start)
-    tsf = sparrow.config.tsf
-    stage: Stage = "stage1" if request.what == "stage1" else "stage2"
-    options = LoaderOptions(
-        seed=config.seed,
-        batch=config.batch * world.size,
-        accumulation=config.accumulation,
-        frames=request.frames,
-        tsf=tsf,
-        questions=sparrow.config.questions if stage == "stage1" else QuestionMix.host_only(),
-        corruption=sparrow.config.corruption if tsf.selection == "online" else Corruption(),
-    )
-    preparation = Preparation.of(sparrow)
-    records = Records(
-        index,
-        options,
-        rank=world.rank,
-        world=world.size,
-        workers=request.workers,
-        prepare=preparation,
-        notice=tell,
-    )
-    tell(f"an epoch: {index.n_questions:,} question-answer pairs about {len(index):,} referents")
-    if world.first:
-        found = list(too_long(index, preparation, options.questions, request.frames))
-        report_too_long(found, index, preparation, tell)
-    if stage == "stage1":
-        _warn_of_single_samples(options, tell)
-    held_out = None
-    if config.validate_every:
-        others = Index.open(request.data, splits=HELD_OUT)
-        clean = options.model_copy(
-            update={
-                "batch": min(config.batch, len(others)),
-                "accumulation": 1,
-                "corruption": Corruption(),
-            }
-        )
-
-        def held_out() -> "Iterable[Any]":
-            records = Records(others, clean, prepare=preparation)
-            return islice(Collated(records, sparrow), config.validate_batches)
-
-    return StageTask(sparrow, stage, held_out), Collated(records, sparrow)
-
-
-def _take_noise(sparrow: "Sparrow", index: "Index", tell: Callable[[str], None]) -> None:
-    """Put the noise that the data was curated with into the model's config, so that runs and exports state it.
-
-    ValueError if another noise was asked for, or if crops are to be cut anew from trajectories whose noise they would
-    not show.
-    """
-    config, noise = sparrow.config, index.noise
-    if not config.tsf.wanted(training=True, draw=1.0):
-        return
-    if config.tsf.selection == "online":
-        if noise.kind != "none":
-            raise ValueError(
-                f"{index.out} was curated with {noise.kind} {noise.level:g}, which tsf.selection=online does not see: "
-                "train on a clean output with --set corruption.kind=…, or with tsf.selection=offline"
-            )
-        return
-    asked = config.corruption
-    if asked.kind != "none" and (asked.kind, asked.level) != (noise.kind, noise.level):
-        raise ValueError(
-            f"corruption.kind={asked.kind} is a step of curation, and {index.out} was curated with {noise.kind} "
-            f"{noise.level:g}: curate it with --set corrupt.kind={asked.kind} --set corrupt.level={asked.level:g}, "
-            "and train on that output"
-        )
-    if noise.kind != "none":
-        seen = asked.model_copy(update={"kind": noise.kind, "level": noise.level})
-        sparrow.config = config.with_(corruption=seen, corruption_achieved=noise.achieved)
-        tell(str(noise))
-
-
-def _compare_noise(sparrow: "Sparrow", start: str) -> None:
-    """ValueError if stage 1 was trained with another noise: the result would be a row of no table."""
-    from model.checkpoints import describe
-
-    before = describe(start)["sparrow"]["corruption"]
-    now = sparrow.config.corruption
-    if (before["kind"], before["level"]) != (now.kind, now.level):
-        raise ValueError(
-            f"{start}: stage 1 was trained with noise {before['kind']} {before['level']:g} on trajectories, the data of "
-            f"stage 2 has {now.kind} {now.level:g}: train both stages on the same shards"
-        )
-
-
-def _warn_of_single_samples(options: "LoaderOptions", tell: Callable[[str], None]) -> None:
-    """With a single sample in a step, none is asked for its caption alone: every step has a mask."""
-    weights = options.questions.with_tsf
-    if options.batch * options.accumulation == 1 and weights.region > 0:
-        tell(
-            "a step has one sample and every step has a mask: `region` is asked as `region_mask` "
-            "(--set train.accumulation=8 for other shares)"
-        )
-
-
-def _proposer(
-    request: Request,
-    config: "TrainConfig",
-    sparrow: "Sparrow",
-    world: "World",
-    tell: Callable[[str], None],
-) -> "tuple[Task, Loader]":
-    from model.proposer.data.batches import Batches, once
-    from model.proposer.pretrain import ProposerTask
-
-    corpora, options = proposer_data(request, config, sparrow)
-
-    def validation() -> "Iterable[Any]":
-        return once(corpora("val"), options)
-
-    trained = corpora("train")
-    for corpus in trained:
-        tell(_in_a_line(corpus))
-    batches = Batches(trained, options, rank=world.rank, world=world.size)
-    assert sparrow.proposer is not None
-    return ProposerTask(sparrow.host.sam, sparrow.proposer.float(), validation=validation), batches
-
-
-def proposer_data(
-    request: Request, config: "TrainConfig", sparrow: "Sparrow"
-) -> "tuple[Callable[[str], list[BoxSet]], BatchConfig]":
-    """Split -> its boxes, and how they become batches. ValueError if there is no data, or no proposer.
-
-    Every folder of `data` that is named as one of the four datasets, or `data` itself if it is; and the shards in
-    `data`, if it is a curated output, or in its folder "shards".
-    """
-    from model.data.index import Index
-    from model.proposer.data.batches import BatchConfig
-    from model.proposer.data.readers import read
-    from model.proposer.data.shards import ShardBoxes
-    from model.proposer.data.transform import TransformConfig
-    from pipeline.sources.base import DataRoot
-
-    places, curated = _detection_data(Path(request.data))
-    if sparrow.proposer is None:
-        raise ValueError("this model has no proposer: box.enabled is false")
-    tables = Path(request.out) / "tables"  # parsed once: the large ones take minutes
-
-    def corpora(split: str) -> "list[BoxSet]":
-        found: list[BoxSet] = [
-            read(name, DataRoot(place), split, keep=tables, max_missing=request.max_missing)
-            for name, place in places.items()
-        ]
-        if curated:
-            found.append(ShardBoxes(Index.open(curated), split))
-        return found
-
-    shared = sparrow.config.proposals.input
-    side = (
-        sparrow.host.spec.sam_size if shared == "shared" else shared
-    )  # what it will see at inference
-    options = BatchConfig(
-        batch=config.batch,
-        transform=TransformConfig(side=side),
-        seed=config.seed,
-        workers=request.workers,
-    )
-    return corpora, options
-
-
-def _detection_data(data: Path) -> tuple[dict[str, Path], str | None]:
-    """The folders of detection datasets by their names, and the curated output; ValueError if there is neither."""
-    from model.proposer.data.readers import READERS
-
-    places = (
-        {data.name: data}
-        if data.name in READERS
-        else {n: data / n for n in READERS if (data / n).is_dir()}
-    )
-    curated = next(
-        (str(at) for at in (data, data / "shards") if (at / "manifests" / "shards").is_dir()), None
-    )
-    if not places and curated is None:
-        raise ValueError(
-            f"{data} has none of the folders {', '.join(READERS)}, is not called so, and is no curated output either "
-            "(manifests/shards is missing)"
-        )
-    return places, curated
-
-
-def _in_a_line(corpus: "BoxSet") -> str:
-    """What a corpus has, and what its reader dropped."""
-    from model.proposer.data.corpora import Corpus
-
-    return str(corpus) if isinstance(corpus, Corpus) else f"{corpus.name}: {len(corpus):,} images"
 
 
 def _whole(request: Request, out: Path, config: "SparrowConfig") -> list[Path]:

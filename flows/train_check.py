@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flows.train_report import positions_taken, report_too_long
 
 if TYPE_CHECKING:
-    from flows.train import Request
+    from flows.train_request import Request
     from model.data.collate import Preparation
 
 

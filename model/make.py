@@ -1,12 +1,13 @@
 """A host with SPARROW on it, ready to ground or to train: sizes, weights and device in one place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from model.config import SparrowConfig
     from model.sparrow import Sparrow
 
 NONSENSE = "random weights: the masks mean nothing"
@@ -36,25 +37,20 @@ def make_model(
     import torch
 
     from model.checkpoints import require_filled
-    from model.config import configure
     from model.hosts import build
     from model.sparrow import Sparrow
     from trackers.runtime import device
 
-    where, changes = where or device(), changes or {}
+    where, config = where or device(), model_config(size, preset, changes)
+    require_weights(size, checkpoints)
     torch.manual_seed(0)
     if size == "tiny":
-        small = TINY | ({"proposals.input": 128} if preset == "release" else {})
-        sparrow = Sparrow(build(host, "tiny", "cpu"), configure(preset, **(small | changes)))
+        sparrow = Sparrow(build(host, "tiny", "cpu"), config)
         for path in checkpoints:
             _fill(sparrow, Path(path), tell)
         return sparrow.to(where), f"tiny {host}, {NONSENSE}"
-    if not checkpoints:
-        raise ValueError(
-            "--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which"
-        )
     half = torch.bfloat16 if where.type == "cuda" else torch.float32
-    built, config = build(host, "full", "meta"), configure(preset, **changes)
+    built = build(host, "full", "meta")
     if fresh:
         sparrow = Sparrow(built, config)
     else:
@@ -68,6 +64,26 @@ def make_model(
         _fill(sparrow, Path(path), tell, dtype=half, device=where)
     require_filled(sparrow)
     return sparrow.to(where), ""
+
+
+def model_config(
+    size: str, preset: str, changes: Mapping[str, Any] | None = None
+) -> "SparrowConfig":
+    """The config of a model before it is built. ValueError for fields that there are not."""
+    from model.config import configure
+
+    small: dict[str, Any] = {}
+    if size == "tiny":
+        small = TINY | ({"proposals.input": 128} if preset == "release" else {})
+    return configure(preset, **(small | dict(changes or {})))
+
+
+def require_weights(size: str, checkpoints: Sequence[str | Path]) -> None:
+    """ValueError if a model of this size needs checkpoints and there are none."""
+    if size != "tiny" and not checkpoints:
+        raise ValueError(
+            "--size full needs --checkpoint, once per file or folder: docs/checkpoints.md says which"
+        )
 
 
 def _fill(sparrow: "Sparrow", path: Path, tell: Callable[[str], None], **where: Any) -> None:

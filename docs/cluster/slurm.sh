@@ -1,5 +1,5 @@
 #!/bin/bash
-# One Slurm job: a Ray cluster over its nodes, the driver on the first one. Submit it again to resume.
+# Curation as one Slurm job: a Ray cluster over its nodes, the driver on the first one. Submit it again to resume.
 #   sbatch docs/cluster/slurm.sh hcstvg /shared/hcstvg /shared/tsf full
 #SBATCH --job-name=sparrow
 #SBATCH --nodes=3
@@ -22,7 +22,8 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address="$head:$port"
 export RAY_USAGE_STATS_ENABLED=0
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n')
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 run_on() { # node, then the arguments of `ray start`
     local node=$1
@@ -50,5 +51,5 @@ code=0
 wait "$driver" || code=$?
 trap '' TERM
 wait "$driver" 2> /dev/null || true
-kill $(jobs -p) 2> /dev/null || true
+jobs -p | xargs --no-run-if-empty kill 2> /dev/null || true
 exit "$code"

@@ -19,6 +19,7 @@ from model.data.order import Rows, epoch_order, shares
 from model.data.questions import Drawn, QuestionMix, ask, draw_families
 from model.data.read import Corrupt, Reader, Unfit
 from model.data.record import Record, make_record
+from model.interrupt import leave_signals_to_parent, signals_held
 from model.tsf import TSFConfig
 from pipeline.corrupt import Corruption
 from schemas.config import Config
@@ -171,7 +172,7 @@ class Loader:
                 sampler=self._tasks,
                 num_workers=self.workers,
                 collate_fn=_send,
-                worker_init_fn=_quiet_worker,
+                worker_init_fn=_begin_worker,
                 generator=torch.Generator(),
                 pin_memory=torch.cuda.is_available(),
                 **workers,
@@ -181,7 +182,9 @@ class Loader:
         self._tasks.todo = _todo(order, options, self.epoch, positions)
         share = options.batch // self.world
         batch: list[Any] = []
-        for loaded in map(_receive, self._reads):
+        with signals_held():
+            reads = iter(self._reads)  # starts the workers
+        for loaded in map(_receive, reads):
             batch.append(self._count(loaded))
             if len(batch) == share:
                 self.step += 1
@@ -352,5 +355,6 @@ def _receive(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def _quiet_worker(_: int) -> None:
+def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    leave_signals_to_parent()

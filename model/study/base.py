@@ -34,7 +34,7 @@ from model.study.world import StudyClip, make_clip
 from model.train.config import TrainConfig
 from model.train.resume import choose
 from model.train.task import Batch
-from model.train.trainer import TERMINATED, Trainer
+from model.train.trainer import Trainer
 
 PROPOSER = {
     "proposer.queries": 32,
@@ -163,10 +163,11 @@ def make_base(
 def train(
     task: Any, loader: Any, options: TrainConfig, run: Path, tell: Callable[[str], None]
 ) -> None:
-    """By the trainer; SIGTERM ends the process once the state is saved. A damaged state is set aside."""
+    """By the trainer; a signal ends the process once the state is saved. A damaged state is set aside."""
     chosen = choose(run, "last-good")
-    if Trainer(task, loader, options, run, tell=tell, chosen=chosen).run().stopped:
-        raise SystemExit(TERMINATED)
+    outcome = Trainer(task, loader, options, run, tell=tell, chosen=chosen).run()
+    if outcome.stopped:
+        raise SystemExit(outcome.exit_code)
 
 
 def load_base(

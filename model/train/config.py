@@ -31,7 +31,11 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     save_every: int = Field(default=500, ge=1)
+    save_minutes: float = Field(default=15.0, ge=0)
+    """A state is also saved after so much time, by the first process's clock. 0: by steps alone."""
     keep: int = Field(default=2, ge=1)
+    trusted_after: int = Field(default=10, ge=1)
+    """A state that so many finite steps have followed is trusted: the newest such one stays, beyond `keep`."""
     validate_every: int = Field(default=0, ge=0)
     """0: never."""
     validate_batches: int = Field(default=16, ge=1)
@@ -57,5 +61,16 @@ class TrainConfig(Config):
         return left if self.schedule == "linear" else 1.0
 
 
-FREE = ("save_every", "keep", "validate_every", "validate_batches", "nan_budget")
+FREE = (
+    "save_every",
+    "save_minutes",
+    "keep",
+    "trusted_after",
+    "validate_every",
+    "validate_batches",
+    "nan_budget",
+)
 """Fields that a resumed run may change: no loss depends on them."""
+RECOVERY = ("lr", "clip")
+"""Fields that may change too when a run resumes from its last good state: with the same ones, a training that diverged
+would diverge again."""

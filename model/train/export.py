@@ -10,7 +10,7 @@ Each is written beside, synced and renamed: one that has its name is complete. `
 and sha256 of its files, and they are compared before it is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from model.config import StageConfig
 from model.sparrow import Sparrow
 from model.train.parallel import World, gathered
 from model.train.state import disk_errors
+from schemas.config import digest
 from schemas.folders import replacing_folder
 from schemas.json_checksum import (
     FILES,
@@ -55,10 +56,12 @@ def save_export(
     steps: int,
     world: World | None = None,
     after: Sequence[str] = (),
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Adapters of all stages and the proposer, whichever of them has been trained. Every process calls it.
 
     after: the stages of the export that training began with, oldest first: what they trained is in this one too.
+    further: content of `stage.json` beside these.
     OSError on every process if the first one cannot write; an export that was there is then as it was.
     """
     world = world or World()
@@ -71,7 +74,7 @@ def save_export(
         if sparrow.proposer is not None:
             sparrow.proposer.requires_grad_(True)
         try:
-            about = {"stage": stage, "steps": steps, "after": list(after)}
+            about = {"stage": stage, "steps": steps, "after": list(after), **(further or {})}
             world.agree(lambda: _write(sparrow, folder, about) if world.first else None)
         finally:
             for name, p in sparrow.named_parameters():
@@ -91,7 +94,8 @@ def load_export(sparrow: Sparrow, folder: str | Path) -> dict[str, Any]:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """{"stage": ..., "steps": ..., "after": [...]} of an export. CheckpointError if it is none, or damaged."""
+    """{"stage": ..., "steps": ..., "after": [...]} of an export, and its `model.train.record`. CheckpointError if it is
+    none, or damaged."""
     path = Path(folder) / ABOUT
     if not path.is_file():
         raise CheckpointError(
@@ -107,6 +111,22 @@ def describe(folder: str | Path) -> dict[str, Any]:
     if not is_ours(folder):
         raise _damaged(folder, "config.json is missing, or not that of a checkpoint")
     return about
+
+
+def export_digest(folder: str | Path) -> str:
+    """16 hex digits of what an export holds, whatever it is called. CheckpointError if it is none, or damaged."""
+    describe(folder)
+    return digest(load_checked(Path(folder) / ABOUT))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint of ours is there, and all of its files are as they were written."""
+    if not is_ours(folder):
+        return False
+    try:
+        return not damages(folder, load_checked(folder / "config.json")[FILES])
+    except (DamagedError, LookupError):
+        return False
 
 
 def _write(sparrow: Sparrow, folder: Path, about: dict[str, Any]) -> None:

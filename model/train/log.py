@@ -80,6 +80,24 @@ def read(path: Path) -> list[dict[str, float]]:
         ]
 
 
+def skipped_steps(run: Path) -> set[int]:
+    """The steps of `steps.csv` that were not finite: there the count of skipped steps goes up."""
+    path = run / "steps.csv"
+    if not path.is_file():
+        return set()
+    found: set[int] = set()
+    count = 0.0
+    with path.open(newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            if not _is_whole(row):
+                continue
+            now = float(row.get("skipped") or 0)
+            if now > count:
+                found.add(int(row["step"]))
+            count = now
+    return found
+
+
 def losses_of(rows: list[dict[str, float]]) -> dict[str, list[str]]:
     """The losses that rows of `steps.csv` hold, each with its parts: "ce" -> ["ce_region", "ce_host"]."""
     apart = ("step", "lr", "grad_norm", "skipped", *FIGURES)

@@ -16,7 +16,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from model.train.config import FREE, TrainConfig
 from model.train.parallel import World, part_of, whole
 from schemas.files import sync
-from schemas.folders import put_in_place, remove_folder, temporary_folder
+from schemas.folders import put_in_place, temporary_folder
 from schemas.json_checksum import DamagedError, Digests, dumps_checked, file_digests, load_checked
 
 FORMAT = 1
@@ -91,7 +91,7 @@ def save(
     loader: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> Path:
-    """Write the state after `step` steps, then remove all but `config.keep`. Every process calls it, on one disk.
+    """Write the state after `step` steps. Every process calls it, on one disk.
 
     OSError on every process if one of them could not write; the older states are then as they were.
     """
@@ -122,7 +122,6 @@ def save(
         parts = world.agree(lambda: _written(fresh, tensors, texts))
         files = {name: digest for part in parts for name, digest in part.items()}
         world.agree(lambda: _finish(fresh, place, about, files) if world.first else None)
-        world.agree(lambda: _prune(run, config.keep) if world.first else None)
     return place
 
 
@@ -141,9 +140,17 @@ def describe(place: Path) -> dict[str, Any]:
 
 
 def check(
-    place: Path, task: str, module: nn.Module, config: TrainConfig, world: World
+    place: Path,
+    task: str,
+    module: nn.Module,
+    config: TrainConfig,
+    world: World,
+    free: Sequence[str] = FREE,
 ) -> dict[str, Any]:
-    """`describe`, if the training described goes on with these; StateError says what differs and what to do."""
+    """`describe`, if the training described goes on with these; StateError says what differs and what to do.
+
+    free: fields of the config that may differ.
+    """
     about = describe(place)
     if about["task"] != task:
         raise StateError(
@@ -158,7 +165,7 @@ def check(
     rows = [
         f"  {name}: now {now.get(name)}, then {then.get(name)}"
         for name in sorted({*now, *then})
-        if name not in FREE and now.get(name) != then.get(name)
+        if name not in free and now.get(name) != then.get(name)
     ]
     if rows:
         raise StateError(
@@ -272,8 +279,3 @@ def _finish(fresh: Path, place: Path, about: Mapping[str, Any], files: Digests) 
     """`state.json` is written when everything it vouches for is on the disk."""
     (fresh / STATE).write_text(dumps_checked(about, files))
     put_in_place(fresh, place)
-
-
-def _prune(run: Path, keep: int) -> None:
-    for old in states(run)[keep:]:
-        remove_folder(old)

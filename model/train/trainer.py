@@ -1,11 +1,9 @@
 """The loop: batches in, steps out, on one process or many; what it needs of a training is a `Task` and a `Loader`."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.interrupt import SIGNALS, Interruption, interruptible
 from model.train import state
 from model.train.config import TrainConfig
-from model.train.log import Log
+from model.train.log import Log, read, skipped_steps
 from model.train.parallel import World, last_pass, whole
-from model.train.resume import Chosen, choose, set_aside
+from model.train.resume import Chosen, choose, last_good_advice, set_aside
+from model.train.saving import StateKeeper
 from model.train.task import Loader, Task
 
 PEAK = {
@@ -31,8 +31,6 @@ PEAK = {
     "L4": 121e12,
 }
 """Dense bfloat16 FLOP/s by the makers' data sheets, for the MFU."""
-TERMINATED = 143
-"""Exit code of a process that SIGTERM ended in good order."""
 
 
 class TrainError(RuntimeError):
@@ -41,18 +39,39 @@ class TrainError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """steps: done in all; stopped: by SIGTERM, before the end; state: where to go on from."""
+    """steps: done in all; stopped: the signal that asked for an end, 0 if none did; state: what to resume from."""
 
     steps: int
-    stopped: bool
+    stopped: int
     state: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as a shell reports it; 0 after the last step."""
+        return 128 + self.stopped if self.stopped else 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did, and what the processes want after it. row: of `steps.csv`; stop: a signal, or 0; is_late: a
+    state is due by time; fine: loss and gradient were finite."""
+
+    row: dict[str, Any]
+    stop: int
+    is_late: bool
+    fine: bool
+
+
+LATE = "late"
+"""Beside signals, what processes tell each other at the end of a step."""
 
 
 class Trainer:
-    """Trains `task` on what `loader` gives, in the folder `run`, and goes on where an earlier call there stopped.
+    """Trains `task` on what `loader` gives, in the folder `run`, and resumes there from an earlier call's state.
 
     Every process makes one, with its own loader. show: called with the row of each step, on the first process;
-    tell: with whatever a person should read. chosen: the state to resume from; default: the newest of `run`.
+    tell: with whatever a person should read. chosen: the state to resume from; default: the newest of `run`. about:
+    further content of `state.json`.
     StateError if that is damaged, or of another task, config or number of processes.
     """
 
@@ -66,9 +85,11 @@ class Trainer:
         show: Callable[[dict[str, Any]], None] = lambda row: None,
         tell: Callable[[str], None] = print,
         chosen: Chosen | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         self.task, self.loader, self.config, self.run_folder = task, loader, config, Path(run)
         self.world, self._show, self._tell = world or World(), show, tell
+        self._about = dict(about or {})
         self.module: nn.Module = task.module
         """The model itself; `task.module` is what is called."""
         state.seed_everything(config.seed, self.world.rank)
@@ -79,54 +100,69 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=False
         )
-        self.step, self.skipped, self._flops, self._stop = 0, 0, 0.0, False
+        self.step, self.skipped, self._flops = 0, 0, 0.0
+        self._interruption = Interruption()
         chosen = chosen or choose(self.run_folder, world=self.world)
         self._from = chosen.place
         if self._from is not None:
-            about = state.check(self._from, task.name, self.module, config, self.world)
+            stored = state.check(
+                self._from, task.name, self.module, config, self.world, chosen.may_change
+            )
         set_aside(self.run_folder, chosen, self.world, tell)  # once nothing is refused any more
         if self._from is not None:
             loader.load_state_dict(state.load(self._from, self.module, self.optimizer, self.world))
-            self.step, self.skipped = about["step"], about["skipped"]
+            self.step, self.skipped = stored["step"], stored["skipped"]
         self.started_at = self.step
 
     def run(self) -> Outcome:
-        """Train until the end, or until SIGTERM; then everything is saved. TrainError past the NaN budget."""
-        config, place = self.config, self._from
+        """Train until the end, or until a signal; then everything is saved. TrainError past the NaN budget."""
+        place = self._from
         log = Log(self.run_folder, self.step) if self.world.first else None
         self.module.train()
         feed = self._feed()
         if self._from is not None:
             state.restore_random(self._from, self.world)
         try:
-            with self._until_terminated():
-                while self.step < config.steps:
-                    start = time.perf_counter()
-                    with torch.random.fork_rng(
-                        devices=[]
-                    ):  # what loaders draw is not the model's business
-                        batches = [next(feed) for _ in range(config.accumulation)]
-                    row, stop = self._step(batches)
-                    row |= self._speed(batches, time.perf_counter() - start)
-                    if log is not None:
-                        log.write(row)
-                        self._show(row)
-                    self.step += 1
-                    if config.validate_every and self.step % config.validate_every == 0:
-                        self._validate(log)
-                    if stop or self.step % config.save_every == 0 or self.step == config.steps:
-                        if log is not None:
-                            log.sync()  # before the state, which continues these rows
-                        place = self._save()
-                    if stop and self.step < config.steps:
-                        return Outcome(self.step, True, place)
+            with interruptible(self.world.first) as self._interruption:
+                place, stop = self._loop(feed, log)
         finally:
             feed.close()  # a loader may be reading ahead
             if log is not None:
                 log.close()
-        return Outcome(self.step, False, place)
+        return Outcome(self.step, stop, place)
 
-    def _step(self, batches: list[Any]) -> tuple[dict[str, Any], bool]:
+    def _loop(self, feed: Generator[Any], log: Log | None) -> tuple[Path | None, int]:
+        """The newest state, and the signal that asked for an end."""
+        config, place, stop, due = self.config, self._from, 0, False
+        skipped = skipped_steps(self.run_folder) if self.world.first else ()
+        keeper = StateKeeper(self.run_folder, config, first=self.world.first, skipped=skipped)
+        self._validate_if_missing(log)
+        while self.step < config.steps:
+            start = time.perf_counter()
+            with torch.random.fork_rng(devices=[]):  # what loaders draw is not the model's business
+                batches = [next(feed) for _ in range(config.accumulation)]
+            step = self._step(batches, keeper.is_late)
+            row = step.row | self._speed(batches, time.perf_counter() - start)
+            if log is not None:
+                log.write(row)
+                self._show(row)
+            if not step.fine:
+                keeper.skipped.add(self.step)
+            self.step += 1
+            is_last = self.step == config.steps
+            stop = stop or step.stop
+            due = due or bool(stop) or step.is_late or self.step % config.save_every == 0
+            if is_last or (due and step.fine):
+                if log is not None:
+                    log.sync()  # before the state, which continues these rows
+                place, due = self._save(), False
+                self.world.agree(lambda: keeper.saved(self.step))
+                if stop:
+                    return place, stop
+            self._validate_if_due(log)
+        return place, max(self.world.gather(self._interruption.number))
+
+    def _step(self, batches: list[Any], is_late: bool = False) -> Step:
         """One update from all batches of all processes as if they were one: each term is its sum over everything that
         counts, divided by how much that is."""
         task, config, world = self.task, self.config, self.world
@@ -163,10 +199,12 @@ class Trainer:
         bad = self._not_finite(batches, finite)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
+        asked = {str(number): float(self._interruption.number == number) for number in SIGNALS}
         found = world.sum(
-            {name: float(value) for name, value in sums.items()} | {"": float(self._stop)}
+            {name: float(value) for name, value in sums.items()} | asked | {LATE: float(is_late)}
         )
-        stop = found.pop("") > 0
+        stop = max(number if found.pop(str(number)) else 0 for number in SIGNALS)
+        is_late = found.pop(LATE) > 0
         tallies = self._tallies(batches)
         total = sum(task.weights[name] * value for name, value in found.items())
         fine = math.isfinite(norm) and math.isfinite(total)
@@ -185,7 +223,7 @@ class Trainer:
             "grad_norm": norm,
             "skipped": self.skipped,
         }
-        return row, stop
+        return Step(row, stop, is_late, fine)
 
     def _not_finite(self, batches: list[Any], finite: list[Tensor]) -> list[str]:
         """Keys of the batches whose loss is not finite. One look for all: each look waits for the device."""
@@ -210,8 +248,7 @@ class Trainer:
         if self.skipped > self.config.nan_budget:
             raise TrainError(
                 f"{text}; that is {self.skipped} steps, and nan_budget is {self.config.nan_budget}. Look at these "
-                "samples, lower lr, or train in float32; the last good state is in "
-                + str(self.run_folder / "states")
+                f"samples, or train in float32. {last_good_advice(self.run_folder)}"
             )
         if self.world.first:
             self._tell(f"{text}; the step is skipped")
@@ -226,8 +263,22 @@ class Trainer:
             self.config,
             self.world,
             self.loader.state_dict(),
-            {"skipped": self.skipped},
+            {"skipped": self.skipped, **self._about},
         )
+
+    def _validate_if_due(self, log: Log | None) -> None:
+        every = self.config.validate_every
+        if every and self.step and self.step % every == 0:
+            self._validate(log)
+
+    def _validate_if_missing(self, log: Log | None) -> None:
+        """A run that was stopped has saved its state, and left the validation that was due to the one that resumes."""
+        if not self.step:
+            return
+        measured = read(self.run_folder / "validation.csv") if log is not None else []
+        is_there = any(row["step"] == self.step for row in measured)
+        if not any(self.world.gather(is_there)):
+            self._validate_if_due(log)
 
     def _validate(self, log: Log | None) -> None:
         self.module.eval()
@@ -277,19 +328,3 @@ class Trainer:
             if peak is not None and self.step > self.started_at:
                 row["mfu"] = self._flops / seconds / peak
         return row
-
-    @contextmanager
-    def _until_terminated(self) -> Iterator[None]:
-        """SIGTERM asks for an end after the step: everybody's, whoever got it. Only a main thread can listen."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(*_: object) -> None:
-            self._stop = True
-
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
         changes=CHANGES,
         train={"steps": 2, "batch": 2},
     )
-    assert training.run(request, lambda text: None)
+    assert training.run(request, lambda text: None) == 0
     return place / "data", place / "run"
 
 

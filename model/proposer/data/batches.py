@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from model.interrupt import leave_signals_to_parent, signals_held
 from model.proposer.config import Head
 from model.proposer.data.corpora import BoxSet
 from model.proposer.data.transform import TransformConfig, transform
@@ -90,9 +91,12 @@ class _Examples(Dataset):
             batch_sampler=places,
             num_workers=self.config.workers,
             collate_fn=list,
+            worker_init_fn=_begin_worker,
             generator=own,
         )
-        for place, items in zip(places, pieces, strict=True):
+        with signals_held():
+            found = iter(pieces)  # starts the workers
+        for place, items in zip(places, found, strict=True):
             bad = [line for item in items for line in item[3]]
             used = [item for item in items if item[1] is not None]
             side = self.config.transform.side
@@ -226,6 +230,10 @@ def once(corpora: Sequence[BoxSet], config: BatchConfig) -> Iterator[Batch]:
     yield from (
         batch for batch in _Examples(corpora, config, replace=False).loader(places) if len(batch)
     )
+
+
+def _begin_worker(_: int) -> None:
+    leave_signals_to_parent()
 
 
 def _seeds(seed: int, epoch: int, name: str, index: int = 0) -> list[int]:

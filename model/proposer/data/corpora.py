@@ -1,5 +1,6 @@
 """A detection dataset without its classes: a compact table of images and boxes, and an account of what was left out."""
 
+import hashlib
 import io
 import json
 import os
@@ -44,6 +45,11 @@ class BoxSet(Protocol):
     def name(self) -> str: ...
     @property
     def head(self) -> Head: ...
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of which images it has and of their boxes; not of pixels."""
+        ...
+
     def __len__(self) -> int: ...
     def key(self, index: int) -> str: ...
     def load(self, index: int) -> tuple[Image.Image, Boxes]:
@@ -91,6 +97,16 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """As in `BoxSet`."""
+        text = hashlib.sha256()
+        for name in _ARRAYS:
+            array = np.ascontiguousarray(getattr(self, name))
+            text.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            text.update(array.data)
+        return text.hexdigest()[:16]
 
     @property
     def annotated(self) -> int:

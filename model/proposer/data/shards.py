@@ -53,6 +53,11 @@ class ShardBoxes:
     def __len__(self) -> int:
         return len(self._clips) * self.per_clip
 
+    @property
+    def fingerprint(self) -> str:
+        """As in `BoxSet`; the pixels are in the shards, so theirs too."""
+        return self.index.fingerprint
+
     def key(self, index: int) -> str:
         """The clip, and the number of the item in it."""
         which, item = divmod(index, self.per_clip)

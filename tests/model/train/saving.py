@@ -10,9 +10,10 @@ from model.train import state
 from model.train.config import TrainConfig
 from model.train.parallel import World
 from model.train.resume import choose, set_aside
+from model.train.saving import StateKeeper
 from schemas.folders import replacing_folder
 
-CONFIG = TrainConfig(steps=10, warmup=0, keep=2)
+CONFIG = TrainConfig(steps=10, warmup=0, keep=2, trusted_after=1)
 
 
 def save_next(run: Path) -> None:
@@ -30,6 +31,7 @@ def save_next(run: Path) -> None:
     module(torch.randn(4, 40)).square().sum().backward()
     optimizer.step()
     state.save(run, step + 1, "test", module, optimizer, CONFIG, world, {"position": step}, {})
+    StateKeeper(run, CONFIG, first=True, skipped=()).saved(step + 1)
 
 
 def replace(folder: Path) -> None:

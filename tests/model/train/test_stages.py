@@ -83,9 +83,10 @@ def test_stage_2_learns_which_proposal_is_the_target(tmp_path, monkeypatch):
     """With proposals that can be right. A proposer that has learned nothing reaches no target, and that is seen."""
     sparrow = tiny("videoglamm")
     samples = corpus(sparrow, 1)
-    row, _ = Trainer(
+    trainer = Trainer(
         StageTask(sparrow, "stage2"), ListLoader(samples), CONFIG, tmp_path / "unused"
-    )._step([Batch(samples, ["x"])])
+    )
+    row = trainer._step([Batch(samples, ["x"])]).row
     assert row["reachable"] == 0
     boxes = torch.tensor(
         [[0.05, 0.1, 0.35, 0.5], [0.6, 0.5, 0.95, 0.9], [0.4, 0.1, 0.6, 0.4], [0.1, 0.6, 0.4, 0.95]]

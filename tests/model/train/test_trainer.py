@@ -59,7 +59,7 @@ def test_accumulated_parts_are_one_batch(host, tmp_path):
         trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=1.0)
         samples = trainer.loader.samples
         parts = [samples[i : i + batch] for i in range(0, 4, batch)]
-        row, _ = trainer._step([Batch(part, ["x"] * batch) for part in parts])
+        row = trainer._step([Batch(part, ["x"] * batch) for part in parts]).row
         moved = {
             n: p.detach() - before[n] for n, p in trainer.module.named_parameters() if n in before
         }
@@ -86,7 +86,7 @@ def test_resuming_changes_no_digit(host, stage, tmp_path):
     (parts / "states").mkdir()
     (whole / "states" / "step-00000002").rename(parts / "states" / "step-00000002")
     outcome = train(parts, host, stage, **short)
-    assert (outcome.steps, outcome.stopped) == (4, False)
+    assert (outcome.steps, outcome.stopped) == (4, 0)
     assert losses(parts) == losses(whole)[2:]
     one, other = (states(run)[0] for run in (whole, parts))
     for name in ("model.safetensors", "optimizer.safetensors", "rank-0.safetensors", "rank-0.json"):
@@ -98,7 +98,8 @@ def test_sigterm_saves_and_ends_in_good_order(tmp_path):
     trainer._show = lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 1 else None
     handler = signal.getsignal(signal.SIGTERM)
     outcome = trainer.run()
-    assert outcome.stopped
+    assert outcome.stopped == signal.SIGTERM
+    assert outcome.exit_code == 143
     assert outcome.state is not None
     assert outcome.steps == 3  # the step under way when it came is finished
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -116,7 +117,7 @@ def test_a_bad_sample_is_skipped_named_and_then_an_error(tmp_path):
         n: x * math.nan for n, x in trainer.loader.samples[2].inputs.items()
     }
     before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
-    row, _ = trainer._step([Batch([trainer.loader.samples[2]], ["sample-2"])])
+    row = trainer._step([Batch([trainer.loader.samples[2]], ["sample-2"])]).row
     assert row["skipped"] == 1
     assert "step 0" in said[0]
     assert "sample-2" in said[0]
@@ -138,7 +139,7 @@ def test_another_stage_config_or_company_is_refused(tmp_path):
 
 
 def test_old_states_go_and_unfinished_ones_are_never_taken(tmp_path):
-    train(tmp_path, "videoglamm", "stage1", save_every=1, keep=2)
+    train(tmp_path, "videoglamm", "stage1", save_every=1, keep=2, trusted_after=1)
     folder = tmp_path / "states"
     assert sorted(p.name for p in folder.iterdir()) == ["step-00000005", "step-00000006"]
     (folder / ".step-00000007.unfinished").mkdir()
@@ -153,7 +154,7 @@ def test_gradient_checkpointing_and_bf16_train(tmp_path):
     rows = []
     for trainer in (plain, checked, half):
         trainer.module.train()
-        rows.append(trainer._step([Batch(trainer.loader.samples[:1], ["x"])])[0])
+        rows.append(trainer._step([Batch(trainer.loader.samples[:1], ["x"])]).row)
     assert checked.module.host.llm.is_gradient_checkpointing
     for name in ("loss", "grad_norm"):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-6)
