@@ -643,7 +643,10 @@ def main() -> None:
 
     _open_streams()
 
-    def stop(*_: object) -> None:
+    stopped: list[object] = []
+
+    def stop(*signal_and_frame: object) -> None:
+        stopped.append(signal_and_frame)
         raise KeyboardInterrupt
 
     for number in (
@@ -655,7 +658,7 @@ def main() -> None:
         _be_somewhere()
         app(standalone_mode=True)
     except SystemExit as done:
-        if done.code == 130:
+        if done.code == 130 and stopped:  # a training says itself what it has saved
             say(
                 "\nstopped; what is finished is kept, run the same command again to resume",
                 file=sys.stderr,
