@@ -1,8 +1,12 @@
 """From a video and a few words to masks: the whole of section 3.3 at inference.
 
 The language model is asked once per prompted frame and phrase; proposals and filtration turn its [BOX] state into one
-box per instance; SAM2 decodes {box, [SEG] vector} there and carries every instance through the video. Each frame goes
-through the image encoder once, whatever the number of phrases, instances and prompts.
+box per instance; SAM2 decodes {box, [SEG] vector} there and carries every instance through the video.
+
+Phrases share what they have in common. The host's towers look at the video once for each prompted frame (GLUS: at each
+frame once), whatever the number of phrases; the language model reads the beginning that all prompts share once, and the
+rest of them in batches (`model.hosts.asking`). SAM2's image encoder sees each frame once, whatever the number of phrases,
+instances and prompts.
 
 `stream` gives masks frame by frame, and holds nothing that grows with the video: frames are read when they are needed
 (`model.video.Video`), answers are asked for when their frame has come. `ground` collects them into arrays.
@@ -12,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.hosts.asking import Ask
 from model.hosts.base import Frames, Host
 from model.instances import Answers, Prompts, Target
 from model.sam import Decoded, Features, to_frame
@@ -27,6 +32,7 @@ from model.video import Video, as_frames
 if TYPE_CHECKING:
     from model.sparrow import Sparrow
 
+K = TypeVar("K")
 Crops = Mapping[str, Sequence[NDArray[np.uint8]]]
 """Phrase -> pictures [h, w, 3] of its representatives (TSF at inference); none: that phrase is asked about without."""
 
@@ -140,6 +146,7 @@ def stream(
     max_new_tokens: int = 512,
     questions: Mapping[str, str] | None = None,
     features: Callable[[int], Features] | None = None,
+    asked: Mapping[str, Answers] | None = None,
 ) -> Stream:
     """Masks of everything that `phrases` refer to, frame by frame, in memory that does not grow with the video.
 
@@ -148,38 +155,76 @@ def stream(
     prompt_frames: frames at which [BOX] and [SEG] are emitted anew, ascending; each corrects what has drifted.
     answer: "generate", or "force" to have the grounding tokens said whatever the model would say (untrained models
     never say them). crops: with `tsf.infer`, of every phrase (Table 4's "train + infer"; `model.tsf_inference` makes
-    them). features: `Host.sam_features` of frame t, from a caller who asks more than once about a video. ValueError
-    for bad shapes and frames.
+    them). features: `Host.sam_features` of frame t, from a caller who asks more than once about a video; asked: what
+    `ask` gave for these phrases, from a caller who asked them together with others. ValueError for bad shapes and
+    frames, and for a phrase that is too long.
     """
     video = as_frames(frames)
-    if list(prompt_frames) != sorted(set(prompt_frames)) or not prompt_frames:
-        raise ValueError(f"prompt_frames must ascend without repeats, not {list(prompt_frames)}")
-    if not 0 <= prompt_frames[0] <= prompt_frames[-1] < len(video):
-        raise ValueError(
-            f"prompt_frames {list(prompt_frames)} lie outside the video's {len(video)} frames"
-        )
-    if answer not in ("generate", "force"):
-        raise ValueError(f'answer is "generate" or "force", not {answer!r}')
     phrases = [phrases] if isinstance(phrases, str) else list(dict.fromkeys(phrases))
-    host = sparrow.host
-    with torch.no_grad(), precision(host):
-        answers = {
-            phrase: Answers(
-                host.states(
-                    video,
-                    host.question(phrase) if questions is None else questions[phrase],
-                    prompt_frames,
-                    answer=host.answer.format(seg=sparrow.grounding_tokens())
-                    if answer == "force"
-                    else None,
-                    tsf_nd=_tsf_tokens(sparrow, phrase, crops),
-                    max_new_tokens=max_new_tokens,
-                )
+    if asked is None:
+        wanted = {
+            phrase: Asked(
+                sparrow.host.question(phrase) if questions is None else questions[phrase],
+                _crops_of(sparrow, phrase, crops),
             )
             for phrase in phrases
         }
+        asked = ask(
+            sparrow,
+            video,
+            wanted,
+            prompt_frames=prompt_frames,
+            answer=answer,
+            max_new_tokens=max_new_tokens,
+        )
+    answers = {phrase: asked[phrase] for phrase in phrases}
+    with torch.no_grad(), precision(sparrow.host):
         prompts = Prompts(sparrow, video, answers, prompt_frames, features)
     return Stream(sparrow, video, answers, prompts, answer == "force")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a video. crops: pictures of its target for the prompt; None: it is asked without TSF."""
+
+    question: str
+    crops: Sequence[NDArray[np.uint8]] | None = None
+
+
+def ask(
+    sparrow: "Sparrow",
+    frames: Frames | Video,
+    questions: Mapping[K, Asked],
+    *,
+    prompt_frames: Sequence[int] = (0,),
+    answer: str = "generate",
+    max_new_tokens: int = 512,
+) -> dict[K, Answers]:
+    """What the language model says to each question, when it is looked for: all that have not been answered by then are
+    asked together. One that is too long raises its ValueError where its own answer is looked for.
+
+    answer, prompt_frames: as in `stream`. ValueError for bad ones.
+    """
+    if list(prompt_frames) != sorted(set(prompt_frames)) or not prompt_frames:
+        raise ValueError(f"prompt_frames must ascend without repeats, not {list(prompt_frames)}")
+    if not 0 <= prompt_frames[0] <= prompt_frames[-1] < len(frames):
+        raise ValueError(
+            f"prompt_frames {list(prompt_frames)} lie outside the video's {len(frames)} frames"
+        )
+    if answer not in ("generate", "force"):
+        raise ValueError(f'answer is "generate" or "force", not {answer!r}')
+    host, video = sparrow.host, as_frames(frames)
+    forced = host.answer.format(seg=sparrow.grounding_tokens()) if answer == "force" else None
+    with torch.no_grad(), precision(host):
+        tokens = _tsf_tokens(sparrow, [one.crops for one in questions.values()])
+        asks = [
+            Ask(one.question, tsf_nd)
+            for one, tsf_nd in zip(questions.values(), tokens, strict=True)
+        ]
+        states = host.states_of_all(
+            video, asks, prompt_frames, answer=forced, max_new_tokens=max_new_tokens
+        )
+    return {key: Answers(one) for key, one in zip(questions, states, strict=True)}
 
 
 def ground(
@@ -220,7 +265,11 @@ def ground(
     return Grounding(steps.texts, instances, steps.forced)
 
 
-def _tsf_tokens(sparrow: "Sparrow", phrase: str, crops: Crops | None) -> Tensor | None:
+def _crops_of(
+    sparrow: "Sparrow", phrase: str, crops: Crops | None
+) -> Sequence[NDArray[np.uint8]] | None:
+    """The pictures that a phrase is asked with. ValueError where the model takes some and there are none, or the other
+    way round."""
     if not sparrow.config.tsf.wanted(training=False):
         if crops and any(len(pictures) for pictures in crops.values()):
             raise ValueError(
@@ -231,11 +280,19 @@ def _tsf_tokens(sparrow: "Sparrow", phrase: str, crops: Crops | None) -> Tensor 
         raise ValueError(
             f"tsf.infer is on: give crops of {phrase!r} ({sparrow.config.tsf.k} pictures of the target)"
         )
-    return (
-        sparrow.tsf_tokens(sparrow.host.crop_features(crops[phrase]))
-        if len(crops[phrase])
-        else None
-    )
+    return crops[phrase]
+
+
+def _tsf_tokens(
+    sparrow: "Sparrow", crops: Sequence[Sequence[NDArray[np.uint8]] | None]
+) -> list[Tensor | None]:
+    """Of each question's pictures, which go through the spatial encoder together; None where there are none."""
+    pictures = [picture for some in crops for picture in some or ()]
+    if not pictures:
+        return [None] * len(crops)
+    features = sparrow.host.crop_features(pictures)
+    parts = features.split([len(some or ()) for some in crops])
+    return [sparrow.tsf_tokens(part) if len(part) else None for part in parts]
 
 
 def precision(host: Host) -> AbstractContextManager:

@@ -39,20 +39,35 @@ class Answers:
     about every one), and no answer is kept."""
 
     def __init__(self, states: Iterator[PromptState]):
-        self._states, self._state = states, next(states)
-        self.text = self._state.text
+        self._states = states
+        self._latest: PromptState | None = None
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
         """Of the first answer."""
+        self._begin()
+        assert self._text is not None
+        return self._text
 
     @property
     def state(self) -> PromptState | None:
         """The latest answer; None when there are no more."""
-        return self._state
+        self._begin()
+        return self._latest
 
     def at(self, t: int) -> PromptState | None:
         """The answer about frame t. Frames that were passed have none any more."""
-        while self._state is not None and self._state.frame < t:
-            self._state = next(self._states, None)  # type: ignore[assignment]
-        return self._state if self._state is not None and self._state.frame == t else None
+        self._begin()
+        while self._latest is not None and self._latest.frame < t:
+            self._latest = next(self._states, None)
+        return self._latest if self._latest is not None and self._latest.frame == t else None
+
+    def _begin(self) -> None:
+        """Ask for the first answer. ValueError if the question does not fit the model."""
+        if self._text is None:
+            self._latest = next(self._states)
+            self._text = self._latest.text
 
 
 class Prompts(Mapping[int, tuple[list[int], Prompt]]):
@@ -136,12 +151,10 @@ class Prompts(Mapping[int, tuple[list[int], Prompt]]):
         names: list[int] = []
         seg: list[Tensor] = []
         boxes: list[Tensor] = []
-        for phrase, state in said.items():
-            found = (
-                self.sparrow.locate(state, self.features(t), self.frames[t])
-                if t in self.boxed
-                else None
-            )
+        located: Sequence[list[Selected] | None] = [None] * len(said)
+        if t in self.boxed:
+            located = self.sparrow.locate_all(list(said.values()), self.features(t), self.frames[t])
+        for (phrase, state), found in zip(said.items(), located, strict=True):
             for referent, seg_d in enumerate(state.seg_nd):
                 chosen = None if found is None else found[referent]
                 ids = self._targets(t, phrase, referent, chosen)

@@ -8,7 +8,7 @@ filter          h, boxes, features -> which boxes, and where exactly            
 host.propagate  {box, [SEG] vector} -> a mask per frame and instance                            model.sam, .grounding
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from model.adapt import LORA, ROWS, add_lora, train_rows
 from model.adapters import BoxAdapter
 from model.config import Part, SparrowConfig, StageConfig
 from model.filtration import Selected
-from model.grounding import Grounding, Stream, ground, stream
+from model.grounding import Asked, Grounding, K, Stream, ask, ground, stream
 from model.hosts.base import BOX_TOKEN, Frames, Host, PromptState
+from model.instances import Answers
 from model.proposer import CoordinatesProposer, Proposals, build_proposer, propose
 from model.sam import Features, Prompt, prepare
 from model.sample import Sample
@@ -67,6 +68,12 @@ class Sparrow(nn.Module):
         """The same frame by frame, for videos of any length: see `model.grounding.stream`."""
         return stream(self, frames, phrases, **options)
 
+    def ask(
+        self, frames: Frames | Video, questions: Mapping[K, Asked], **options: Any
+    ) -> dict[K, Answers]:
+        """Answers to several questions about a video, asked together: see `model.grounding.ask`."""
+        return ask(self, frames, questions, **options)
+
     def grounding_tokens(self) -> str:
         """The tokens that stand for one object in an answer, in the configured order."""
         seg = self.host.spec.seg_token
@@ -85,12 +92,26 @@ class Sparrow(nn.Module):
 
         features: of that one frame; frame: [H, W, 3].
         """
-        h_nd = self.box_vectors(state)
-        if h_nd is None or self.filter is None:
-            return None
-        proposals = self.propose(features, frame, state.text)
-        output = self.filter(h_nd, self.pyramid(features), *proposals[:3])
-        return self.filter.select(output, self._masks_of(features))
+        return self.locate_all([state], features, frame)[0]
+
+    def locate_all(
+        self, states: Sequence[PromptState], features: Features, frame: Frames
+    ) -> list[list[Selected] | None]:
+        """As `locate`, of several answers about a frame: its proposals are made once, and all tokens filtered at once.
+        Boxes that are spelled out in an answer are that answer's own."""
+        vectors = [self.box_vectors(state) for state in states]
+        there = [k for k, h_nd in enumerate(vectors) if h_nd is not None]
+        spelled = isinstance(self.proposer, CoordinatesProposer)
+        found: list[list[Selected] | None] = [None] * len(states)
+        for group in [[k] for k in there] if spelled else [there] if there else []:
+            h_nd = torch.cat([h for k in group if (h := vectors[k]) is not None])
+            proposals = self.propose(features, frame, states[group[0]].text)
+            assert self.filter is not None
+            output = self.filter(h_nd, self.pyramid(features), *proposals[:3])
+            selected = iter(self.filter.select(output, self._masks_of(features)))
+            for k in group:
+                found[k] = [next(selected) for _ in vectors[k]]  # type: ignore[union-attr]
+        return found
 
     def box_vectors(self, state: PromptState) -> Tensor | None:
         """h of each object: W_LV^BOX of its [BOX] state, or of its [SEG] state (Table 5A)."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from model.evaluate.protocols import Asking
 from model.evaluate.task import Benchmark, Frames, Prediction, Query, Row, Video
+from model.evaluate.together import AskedTogether, pictures_of, question_of
 from schemas.geometry import rle_encode
-from schemas.records import Quarantined
 
 if TYPE_CHECKING:
     from model.evaluate.features import Kept
@@ -28,6 +28,7 @@ def predict(
     seed: int = 0,
     kept: "Kept | None" = None,
     tsf: "Extractor | None" = None,
+    together: AskedTogether | None = None,
 ) -> Prediction:
     """Ask a model one query about frames [T, H, W, 3] the way a protocol does. Decoding is greedy.
 
@@ -35,7 +36,8 @@ def predict(
     `asking.chunk` frames are asked about on their own, and the n-th [SEG] of each is one track. No [SEG]: no track.
     An answer that cannot be had (a question too long, memory too small) is a prediction with `error`.
     kept: the image encoder's features of these frames, for several queries. tsf: finds pictures of the target for the
-    prompt, for models with `tsf.infer`; where it finds no target, the model is asked without.
+    prompt, for models with `tsf.infer`; where it finds no target, the model is asked without. together: asks this query
+    with others about these frames; if that fails, it is asked alone.
     """
     import torch
 
@@ -50,20 +52,22 @@ def predict(
                 sparrow, frames, query.text, query.crops, asking.max_new_tokens
             )
             return Prediction(np.zeros((0, *frames.shape[:3]), bool), text)
-        question = asking.question(query) or sparrow.host.question(query.text)
+        question = question_of(sparrow, query, asking)
         for start, prompted in prompted_frames(len(frames), asking):
             part = frames[start : start + (asking.chunk or len(frames))]
+            answers = None if together is None else together.answers(query, start, prompted)
+            known = {} if answers is None else {"asked": {query.text: answers}}
+            pictures = None if known else pictures_of(tsf, part, query.text, sparrow)
             steps = sparrow.stream(
                 part,
                 query.text,
                 questions={query.text: question},
                 answer=asking.answer,
                 prompt_frames=prompted,
-                crops=None
-                if tsf is None
-                else {query.text: _pictures(tsf, part, query.text, sparrow)},
+                crops=None if pictures is None else {query.text: pictures},
                 max_new_tokens=asking.max_new_tokens,
                 features=None if kept is None else partial(_shifted, kept, start),
+                **known,
             )
             texts += steps.texts.values()
             for step in steps:
@@ -81,6 +85,8 @@ def predict(
         MemoryError,
     ) as error:  # torch's out of memory is a RuntimeError
         torch.cuda.empty_cache()
+        if together is not None:  # another query may be at fault, or their number
+            return predict(sparrow, frames, query, asking, seed, kept, tsf)
         return _failed(frames.shape[:3], f"{type(error).__name__}: {error}")
     phrases: tuple[str, ...] = ()
     if query.kind == "gcg":
@@ -106,16 +112,6 @@ def prompted_frames(total: int, asking: Asking) -> list[tuple[int, list[int]]]:
 
 def _shifted(kept: "Kept", start: int, t: int) -> "Features":
     return kept(start + t)
-
-
-def _pictures(
-    tsf: "Extractor", frames: Frames, phrase: str, sparrow: "Sparrow"
-) -> Sequence[NDArray[np.uint8]]:
-    try:
-        found = tsf(frames, phrase)
-    except Quarantined:
-        return ()
-    return found.candidates if sparrow.config.tsf.selection == "online" else found.crops
 
 
 def phrases_of(answer: str, seg_token: str = "[SEG]") -> list[str]:
@@ -161,10 +157,11 @@ def evaluate_video(
         start + t for start, prompted in prompted_frames(len(frames), asking) for t in prompted
     }
     kept = Kept(sparrow.host, frames, boxed) if len(queries) > 1 else None
+    asked = [query for query in queries if not query.fault]
+    together = AskedTogether(sparrow, frames, asked, asking, tsf) if len(asked) > 1 else None
     predictions = {
-        query.id: predict(sparrow, frames, query, asking, seed, kept, tsf)
-        for query in queries
-        if not query.fault
+        query.id: predict(sparrow, frames, query, asking, seed, kept, tsf, together)
+        for query in asked
     }
     seconds = time.perf_counter() - start
     return to_rows(benchmark, video, predictions), seconds

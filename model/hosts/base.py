@@ -10,8 +10,9 @@ and index is a comparison, never an offset.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.hosts.asking import (
+    TOGETHER,
+    Ask,
+    Generated,
+    Packed,
+    Read,
+    Row,
+    batches,
+    greedy,
+    read,
+    shared_out,
+)
 from model.hosts.inputs import (  # the constants are the hosts' own words too
     BOX_TOKEN,
     IGNORE,
@@ -29,34 +42,6 @@ from model.hosts.inputs import (  # the constants are the hosts' own words too
     HostSpec,
 )
 from model.sam import Decoded, Features, Prompt, Sam2, prepare
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A batch ready for the language model. All of length L, right-padded."""
-
-    embeds_bld: Tensor
-    ids_bl: Tensor
-    """int64; IMAGE at visual, TSF at TSF positions."""
-    attention_bl: Tensor
-    """bool."""
-    positions: Tensor
-    """[B, L], or [3, B, L] for M-RoPE."""
-    labels_bl: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.ids_bl.shape[1]
-
-
-@dataclass(frozen=True)
-class Generated:
-    ids_l: Tensor
-    """Prompt (with sentinels) and answer."""
-    hidden_ld: Tensor
-    """Row i is the state that predicts id i + 1, as `seg_read` says. One row less than `ids_l`."""
-    answer: list[int]
-    length: int
-    """Of the answer without the token that ended it."""
 
 
 @dataclass(frozen=True)
@@ -226,25 +211,136 @@ class Host(nn.Module, ABC):
 
         answer: forced instead of generated. tsf_nd: [n, D] tokens for the prompt's TSF slots.
         """
-        bounds = [*prompt_frames, len(frames)]
-        for start, stop in pairwise(bounds):
+        asks = [Ask(question, tsf_nd)]
+        [states] = self.states_of_all(
+            frames, asks, prompt_frames, answer=answer, max_new_tokens=max_new_tokens
+        )
+        return states
+
+    def states_of_all(
+        self,
+        frames: Frames,
+        asks: Sequence[Ask],
+        prompt_frames: Sequence[int],
+        *,
+        answer: str | None = None,
+        max_new_tokens: int = 512,
+    ) -> list[Iterator[PromptState]]:
+        """As `states`, of several questions: the video is looked at once for all of them, their prompts' common
+        beginning is read once, and the rest in batches. An iterator for each; those that are behind keep what the
+        others were answered. A question that does not fit raises its ValueError in its own iterator alone."""
+        rounds = self._rounds(frames, asks, prompt_frames, answer, max_new_tokens)
+        return shared_out(rounds, len(asks))
+
+    def _rounds(
+        self,
+        frames: Frames,
+        asks: Sequence[Ask],
+        prompt_frames: Sequence[int],
+        answer: str | None,
+        max_new_tokens: int,
+    ) -> Iterator[list[PromptState | ValueError]]:
+        """For each prompted frame, the states of all questions, or why one could not be asked."""
+        for start, stop in pairwise([*prompt_frames, len(frames)]):
             inputs = self.prepare(frames[start:stop])
-            ids, begin = self.conversation(question, answer, 0 if tsf_nd is None else len(tsf_nd))
-            packed = self.pack([ids], [inputs], tsf=[tsf_nd])
-            if answer is None:
-                said = self.generate(packed, max_new_tokens)
-                all_ids, hidden, text = (
-                    said.ids_l,
-                    said.hidden_ld,
-                    self.tokenizer.decode(said.answer[: said.length]),
+            visual = self.visual_tokens(inputs)
+            dialogues = [
+                self.conversation(
+                    ask.question, answer, 0 if ask.tsf_nd is None else len(ask.tsf_nd)
                 )
-            else:
-                _, states, _ = self.lm(packed)
-                all_ids, hidden, text = packed.ids_bl[0], states[0, :-1], answer
-            answer_from = len(packed) if answer is None else expanded(packed.ids_bl[0], ids, begin)
-            yield self.prompt_state(
-                start, all_ids, hidden, answer_from, text, forced=answer is not None
+                for ask in asks
+            ]
+            rows = [
+                self._row(ids, begin, visual, inputs, ask.tsf_nd)
+                for ask, (ids, begin) in zip(asks, dialogues, strict=True)
+            ]
+            spoken = partial(
+                self._spoken, frame=start, answer=answer, max_new_tokens=max_new_tokens
             )
+            yield self._each(rows, spoken)
+
+    def _spoken(
+        self,
+        prompts: Read,
+        rows: Sequence[Row],
+        frame: int,
+        answer: str | None,
+        max_new_tokens: int,
+    ) -> list[PromptState]:
+        """What rows that were read together say, or were made to say."""
+        if answer is not None:
+            return [
+                self.prompt_state(
+                    frame,
+                    prompts.packed.ids_bl[k],
+                    prompts.hidden[k, :-1],
+                    answer_from(prompts, row),
+                    answer,
+                    forced=True,
+                )
+                for k, row in enumerate(rows)
+            ]
+        lengths = [len(row) for row in rows]
+        said = greedy(self, prompts, lengths, max_new_tokens, self.ends, self.spec.max_len)
+        width = len(prompts.packed)
+        return [
+            self.prompt_state(
+                frame,
+                one.ids_l,
+                one.hidden_ld,
+                width,
+                self.tokenizer.decode(one.answer[: one.length]),
+                forced=False,
+            )
+            for one in said
+        ]
+
+    def _each(
+        self,
+        rows: Sequence[Row | ValueError],
+        work: Callable[[Read, Sequence[Row]], Sequence[Any]],
+    ) -> list[Any]:
+        """`work` on batches of the rows that there are: a result or an error for each."""
+        found: list[Any] = list(rows)
+        there = [k for k, row in enumerate(rows) if isinstance(row, Row)]
+        good = [row for row in rows if isinstance(row, Row)]
+        waiting = batches(good, TOGETHER) if good else []
+        while waiting:
+            batch = waiting.pop()
+            some = [good[k] for k in batch]
+            try:
+                results = work(read(self, some), some)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                half = len(batch) // 2
+                waiting += [batch[:half], batch[half:]]
+                continue
+            for k, result in zip(batch, results, strict=True):
+                found[there[k]] = result
+        return found
+
+    def _row(
+        self,
+        ids: list[int],
+        begin: int,
+        visual: list[Tensor],
+        inputs: dict[str, Tensor],
+        tsf: Tensor | None,
+    ) -> Row | ValueError:
+        """A prompt with its embeddings; or that it is too long."""
+        flat, embeds, _ = self._fill(ids, visual, tsf, None)
+        if len(flat) > self.spec.max_len:
+            return self._too_long(len(flat))
+        everything = torch.ones_like(flat, dtype=torch.bool)
+        positions = self.positions(flat[None], everything[None], [inputs])[..., 0, :]
+        return Row(embeds, flat, positions, expanded(flat, ids, begin))
+
+    def _too_long(self, length: int) -> ValueError:
+        return ValueError(
+            f"a prompt of {length} positions does not fit {self.spec.name}'s {self.spec.max_len}: shorten the text"
+        )
 
     # --- the same for all ---
 
@@ -323,9 +419,7 @@ class Host(nn.Module, ABC):
         ]
         longest = max(len(flat) for flat, _, _ in samples)
         if longest > self.spec.max_len:
-            raise ValueError(
-                f"a prompt of {longest} positions does not fit {self.spec.name}'s {self.spec.max_len}: shorten the text"
-            )
+            raise self._too_long(longest)
 
         def stack(rows: list[Tensor], fill: float) -> Tensor:
             return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
@@ -360,14 +454,26 @@ class Host(nn.Module, ABC):
                 kind = "visual" if sentinel == IMAGE else "TSF"
                 raise ValueError(f"the prompt has {places} {kind} slots, but {given} were given")
         text = table(torch.tensor([max(i, 0) for i in ids], device=table.weight.device))
-        parts, flat, labels = [], [], []
-        for k, token in enumerate(ids):
-            part = text[k : k + 1] if token >= 0 else next(slots[token]).to(text)
-            parts.append(part)
-            flat += [token] * len(part)
-            labels += [token if begin is not None and k >= begin and token >= 0 else IGNORE] * len(
-                part
-            )
+        parts: list[Tensor] = []
+        flat: list[int] = []
+        labels: list[int] = []
+        place = 0
+        for is_text, run in groupby(ids, lambda token: token >= 0):
+            tokens = list(run)
+            if is_text:
+                parts.append(text[place : place + len(tokens)])
+                flat += tokens
+                labels += [
+                    IGNORE if begin is None or k < begin else token
+                    for k, token in enumerate(tokens, place)
+                ]
+            else:
+                for token in tokens:
+                    part = next(slots[token]).to(text)
+                    parts.append(part)
+                    flat += [token] * len(part)
+                    labels += [IGNORE] * len(part)
+            place += len(tokens)
         ids_l = torch.tensor(flat, device=text.device)
         return (
             ids_l,
@@ -375,40 +481,22 @@ class Host(nn.Module, ABC):
             None if begin is None else torch.tensor(labels, device=text.device),
         )
 
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer: </s>, and what else ends a turn of the host's dialogues."""
+        return {self.tokenizer.eos_token_id}
+
     @torch.no_grad()
     def generate(
         self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
     ) -> Generated:
-        """Greedy decoding of one sample with a key-value cache; the prompt is run once. Ends at `stop` or </s>."""
+        """Greedy decoding of one sample with a key-value cache; the prompt is run once. Ends at </s>, and at `stop`
+        (by default, at `ends`)."""
         if packed.ids_bl.shape[0] != 1:
             raise ValueError(f"generation takes one sample at a time, not {packed.ids_bl.shape[0]}")
-        ends = set(stop or ()) | {self.tokenizer.eos_token_id}
-        ids, hidden, answer, step, cache = packed.ids_bl[0], [], [], packed, None
-        length = len(packed)
-        while True:
-            logits, states, cache = self.lm(step, cache)
-            hidden.append(states[0])
-            token = int(logits[0, -1].argmax())
-            answer.append(token)
-            length += 1
-            if token in ends or len(answer) >= max_new_tokens or length >= self.spec.max_len:
-                break
-            step = self._next(step, token)
-        new = torch.tensor(answer, device=ids.device)
-        return Generated(
-            torch.cat([ids, new]), torch.cat(hidden), answer, len(answer) - (answer[-1] in ends)
-        )
-
-    def _next(self, step: Packed, token: int) -> Packed:
-        ids = torch.full_like(step.ids_bl[:, :1], token)
-        seen = torch.cat([step.attention_bl, torch.ones_like(step.attention_bl[:, :1])], 1)
-        return replace(
-            step,
-            embeds_bld=self.token_embeddings()(ids),
-            ids_bl=ids,
-            attention_bl=seen,
-            positions=step.positions[..., -1:] + 1,
-        )
+        ends = self.ends if stop is None else {*stop, self.tokenizer.eos_token_id}
+        prompt = Read(packed, *self.lm(packed))
+        return greedy(self, prompt, [len(packed)], max_new_tokens, ends, self.spec.max_len)[0]
 
     def prompt_state(
         self,
@@ -445,6 +533,11 @@ def _watch(norm: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield seen
     finally:
         hook.remove()
+
+
+def answer_from(prompts: Read, row: Row) -> int:
+    """Where the answer of a row begins, in the columns that were read."""
+    return len(prompts.packed) - (len(row) - row.answer_from)
 
 
 def select(hidden_ld: Tensor, ids_l: Tensor, token: int) -> Tensor:

@@ -8,12 +8,14 @@ own, which is simpler than SAM2's.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from model.hosts import clip
+from model.hosts.asking import Ask, Read, Row
 from model.hosts.base import (
     BOX_TOKEN,
     IMAGE,
@@ -21,7 +23,7 @@ from model.hosts.base import (
     Host,
     HostSpec,
     PromptState,
-    expanded,
+    answer_from,
     select,
 )
 from model.hosts.glus_inputs import END, SEG, START, GLUSConfig, GLUSInputs, without_box
@@ -169,18 +171,16 @@ class GLUS(Host):
 
     # --- frame by frame ---
 
-    def states(
+    def _rounds(
         self,
         frames: Frames,
-        question: str,
+        asks: Sequence[Ask],
         prompt_frames: Sequence[int],
-        *,
-        answer: str | None = None,
-        tsf_nd: Tensor | None = None,
-        max_new_tokens: int = 512,
-    ) -> Iterator[PromptState]:
+        answer: str | None,
+        max_new_tokens: int,
+    ) -> Iterator[list[PromptState | ValueError]]:
         """Ask about every frame from the first prompted one on, the dialogue holding the last four; [BOX] is said on
-        prompted frames only. Context comes from the whole video.
+        prompted frames only. Context comes from the whole video, and each picture is looked at once.
 
         answer: forced; on frames that are not prompted its [BOX] is left out. Without it, as in the release, the answer
         is forced up to its first grounding token, and that one is the model's own. On a prompted frame it may be
@@ -194,53 +194,75 @@ class GLUS(Host):
             self.answer.format(seg=f"{BOX_TOKEN} {SEG}"),
         ]
         has_box = BOX_TOKEN in self.tokenizer.get_vocab()
-        past: deque[tuple[str, Tensor]] = deque(maxlen=self.config.window - 1)
+        past: deque[Tensor] = deque(maxlen=self.config.window - 1)
+        said: list[deque[str]] = [deque(maxlen=self.config.window - 1) for _ in asks]
         for t in range(min(prompt_frames), len(frames)):
             picture = self.look(clip.centre_crops(frames[t : t + 1], self.config.clip_size))
-            inputs = {
-                "context": context,
-                "query": torch.cat([*(seen for _, seen in past), picture]),
-            }
+            inputs = {"context": context, "query": torch.cat([*past, picture])}
             if answer is not None:
                 texts = [answer if t in prompt_frames else without_box(answer)]
             else:
                 texts = both if has_box and t in prompt_frames else [plain]
-            turns = [(question, said) for said, _ in past]
-            state = self._ask(t, inputs, question, turns, texts, tsf_nd, forced=answer is not None)
-            past.append((state.text if len(state.seg_nd) else plain, picture))
-            yield state
+            states = self._ask(t, inputs, asks, said, texts, forced=answer is not None)
+            past.append(picture)
+            for turns, state in zip(said, states, strict=True):
+                turns.append(
+                    state.text if isinstance(state, PromptState) and len(state.seg_nd) else plain
+                )
+            yield states
 
     def _ask(
         self,
         t: int,
         inputs: dict[str, Tensor],
-        question: str,
-        turns: list[tuple[str, str]],
-        texts: list[str],
-        tsf_nd: Tensor | None,
+        asks: Sequence[Ask],
+        said: Sequence[Sequence[str]],
+        texts: Sequence[str],
         *,
         forced: bool,
-    ) -> PromptState:
-        """The first of `texts` that the model would begin as it is written, or any if it is forced."""
+    ) -> list[PromptState | ValueError]:
+        """For each question, the first of `texts` that the model would begin as it is written, or any if it is
+        forced."""
+        visual = self.visual_tokens(inputs)
+        states: list[PromptState | ValueError | None] = [None] * len(asks)
         for text in texts:
-            ids, begins = self.dialogue(
-                [*turns, (question, text)], 0 if tsf_nd is None else len(tsf_nd)
-            )
-            packed = self.pack([ids], [inputs], tsf=[tsf_nd])
-            logits, hidden, _ = self.lm(packed)
-            flat = packed.ids_bl[0]
-            begin = expanded(flat, ids, begins[-1])
-            state = self.prompt_state(t, flat, hidden[0, :-1], begin, text, forced=forced)
-            if forced:
-                return state
-            here = begin + next(
-                i for i, token in enumerate(flat[begin:].tolist()) if token in self._grounding
-            )
-            said = int(logits[0, here - 1].argmax())
-            if said == flat[here]:
-                return state
+            left = [k for k, state in enumerate(states) if not _is_settled(state)]
+            rows = []
+            for k in left:
+                turns = [(asks[k].question, past) for past in (*said[k], text)]
+                tsf_nd = asks[k].tsf_nd
+                ids, begins = self.dialogue(turns, 0 if tsf_nd is None else len(tsf_nd))
+                rows.append(self._row(ids, begins[-1], visual, inputs, tsf_nd))
+            judged = partial(self._judged, frame=t, text=text, forced=forced)
+            for k, state in zip(left, self._each(rows, judged), strict=True):
+                states[k] = state
+        return [state for state in states if state is not None]
+
+    def _judged(
+        self, prompts: Read, rows: Sequence[Row], frame: int, text: str, forced: bool
+    ) -> list[PromptState]:
+        """The states of answers that were read; without [SEG] where the model itself would say something else."""
         prefix = self.answer.partition("{")[0]
-        return PromptState(t, hidden[0, :0], None, prefix + self.tokenizer.decode([said]), forced)
+        states = []
+        for k, row in enumerate(rows):
+            ids, hidden = prompts.packed.ids_bl[k], prompts.hidden[k]
+            begin = answer_from(prompts, row)
+            own = None if forced else self._own_word(prompts.logits[k], ids, begin)
+            if own is None:
+                state = self.prompt_state(frame, ids, hidden[:-1], begin, text, forced=forced)
+            else:
+                other = prefix + self.tokenizer.decode([own])
+                state = PromptState(frame, hidden[:0], None, other, forced)
+            states.append(state)
+        return states
+
+    def _own_word(self, logits_lv: Tensor, ids_l: Tensor, begin: int) -> int | None:
+        """What the model would say in the place of the first grounding token of an answer; None if just that."""
+        said = ids_l[begin:].tolist()
+        grounding = self._grounding
+        place = begin + next(i for i, token in enumerate(said) if token in grounding)
+        would = int(logits_lv[place - 1].argmax())
+        return None if would == ids_l[place] else would
 
     @property
     def _grounding(self) -> set[int]:
@@ -322,3 +344,8 @@ class GLUS(Host):
             )
             bank.add(position, known, embedding, decoded.logits_n1hw)
             yield t, known, decoded
+
+
+def _is_settled(state: PromptState | ValueError | None) -> bool:
+    """Whether a question has its answer, or cannot have one."""
+    return isinstance(state, ValueError) or (state is not None and len(state.seg_nd) > 0)

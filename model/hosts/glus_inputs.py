@@ -113,6 +113,7 @@ class GLUSInputs(HostInputs):
             )
         picture: list[str | int] = [START, IMAGE, END]
         pieces: list[str | int] = [SYSTEM]
+        known: dict[str, list[int]] = {}
         begins = []
         for i, (question, answer) in enumerate(turns):
             pieces += ["USER: "] if i else ["USER: ", *picture * self.config.context, CONTEXT]
@@ -123,9 +124,9 @@ class GLUSInputs(HostInputs):
                 pieces += [*picture, f"\n{question}"]
                 pieces += ["\n", *slots] if slots else []
             pieces += [" ASSISTANT:"]
-            begins.append(len(self._encode(pieces)))
+            begins.append(len(self._encode(pieces, known)))
             pieces += [] if answer is None else [f" {answer}{self.tokenizer.eos_token}"]
-        return self._encode(pieces), begins
+        return self._encode(pieces, known), begins
 
     def lesson(
         self,
@@ -164,14 +165,20 @@ class GLUSInputs(HostInputs):
     def everything(self, frames: Frames) -> dict[str, Tensor]:
         return self.prepare(frames, range(len(frames)))
 
-    def _encode(self, pieces: Sequence[str | int]) -> list[int]:
-        """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here."""
+    def _encode(self, pieces: Sequence[str | int], known: dict[str, list[int]]) -> list[int]:
+        """Text between sentinels becomes ids in one go: where a word is cut must not depend on how it was put here.
+
+        known: ids of text that was met before, which grows.
+        """
         ids: list[int] = []
         for is_text, group in groupby(pieces, lambda piece: isinstance(piece, str)):
             if not is_text:
                 ids += [int(sentinel) for sentinel in group]
                 continue
-            found = self.tokenizer("".join(map(str, group)))["input_ids"]
+            text = "".join(map(str, group))
+            if text not in known:
+                known[text] = self.tokenizer(text)["input_ids"]
+            found = known[text]
             ids += found[1:] if ids and found[0] == self.tokenizer.bos_token_id else found
         return ids
 

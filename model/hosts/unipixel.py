@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from model import sam
-from model.hosts.base import IMAGE, Generated, Host, HostSpec, Packed
+from model.hosts.base import IMAGE, Host, HostSpec, Packed
 from model.hosts.tokenizer import byte_tokenizer
 from model.hosts.unipixel_inputs import (
     END,
@@ -212,13 +212,9 @@ class UniPixel(Host):
             positions[:, row, seen] = mrope(ids_l[seen], one["grid"]).to(ids_l.device)
         return positions
 
-    def generate(
-        self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
-    ) -> Generated:
-        """Greedy; a turn ends with <|im_end|>."""
-        return super().generate(
-            packed, max_new_tokens, [self.token_id(END)] if stop is None else stop
-        )
+    @property
+    def ends(self) -> set[int]:
+        return super().ends | {self.token_id(END)}
 
     def refer(
         self,

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForC
 
 from model import sam
 from model.hosts import clip
-from model.hosts.base import Generated, Host, HostSpec, Packed
+from model.hosts.base import Host, HostSpec
 from model.hosts.internvideo2 import InternVideo2, InternVideo2Config
 from model.hosts.tokenizer import byte_tokenizer
 from model.hosts.videoglamm_inputs import END, VideoGLaMMConfig, VideoGLaMMInputs
@@ -192,13 +192,9 @@ class VideoGLaMM(Host):
     def project_temporal(self, features: Tensor) -> Tensor:
         return self.video_projector(features)
 
-    def generate(
-        self, packed: Packed, max_new_tokens: int, stop: Sequence[int] | None = None
-    ) -> Generated:
-        """Greedy; a turn ends with <|end|>, which is not the tokenizer's end of text."""
-        return super().generate(
-            packed, max_new_tokens, [self.token_id(END)] if stop is None else stop
-        )
+    @property
+    def ends(self) -> set[int]:
+        return super().ends | {self.token_id(END)}
 
 
 def halve(tokens_tnd: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class Says:
             sam=SimpleNamespace(no_mem_embed=SimpleNamespace(device=SimpleNamespace(type="cpu"))),
         )
 
+    def ask(self, frames, questions, **options):
+        """None is answered together: each is asked alone."""
+        return {}
+
     def stream(
         self, frames, phrase, *, questions, prompt_frames, answer, crops, max_new_tokens, features
     ):

@@ -148,13 +148,13 @@ def test_generated_states_equal_the_ones_of_the_whole_sequence(tiny, monkeypatch
 def asked(tiny, monkeypatch):
     """Collects the dialogues that the language model is given: (text, pictures)."""
     seen = []
-    pack = tiny.pack
+    row = tiny._row
 
-    def spy(ids, inputs, **options):
-        seen.append((spoken(tiny, ids[0]), inputs[0]["query"]))
-        return pack(ids, inputs, **options)
+    def spy(ids, begin, visual, inputs, tsf):
+        seen.append((spoken(tiny, ids), inputs["query"]))
+        return row(ids, begin, visual, inputs, tsf)
 
-    monkeypatch.setattr(tiny, "pack", spy)
+    monkeypatch.setattr(tiny, "_row", spy)
     return seen
 
 
