@@ -1,8 +1,8 @@
 """What evaluation costs: asking hosts about a benchmark's video, in time and memory, and scoring their masks.
 
 Hosts have random weights at the official sizes (tiny ones on a CPU), answers are forced, and a video is asked about by
-several expressions, as in the benchmarks: the image encoder's features are shared between them, against encoding the
-video for each. J and F are compared with the official tool's formula written down plainly, in the same run.
+several expressions, as in the benchmarks: they are asked together and share the image encoder's features, against asking
+and encoding for each. J and F are compared with the official tool's formula written down plainly, in the same run.
 """
 
 import gc
@@ -22,6 +22,7 @@ from model.evaluate.features import Kept
 from model.evaluate.protocols import Asking
 from model.evaluate.run import predict
 from model.evaluate.task import Query
+from model.evaluate.together import AskedTogether
 from model.hosts import HOSTS
 from model.metrics import boundary_accuracy, region_similarity
 from model.metrics.masks import DAVIS_TOLERANCE
@@ -53,8 +54,9 @@ def _host(setting: Setting, name: str) -> Iterator[Row]:
 
         def ask(share: bool) -> None:
             kept = Kept(sparrow.host, frames, {0}) if share else None
+            together = AskedTogether(sparrow, frames, queries, asking, None) if share else None
             for query in queries:
-                found = predict(sparrow, frames, query, asking, kept=kept)
+                found = predict(sparrow, frames, query, asking, kept=kept, together=together)
                 if found.error:
                     raise RuntimeError(f"{name}: {found.error}")
 
@@ -65,7 +67,7 @@ def _host(setting: Setting, name: str) -> Iterator[Row]:
         f"{name}: {EXPRESSIONS} expressions of a video",
         shared,
         "s/video",
-        "features made for each",
+        "each on its own",
         apart / shared,
         note=f"{len(frames)} frames, {size}",
     )

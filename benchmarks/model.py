@@ -19,6 +19,7 @@ from model.sparrow import Sparrow
 PAPER = {"videoglamm": 2.40 / 2.40, "unipixel": 15.38 / 15.04, "glus": 6.374 / 6.29}
 """Time with SPARROW over time without."""
 NEW_TOKENS = 16
+PHRASES = 10
 
 
 def run(setting: Setting) -> Iterator[Row]:
@@ -71,6 +72,7 @@ def one_host(setting: Setting, name: str) -> Iterator[Row]:
                 repeat=repeat,
             )
             per_frame = passes.count / (repeat + 1) / len(frames)
+            yield from _phrases(setting, name, sparrow, frames, repeat)
             more, paper = took / without - 1, PAPER[name] - 1
             note = f"time {more:+.1%} (goal 2.5 %, paper {paper:+.1%}); image encoder {per_frame:g} x a frame"
             what = f"{name}: whole video, with SPARROW"
@@ -97,6 +99,34 @@ def _decoding(
     yield Row(
         f"{name}: decoding", 1 / token, "tokens/s", "no cache: prefill per token", prefill / token
     )
+
+
+def _phrases(
+    setting: Setting, name: str, sparrow: Sparrow, frames: Any, repeat: int
+) -> Iterator[Row]:
+    """Ten phrases in one call, against ten calls. What the language model says (here nothing, so no mask follows), and
+    all the way to masks."""
+    phrases = [f"the block number {n}" for n in range(PHRASES)]
+    for what, answer in (("words", "generate"), ("masks", "force")):
+
+        def ground(*asked: str, answer: str = answer) -> None:
+            sparrow.ground(frames, asked, answer=answer, max_new_tokens=NEW_TOKENS)
+
+        def one_by_one() -> None:
+            for phrase in phrases:
+                ground(phrase)
+
+        one = seconds(lambda: ground(phrases[0]), setting.device, repeat=repeat)
+        together = seconds(lambda: ground(*phrases), setting.device, repeat=repeat)
+        apart = seconds(one_by_one, setting.device, repeat=1)
+        yield Row(
+            f"{name}: {PHRASES} phrases, {what}",
+            together * 1e3,
+            "ms",
+            "a call for each",
+            apart / together,
+            note=f"{together / one:.2f} times one phrase",
+        )
 
 
 def make_random(name: str, setting: Setting, small: bool, **changes: Any) -> Sparrow:
