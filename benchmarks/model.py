@@ -116,8 +116,14 @@ def _phrases(
             for phrase in phrases:
                 ground(phrase)
 
-        one = seconds(lambda: ground(phrases[0]), setting.device, repeat=repeat)
-        together = seconds(lambda: ground(*phrases), setting.device, repeat=repeat)
+        def first() -> None:
+            ground(phrases[0])
+
+        def all_together() -> None:
+            ground(*phrases)
+
+        one = seconds(first, setting.device, repeat=repeat)
+        together = seconds(all_together, setting.device, repeat=repeat)
         apart = seconds(one_by_one, setting.device, repeat=1)
         yield Row(
             f"{name}: {PHRASES} phrases, {what}",

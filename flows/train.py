@@ -58,14 +58,13 @@ def _run(request: Request, world: "World", tell: Callable[[str], None]) -> int:
     from model.train.resume import choose
     from model.train.trainer import Trainer
 
-    _stages(request)
     out, config = Path(request.out), train_config(request)
+    stages_before = _stages(request)
     chosen = choose(out, request.resume, world)
     require_weights(request.size, request.checkpoints)
     data = open_data(request)
-    record = world.agree(lambda: record_of(request, config, data.inputs) if world.first else None)[
-        0
-    ]
+    records = world.agree(lambda: record_of(request, config, data.inputs) if world.first else None)
+    record = records[0]
     assert record is not None
     world.agree(lambda: refuse_other_training(out, chosen, record) if world.first else None)
     done = world.agree(lambda: exports_of(request, config, record) if world.first else [])[0]
@@ -100,8 +99,9 @@ def _run(request: Request, world: "World", tell: Callable[[str], None]) -> int:
             )
             tell(f"  {outcome.state}")
             return outcome.exit_code
-        stages = _stages(request)
-        save_export(sparrow, out / "export", request.what, outcome.steps, world, stages, about)
+        save_export(
+            sparrow, out / "export", request.what, outcome.steps, world, stages_before, about
+        )
         tell(f"  {out / 'export'}: what was trained, for the next stage")
         whole = world.agree(lambda: _whole(request, out, sparrow.config) if world.first else [])[0]
         for place in whole:

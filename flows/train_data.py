@@ -6,7 +6,7 @@ It is opened before the model is built, so that what is missing or has changed i
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from flows.train_report import report_too_long
 
@@ -25,30 +25,6 @@ HELD_OUT = ("val", "valid_u")
 """Splits of a curated output that the losses of stages are validated on."""
 
 
-class Data(Protocol):
-    """Data that were opened."""
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What was opened -> a digest of its content."""
-
-    def feed(
-        self,
-        sparrow: "Sparrow",
-        config: "TrainConfig",
-        world: "World",
-        tell: Callable[[str], None],
-    ) -> "tuple[Task, Loader]":
-        """What is trained on them, and the loader of this process."""
-
-
-def open_data(request: "Request") -> Data:
-    """The data of a request. ValueError if there are none, or they are not what its stage needs."""
-    if request.what == "proposer":
-        return DetectionData(request)
-    return Shards(request)
-
-
 class Shards:
     """A curated output, for stage 1 and stage 2."""
 
@@ -60,7 +36,7 @@ class Shards:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """As in `Data`."""
+        """What was opened -> a digest of its content."""
         return {"data": self.index.fingerprint}
 
     def feed(
@@ -70,7 +46,7 @@ class Shards:
         world: "World",
         tell: Callable[[str], None],
     ) -> "tuple[Task, Loader]":
-        """As in `Data`."""
+        """What is trained on the data, and the loader of this process."""
         from model.data.collate import Preparation
         from model.data.fit import too_long
         from model.data.loader import Loader as Records
@@ -159,7 +135,7 @@ class DetectionData:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """As in `Data`."""
+        """As of `Shards`."""
         return {f"data: {corpus.name}": corpus.fingerprint for corpus in self.trained}
 
     def corpora(self, split: str) -> "list[BoxSet]":
@@ -202,7 +178,7 @@ class DetectionData:
         world: "World",
         tell: Callable[[str], None],
     ) -> "tuple[Task, Loader]":
-        """As in `Data`."""
+        """As of `Shards`."""
         from model.proposer.data.batches import Batches, once
         from model.proposer.pretrain import ProposerTask
 
@@ -217,6 +193,11 @@ class DetectionData:
         assert sparrow.proposer is not None
         proposer = sparrow.proposer.float()
         return ProposerTask(sparrow.host.sam, proposer, validation=validation), batches
+
+
+def open_data(request: "Request") -> Shards | DetectionData:
+    """The data of a request. ValueError if there are none, or they are not what its stage needs."""
+    return DetectionData(request) if request.what == "proposer" else Shards(request)
 
 
 def _take_noise(sparrow: "Sparrow", index: "Index", tell: Callable[[str], None]) -> None:

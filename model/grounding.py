@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.hosts.asking import Ask
+from model.hosts.asking import VideoQuestion
 from model.hosts.base import Frames, Host
 from model.instances import Answers, Prompts, Target
 from model.sam import Decoded, Features, to_frame
@@ -156,20 +156,20 @@ def stream(
     answer: "generate", or "force" to have the grounding tokens said whatever the model would say (untrained models
     never say them). crops: with `tsf.infer`, of every phrase (Table 4's "train + infer"; `model.tsf_inference` makes
     them). features: `Host.sam_features` of frame t, from a caller who asks more than once about a video; asked: what
-    `ask` gave for these phrases, from a caller who asked them together with others. ValueError for bad shapes and
+    `ask_together` gave for these phrases, from a caller who asked them together with others. ValueError for bad shapes and
     frames, and for a phrase that is too long.
     """
     video = as_frames(frames)
     phrases = [phrases] if isinstance(phrases, str) else list(dict.fromkeys(phrases))
     if asked is None:
         wanted = {
-            phrase: Asked(
+            phrase: GroundingQuestion(
                 sparrow.host.question(phrase) if questions is None else questions[phrase],
                 _crops_of(sparrow, phrase, crops),
             )
             for phrase in phrases
         }
-        asked = ask(
+        asked = ask_together(
             sparrow,
             video,
             wanted,
@@ -184,17 +184,17 @@ def stream(
 
 
 @dataclass(frozen=True)
-class Asked:
+class GroundingQuestion:
     """A question about a video. crops: pictures of its target for the prompt; None: it is asked without TSF."""
 
     question: str
     crops: Sequence[NDArray[np.uint8]] | None = None
 
 
-def ask(
+def ask_together(
     sparrow: "Sparrow",
     frames: Frames | Video,
-    questions: Mapping[K, Asked],
+    questions: Mapping[K, GroundingQuestion],
     *,
     prompt_frames: Sequence[int] = (0,),
     answer: str = "generate",
@@ -218,7 +218,7 @@ def ask(
     with torch.no_grad(), precision(host):
         tokens = _tsf_tokens(sparrow, [one.crops for one in questions.values()])
         asks = [
-            Ask(one.question, tsf_nd)
+            VideoQuestion(one.question, tsf_nd)
             for one, tsf_nd in zip(questions.values(), tokens, strict=True)
         ]
         states = host.states_of_all(

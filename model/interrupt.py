@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 REPEATS = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0, signal.SIGHUP: 5.0}
@@ -47,7 +47,10 @@ def interruptible(announce: bool = True) -> Iterator[Interruption]:
     listened = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    watcher = threading.Thread(target=_watch, args=(reading, found, announce), daemon=True)
+    terminals = [output for output in (1, 2) if os.isatty(output)]
+    watcher = threading.Thread(
+        target=_watch, args=(reading, found, announce, terminals), daemon=True
+    )
     watcher.start()
     before = {number: signal.signal(number, note) for number in listened}
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -63,8 +66,9 @@ def interruptible(announce: bool = True) -> Iterator[Interruption]:
         os.close(reading)
 
 
-def _watch(reading: int, found: Interruption, announce: bool) -> None:
-    """Read the number of each signal that comes, until `_END`."""
+def _watch(reading: int, found: Interruption, announce: bool, terminals: Sequence[int]) -> None:
+    """Read the number of each signal that comes, until `_END`. terminals: which of the outputs are one; with SIGHUP it
+    is gone, and writing to it would be an error."""
     since: float | None = None
     while (number := os.read(reading, 1)[0]) != _END:
         if number not in SIGNALS:
@@ -73,6 +77,11 @@ def _watch(reading: int, found: Interruption, announce: bool) -> None:
         if since is None:
             since = now
             found.number = number
+            if number == signal.SIGHUP:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                for output in terminals:
+                    os.dup2(nowhere, output)
+                os.close(nowhere)
             if announce:
                 name = signal.Signals(number).name
                 text = f"\n{name}: the step is finished and saved; a second one ends at once\n"

@@ -20,7 +20,7 @@ from model.adapt import LORA, ROWS, add_lora, train_rows
 from model.adapters import BoxAdapter
 from model.config import Part, SparrowConfig, StageConfig
 from model.filtration import Selected
-from model.grounding import Asked, Grounding, K, Stream, ask, ground, stream
+from model.grounding import Grounding, GroundingQuestion, K, Stream, ask_together, ground, stream
 from model.hosts.base import BOX_TOKEN, Frames, Host, PromptState
 from model.instances import Answers
 from model.proposer import CoordinatesProposer, Proposals, build_proposer, propose
@@ -68,11 +68,11 @@ class Sparrow(nn.Module):
         """The same frame by frame, for videos of any length: see `model.grounding.stream`."""
         return stream(self, frames, phrases, **options)
 
-    def ask(
-        self, frames: Frames | Video, questions: Mapping[K, Asked], **options: Any
+    def ask_together(
+        self, frames: Frames | Video, questions: Mapping[K, GroundingQuestion], **options: Any
     ) -> dict[K, Answers]:
-        """Answers to several questions about a video, asked together: see `model.grounding.ask`."""
-        return ask(self, frames, questions, **options)
+        """Answers to several questions about a video, asked together: see `model.grounding.ask_together`."""
+        return ask_together(self, frames, questions, **options)
 
     def grounding_tokens(self) -> str:
         """The tokens that stand for one object in an answer, in the configured order."""

@@ -40,18 +40,18 @@ class AskedTogether:
         return self._chunks[start].get(query.id)
 
     def _ask(self, start: int, prompted: Sequence[int]) -> "dict[str, Answers]":
-        from model.grounding import Asked
+        from model.grounding import GroundingQuestion
 
         part = self.frames[start : start + (self.asking.chunk or len(self.frames))]
-        asked: dict[str, Asked] = {}
+        asked: dict[str, GroundingQuestion] = {}
         for query in self.queries:
             question = question_of(self.sparrow, query, self.asking)
             try:
                 pictures = pictures_of(self.tsf, part, query.text, self.sparrow)
             except (ValueError, RuntimeError, MemoryError):
                 continue
-            asked[query.id] = Asked(question, pictures)
-        return self.sparrow.ask(
+            asked[query.id] = GroundingQuestion(question, pictures)
+        return self.sparrow.ask_together(
             part,
             asked,
             prompt_frames=prompted,

@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 from model.hosts.inputs import TSF
 
 TOGETHER = 16
-"""Prompts of one batch at most. Each has a cache of its own: about 1.4 GB on VideoGLaMM, in half precision. Where that is
-too much, the batch is halved."""
+"""Prompts of one batch at most. Each has a cache of its own: about 1.4 GB on VideoGLaMM, in half precision, as its sizes
+say. Where that is too much, the batch is halved."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Generated:
     ids_l: Tensor
     """Prompt (with sentinels) and answer; of prompts that were read together, the end of the prompt."""
     hidden_ld: Tensor
-    """Row i is the state that predicts id i + 1, as `seg_read` says. One row less than `ids_l`."""
+    """PromptRow i is the state that predicts id i + 1, as `seg_read` says. One row less than `ids_l`."""
     answer: list[int]
     length: int
     """Of the answer without the token that ended it."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class VideoQuestion:
     """A question about a video. tsf_nd: tokens for the prompt's TSF slots, [n, D]."""
 
     question: str
@@ -69,7 +69,7 @@ class LanguageModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """A prompt, and maybe a forced answer. answer_from: where the answer begins, in positions."""
 
     embeds_ld: Tensor
@@ -83,7 +83,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Read:
+class Prefilled:
     """Rows that the language model has read: the last S positions of each. logits [n, S, V], hidden [n, S, D]."""
 
     packed: Packed
@@ -92,7 +92,7 @@ class Read:
     cache: Any
 
 
-def batches(rows: Sequence[Row], most: int) -> list[list[int]]:
+def batches(rows: Sequence[PromptRow], most: int) -> list[list[int]]:
     """Numbers of rows that may be read together: at most so many, and of lengths that differ by less than their
     common beginning."""
     by_length = sorted(range(len(rows)), key=lambda k: len(rows[k]))
@@ -107,12 +107,12 @@ def batches(rows: Sequence[Row], most: int) -> list[list[int]]:
     return found
 
 
-def read(host: LanguageModel, rows: Sequence[Row]) -> Read:
+def prefill(host: LanguageModel, rows: Sequence[PromptRow]) -> Prefilled:
     """The rows of one of `batches` through the language model."""
     attention = [torch.ones(len(row), dtype=torch.bool, device=row.ids_l.device) for row in rows]
     if len(rows) == 1:
         packed = _packed(rows, attention, len(rows[0]))
-        return Read(packed, *host.lm(packed))
+        return Prefilled(packed, *host.lm(packed))
     common, total = _common(rows), max(map(len, rows))
     last = total - common
     head = replace(rows[0], embeds_ld=rows[0].embeds_ld[:common], ids_l=rows[0].ids_l[:common])
@@ -127,12 +127,12 @@ def read(host: LanguageModel, rows: Sequence[Row]) -> Read:
         cache.update(keys, values, number)
     seen_so_far = [_left_padded(one[None, None, :, None], total)[0, 0, :, 0] for one in attention]
     packed = _packed(rows, seen_so_far, last)
-    return Read(packed, *host.lm(packed, cache))
+    return Prefilled(packed, *host.lm(packed, cache))
 
 
 def greedy(
     host: LanguageModel,
-    prompts: Read,
+    prompts: Prefilled,
     lengths: Sequence[int],
     max_new_tokens: int,
     ends: Collection[int],
@@ -196,7 +196,7 @@ def shared_out(rounds: Iterator[Sequence[Any]], count: int) -> list[Iterator[Any
     return [items_of(place) for place in range(count)]
 
 
-def _common(rows: Sequence[Row]) -> int:
+def _common(rows: Sequence[PromptRow]) -> int:
     """How many positions all rows begin with: not the tokens of a target, nor the last word before an answer."""
     common = min(row.answer_from for row in rows) - 1
     first = rows[0].ids_l[:common]
@@ -207,7 +207,7 @@ def _common(rows: Sequence[Row]) -> int:
     return int(different[0]) if len(different) else common
 
 
-def _packed(rows: Sequence[Row], attention: Sequence[Tensor], last: int) -> Packed:
+def _packed(rows: Sequence[PromptRow], attention: Sequence[Tensor], last: int) -> Packed:
     """The last positions of each row, as a batch."""
     return Packed(
         torch.stack([row.embeds_ld[-last:] for row in rows]),

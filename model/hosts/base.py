@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from model.hosts.asking import (
     TOGETHER,
-    Ask,
     Generated,
     Packed,
-    Read,
-    Row,
+    Prefilled,
+    PromptRow,
+    VideoQuestion,
     batches,
     greedy,
-    read,
+    prefill,
     shared_out,
 )
 from model.hosts.inputs import (  # the constants are the hosts' own words too
@@ -207,11 +207,11 @@ class Host(nn.Module, ABC):
         tsf_nd: Tensor | None = None,
         max_new_tokens: int = 512,
     ) -> Iterator[PromptState]:
-        """Ask about each prompted frame: the language model sees the video from there to the next one.
+        """VideoQuestion about each prompted frame: the language model sees the video from there to the next one.
 
         answer: forced instead of generated. tsf_nd: [n, D] tokens for the prompt's TSF slots.
         """
-        asks = [Ask(question, tsf_nd)]
+        asks = [VideoQuestion(question, tsf_nd)]
         [states] = self.states_of_all(
             frames, asks, prompt_frames, answer=answer, max_new_tokens=max_new_tokens
         )
@@ -220,7 +220,7 @@ class Host(nn.Module, ABC):
     def states_of_all(
         self,
         frames: Frames,
-        asks: Sequence[Ask],
+        asks: Sequence[VideoQuestion],
         prompt_frames: Sequence[int],
         *,
         answer: str | None = None,
@@ -235,7 +235,7 @@ class Host(nn.Module, ABC):
     def _rounds(
         self,
         frames: Frames,
-        asks: Sequence[Ask],
+        asks: Sequence[VideoQuestion],
         prompt_frames: Sequence[int],
         answer: str | None,
         max_new_tokens: int,
@@ -261,8 +261,8 @@ class Host(nn.Module, ABC):
 
     def _spoken(
         self,
-        prompts: Read,
-        rows: Sequence[Row],
+        prompts: Prefilled,
+        rows: Sequence[PromptRow],
         frame: int,
         answer: str | None,
         max_new_tokens: int,
@@ -297,19 +297,19 @@ class Host(nn.Module, ABC):
 
     def _each(
         self,
-        rows: Sequence[Row | ValueError],
-        work: Callable[[Read, Sequence[Row]], Sequence[Any]],
+        rows: Sequence[PromptRow | ValueError],
+        work: Callable[[Prefilled, Sequence[PromptRow]], Sequence[Any]],
     ) -> list[Any]:
         """`work` on batches of the rows that there are: a result or an error for each."""
         found: list[Any] = list(rows)
-        there = [k for k, row in enumerate(rows) if isinstance(row, Row)]
-        good = [row for row in rows if isinstance(row, Row)]
+        there = [k for k, row in enumerate(rows) if isinstance(row, PromptRow)]
+        good = [row for row in rows if isinstance(row, PromptRow)]
         waiting = batches(good, TOGETHER) if good else []
         while waiting:
             batch = waiting.pop()
             some = [good[k] for k in batch]
             try:
-                results = work(read(self, some), some)
+                results = work(prefill(self, some), some)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -328,14 +328,14 @@ class Host(nn.Module, ABC):
         visual: list[Tensor],
         inputs: dict[str, Tensor],
         tsf: Tensor | None,
-    ) -> Row | ValueError:
+    ) -> PromptRow | ValueError:
         """A prompt with its embeddings; or that it is too long."""
         flat, embeds, _ = self._fill(ids, visual, tsf, None)
         if len(flat) > self.spec.max_len:
             return self._too_long(len(flat))
         everything = torch.ones_like(flat, dtype=torch.bool)
         positions = self.positions(flat[None], everything[None], [inputs])[..., 0, :]
-        return Row(embeds, flat, positions, expanded(flat, ids, begin))
+        return PromptRow(embeds, flat, positions, expanded(flat, ids, begin))
 
     def _too_long(self, length: int) -> ValueError:
         return ValueError(
@@ -495,7 +495,7 @@ class Host(nn.Module, ABC):
         if packed.ids_bl.shape[0] != 1:
             raise ValueError(f"generation takes one sample at a time, not {packed.ids_bl.shape[0]}")
         ends = self.ends if stop is None else {*stop, self.tokenizer.eos_token_id}
-        prompt = Read(packed, *self.lm(packed))
+        prompt = Prefilled(packed, *self.lm(packed))
         return greedy(self, prompt, [len(packed)], max_new_tokens, ends, self.spec.max_len)[0]
 
     def prompt_state(
@@ -508,7 +508,7 @@ class Host(nn.Module, ABC):
         *,
         forced: bool,
     ) -> PromptState:
-        """Read [SEG] and [BOX] states off an answer. The n-th [BOX] belongs to the n-th [SEG], in either order."""
+        """Prefilled [SEG] and [BOX] states off an answer. The n-th [BOX] belongs to the n-th [SEG], in either order."""
         said, states = ids_l[answer_from:], hidden_ld[answer_from - 1 :]
         seg = states[said == self.seg_id]
         box = (
@@ -535,7 +535,7 @@ def _watch(norm: nn.Module) -> Iterator[dict[str, Tensor]]:
         hook.remove()
 
 
-def answer_from(prompts: Read, row: Row) -> int:
+def answer_from(prompts: Prefilled, row: PromptRow) -> int:
     """Where the answer of a row begins, in the columns that were read."""
     return len(prompts.packed) - (len(row) - row.answer_from)
 

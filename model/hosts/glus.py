@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from model.hosts import clip
-from model.hosts.asking import Ask, Read, Row
+from model.hosts.asking import Prefilled, PromptRow, VideoQuestion
 from model.hosts.base import (
     BOX_TOKEN,
     IMAGE,
@@ -174,12 +174,12 @@ class GLUS(Host):
     def _rounds(
         self,
         frames: Frames,
-        asks: Sequence[Ask],
+        asks: Sequence[VideoQuestion],
         prompt_frames: Sequence[int],
         answer: str | None,
         max_new_tokens: int,
     ) -> Iterator[list[PromptState | ValueError]]:
-        """Ask about every frame from the first prompted one on, the dialogue holding the last four; [BOX] is said on
+        """VideoQuestion about every frame from the first prompted one on, the dialogue holding the last four; [BOX] is said on
         prompted frames only. Context comes from the whole video, and each picture is looked at once.
 
         answer: forced; on frames that are not prompted its [BOX] is left out. Without it, as in the release, the answer
@@ -215,7 +215,7 @@ class GLUS(Host):
         self,
         t: int,
         inputs: dict[str, Tensor],
-        asks: Sequence[Ask],
+        asks: Sequence[VideoQuestion],
         said: Sequence[Sequence[str]],
         texts: Sequence[str],
         *,
@@ -239,7 +239,7 @@ class GLUS(Host):
         return [state for state in states if state is not None]
 
     def _judged(
-        self, prompts: Read, rows: Sequence[Row], frame: int, text: str, forced: bool
+        self, prompts: Prefilled, rows: Sequence[PromptRow], frame: int, text: str, forced: bool
     ) -> list[PromptState]:
         """The states of answers that were read; without [SEG] where the model itself would say something else."""
         prefix = self.answer.partition("{")[0]
@@ -279,7 +279,7 @@ class GLUS(Host):
         *,
         forced: bool,
     ) -> PromptState:
-        """Read the states off one answer, or off all answers of a training dialogue: [SEG] of every turn in order, and
+        """Prefilled the states off one answer, or off all answers of a training dialogue: [SEG] of every turn in order, and
         the [BOX] of the first, paired with its [SEG]."""
         pictures = (ids_l[answer_from:] == IMAGE).nonzero()
         end = answer_from + int(pictures[0]) if len(pictures) else len(ids_l)

@@ -114,8 +114,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 
 def export_digest(folder: str | Path) -> str:
-    """16 hex digits of what an export holds, whatever it is called. CheckpointError if it is none, or damaged."""
-    describe(folder)
+    """16 hex digits of what an export says that it holds (`describe` compares the files), whatever it is called."""
     return digest(load_checked(Path(folder) / ABOUT))
 
 

@@ -199,12 +199,7 @@ class Trainer:
         bad = self._not_finite(batches, finite)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
-        asked = {str(number): float(self._interruption.number == number) for number in SIGNALS}
-        found = world.sum(
-            {name: float(value) for name, value in sums.items()} | asked | {LATE: float(is_late)}
-        )
-        stop = max(number if found.pop(str(number)) else 0 for number in SIGNALS)
-        is_late = found.pop(LATE) > 0
+        found, stop, is_late = self._agree(sums, is_late)
         tallies = self._tallies(batches)
         total = sum(task.weights[name] * value for name, value in found.items())
         fine = math.isfinite(norm) and math.isfinite(total)
@@ -224,6 +219,15 @@ class Trainer:
             "skipped": self.skipped,
         }
         return Step(row, stop, is_late, fine)
+
+    def _agree(self, sums: dict[str, Tensor], is_late: bool) -> tuple[dict[str, float], int, bool]:
+        """The losses of all processes, the signal that any of them got, and whether a state is due by time."""
+        losses = {name: float(value) for name, value in sums.items()}
+        asked = {str(number): float(self._interruption.number == number) for number in SIGNALS}
+        found = self.world.sum(losses | asked | {LATE: float(is_late)})
+        stop = max(number if found.pop(str(number)) else 0 for number in SIGNALS)
+        is_late = found.pop(LATE) > 0
+        return found, stop, is_late
 
     def _not_finite(self, batches: list[Any], finite: list[Tensor]) -> list[str]:
         """Keys of the batches whose loss is not finite. One look for all: each look waits for the device."""

@@ -28,7 +28,7 @@ class Says:
             sam=SimpleNamespace(no_mem_embed=SimpleNamespace(device=SimpleNamespace(type="cpu"))),
         )
 
-    def ask(self, frames, questions, **options):
+    def ask_together(self, frames, questions, **options):
         """None is answered together: each is asked alone."""
         return {}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.hosts import build
-from model.hosts.asking import Ask, shared_out
+from model.hosts.asking import VideoQuestion, shared_out
 from model.hosts.base import PromptState
 from model.hosts.videoglamm import VideoGLaMM
 from tests.model.made import HOSTS, clip, tiny, tiny_host
@@ -89,7 +89,7 @@ def asks_of(host, phrases=PHRASES, tsf=False):
     drawn = torch.Generator().manual_seed(0)
     tokens = [torch.randn(4, host.spec.llm_dim, generator=drawn) for _ in phrases]
     return [
-        Ask(host.question(phrase), tokens[k] if tsf and k % 2 else None)
+        VideoQuestion(host.question(phrase), tokens[k] if tsf and k % 2 else None)
         for k, phrase in enumerate(phrases)
     ]
 
@@ -187,7 +187,7 @@ def test_a_question_that_is_too_long_costs_itself_only(name, frames):
     host = tiny(name).host
     spec = host.spec
     long = "very " * spec.max_len
-    questions = [Ask("Where is it?"), Ask(long), Ask("Who is there?")]
+    questions = [VideoQuestion("Where is it?"), VideoQuestion(long), VideoQuestion("Who is there?")]
     with torch.no_grad():
         first, second, third = host.states_of_all(frames, questions, [0], answer="It is [SEG].")
         with pytest.raises(ValueError, match=rf"does not fit {spec.name}'s {spec.max_len}"):

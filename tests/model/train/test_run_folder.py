@@ -143,6 +143,8 @@ def test_other_weights_are_refused(data, tmp_path):
         )
 
     assert train(first) == 0
+    shutil.copytree(first, tmp_path / "moved")
+    assert train(tmp_path / "moved") == 0
     with pytest.raises(StateError, match=r"  --checkpoint 1: another content \(now \w{16}, then"):
         train(second)
 

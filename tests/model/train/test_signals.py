@@ -3,6 +3,7 @@ the same command resumes it to the same bytes. With workers, which the signal re
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -108,6 +109,30 @@ def test_torchrun_hands_a_signal_on_and_all_processes_save_the_same_step(data, t
     requests = (request("stage1", data, tmp_path / name) for name in ("run", "whole"))
     assert exit_codes(tmp_path, *(Trial(one, ranks=2) for one in requests)) == [0, 0]
     assert_same(tmp_path / "run", tmp_path / "whole", range(2, STEPS))
+
+
+PRINTS = """
+import sys, time
+from model.interrupt import interruptible
+
+with interruptible() as found:
+    while not found.number:
+        print("a step", flush=True)
+        time.sleep(0.05)
+    print("the state is saved", flush=True)
+sys.exit(found.exit_code)
+"""
+
+
+def test_a_terminal_that_is_closed_is_no_error():
+    """SIGHUP comes with it, and what is printed goes nowhere."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(REPO)
+        os.execv(sys.executable, [sys.executable, "-c", PRINTS])
+    assert b"a step" in os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
 
 
 def test_handlers_are_put_back_and_other_threads_hear_nothing():
