@@ -85,14 +85,22 @@ def flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
+SLOW = 0.03
+"""Seconds of a matrix product after which no larger one is tried."""
+
+
 @lru_cache(maxsize=4)
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, quick: bool = False) -> float:
     """The most TFLOP/s that plain square matrix products reach on this device, in this process."""
     best = 0.0
-    for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+    for n in (256, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
         took = seconds(partial(torch.matmul, a, b), device, repeat=3 if quick else 7, warm=2)
         best = max(best, 2 * n**3 / took / 1e12)
+        if (
+            took > SLOW
+        ):  # bfloat16 on a CPU without it: a larger product takes minutes, and reaches no more
+            break
     return best
 
 

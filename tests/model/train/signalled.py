@@ -27,7 +27,7 @@ from model.train.trainer import Trainer
 @dataclass
 class Trial:
     """request: of `flows.train`. ranks: processes that train together. signals: sent to the group one after the other,
-    half a second apart, when two steps are done. slow: seconds that every further step takes longer."""
+    half a second apart, when two steps are done. slow: seconds that every further step takes longer, so that the signal does not come too late."""
 
     request: dict[str, Any]
     ranks: int = 1
